@@ -1,0 +1,74 @@
+// kernels/head_index.h — the index of one (segment, layer, KV head), as the kernels scan it.
+#pragma once
+
+#include <cstdint>
+
+#include "proto/part.h"
+
+namespace icefield {
+
+// Borrows the parts of a segment. What is in E (docs/formats/attention.md step 1) is left out: the
+// sink by the format, the last extent, when a context's window covers it, by lowering the counts
+// of `lists` and `clusters` and `end_row`.
+struct HeadIndex {
+  LevelView lists;
+  LevelView clusters;
+  CodesView codes;
+  std::int32_t first_row = 0;  // rows [first_row, end_row) are indexed and not in E
+  std::int32_t end_row = 0;
+
+  std::int32_t indexed_rows() const { return end_row - first_row; }
+};
+
+// What all groups of a call have in common.
+struct HeadShape {
+  std::int32_t d_k = 0;
+  std::int32_t d_v = 0;
+  float beta = 0;  // the model's softmax scale
+};
+
+// Constants of the contract.
+constexpr float kVoteVarianceCap = 4;   // on w σ, in levels and votes
+constexpr float kTermVarianceCap = 1;   // on w σ, in tail terms
+constexpr float kVoteExponentCap = 80;  // on logit - R in votes
+constexpr std::int32_t kMaxQueryTokens = 16;     // of one call
+constexpr std::int32_t kMinCandidateRows = 1024;
+constexpr std::int32_t kAllClusters = 0;         // as a breadth: every cluster is a candidate
+constexpr std::int32_t kDefaultBreadth = 16;     // beyond kAllClustersUpTo indexed tokens
+constexpr std::int32_t kAllClustersUpTo = 8192;
+
+// Rows and clusters of a segment table, one segment after the other: the sizes of the per-row and
+// per-cluster arrays of a group.
+struct TableSize {
+  std::int32_t lists = 0;
+  std::int32_t clusters = 0;
+  std::int32_t rows = 0;          // stored rows, whether indexed or not
+  std::int32_t indexed_rows = 0;  // N of the contract
+};
+inline TableSize table_size(const HeadIndex* segments, std::int32_t segment_count) {
+  TableSize size;
+  for (std::int32_t s = 0; s < segment_count; ++s) {
+    size.lists += segments[s].lists.count;
+    size.clusters += segments[s].clusters.count;
+    size.rows += segments[s].codes.row_count;
+    size.indexed_rows += segments[s].indexed_rows();
+  }
+  return size;
+}
+
+// How much is selected, and how widely clusters propose (steps 4 and 5).
+struct SelectionRule {
+  std::int32_t budget = 0;  // B over the union of the segments; at most the indexed rows
+  // B_s: one selection per segment instead of one over the union. [segment_count], or null.
+  const std::int32_t* segment_budgets = nullptr;
+  std::int32_t breadth = kAllClusters;  // M
+};
+
+// B of a call of `tokens` query tokens (step 4).
+inline std::int32_t call_budget(std::int64_t budget_per_token, std::int32_t tokens,
+                                std::int32_t indexed_rows) {
+  const std::int64_t wanted = budget_per_token * (tokens < 4 ? tokens : 4);
+  return wanted < indexed_rows ? static_cast<std::int32_t>(wanted) : indexed_rows;
+}
+
+}  // namespace icefield

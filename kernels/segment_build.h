@@ -1,0 +1,54 @@
+// kernels/segment_build.h — clusters the tokens of one (segment, layer, KV head) and describes the
+// clusters (docs/architecture.md, "the segment index"). Off the step path: it may allocate.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "common/float_bits.h"
+#include "common/status.h"
+#include "proto/part.h"
+
+namespace icefield {
+
+struct PartitionArgs {
+  std::int32_t d_k = 0;
+  std::int32_t d_v = 0;
+  std::int32_t row_count = 0;          // tokens of the segment
+  std::int32_t first_indexed_row = 0;  // sink rows stay in place, in no cluster
+  const Bf16* rows = nullptr;          // [row_count, d_k + d_v] in token order
+};
+
+// The stored order and where it is cut. The last kExtentRows tokens of a segment are clustered by
+// themselves and come last. Within a cluster tokens keep their order.
+struct Partition {
+  std::vector<std::uint16_t> order;         // [row_count] token (offset in the segment) of each row
+  std::vector<std::uint16_t> list_rows;     // rows of each list, in stored order
+  std::vector<std::uint16_t> cluster_rows;  // rows of each cluster; lists end at cluster ends
+};
+
+// k-means into about n / kListTokens lists (strided sample, strided first centroids, a fixed number
+// of Lloyd iterations), then inside each list into about n / kClusterTokens clusters of at most
+// kMaxClusterTokens; larger ones are bisected. The same input gives the same result on the same
+// kind of CPU. kInvalidArgument when a key or value is not finite.
+Status partition_reference(const PartitionArgs& args, Partition& out);
+Status partition_cpu(const PartitionArgs& args, Partition& out);
+
+struct DescribeArgs {
+  std::int32_t d_k = 0;
+  std::int32_t d_v = 0;
+  std::int32_t row_count = 0;
+  std::int32_t first_indexed_row = 0;
+  const Bf16* rows = nullptr;             // [row_count, d_k + d_v] in stored order
+  const Partition* partition = nullptr;
+  MutableLevelView lists;                 // out: everything but the padding
+  MutableLevelView clusters;              // out
+  MutableCodesView codes;                 // out: codes and scales; checks are the caller's
+};
+
+// Means, variance scalars, variance shapes and codes as docs/formats/attention.md step 2 defines
+// them. A code's scale is the one of least squared error.
+void describe_reference(const DescribeArgs& args);
+void describe_cpu(const DescribeArgs& args);
+
+}  // namespace icefield
