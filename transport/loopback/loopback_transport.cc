@@ -1,0 +1,95 @@
+#include "transport/loopback/loopback_transport.h"
+
+#include <optional>
+
+namespace icefield {
+// A call between its start and its reply or its deadline, whichever is first. The destination
+// buffer stays here when the deadline comes first, until the server is done with it.
+struct LoopbackTransport::Pending {
+  Pending(asio::any_io_executor executor, Buffer into_in)
+      : wake(std::move(executor)), into(std::move(into_in)) {}
+
+  asio::steady_timer wake;  // the caller's; cancelled when the reply is there
+  Buffer into;              // the server's until `result` is set
+  std::optional<Result<std::string>> result;  // the header; the caller's
+};
+
+LoopbackTransport::~LoopbackTransport() { ICE_CHECK(listeners_.empty()); }
+
+Status LoopbackTransport::listen(Address self, asio::any_io_executor executor, Service& service) {
+  const std::lock_guard lock(mutex_);
+  if (listeners_.contains(self)) {
+    return Status(Code::kAlreadyExists, "address " + self + " is in use");
+  }
+  listeners_.emplace(self, std::make_shared<Listener>(std::move(executor), service));
+  return Status();
+}
+
+Task<> LoopbackTransport::stop(Address self) {
+  std::shared_ptr<Listener> listener;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = listeners_.find(self);
+    if (found == listeners_.end()) co_return Status();
+    listener = found->second;
+    listeners_.erase(found);
+  }
+  co_await listener->scope.join();
+  co_return Status();
+}
+
+asio::awaitable<void> LoopbackTransport::serve(std::shared_ptr<Listener> listener, MethodId method,
+                                               std::string header, Buffer payload,
+                                               std::shared_ptr<Pending> pending) {
+  Result<ServiceReply> reply =
+      co_await listener->service.handle(method, std::move(header), std::move(payload));
+  Result<std::string> result = reply.status().ok() ? Result<std::string>(std::string())
+                                                   : Result<std::string>(reply.status());
+  if (reply.has_value()) {
+    const std::int64_t size = payload_bytes(reply->payload);
+    if (size > pending->into.capacity()) {
+      result = Status(Code::kResourceExhausted,
+                      "reply of " + std::to_string(size) + " bytes, buffer of " +
+                          std::to_string(pending->into.capacity()));
+    } else {
+      gather(reply->payload, pending->into);
+      result = std::move(reply->header);
+    }
+  }
+  auto deliver = [pending, result = std::move(result)]() mutable {
+    pending->result = std::move(result);
+    pending->wake.cancel();
+  };
+  asio::post(pending->wake.get_executor(), std::move(deliver));
+}
+
+Task<Reply> LoopbackTransport::call(Address peer, Request request, Buffer into,
+                                    Deadline deadline) {
+  std::shared_ptr<Listener> listener;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = listeners_.find(peer);
+    if (found != listeners_.end()) listener = found->second;
+  }
+  if (listener == nullptr) co_return Status(Code::kUnavailable, "nobody listens at " + peer);
+  Buffer payload(payload_bytes(request.payload));
+  gather(request.payload, payload);
+  auto pending =
+      std::make_shared<Pending>(co_await asio::this_coro::executor, std::move(into));
+  pending->wake.expires_at(deadline.time_point());
+  auto start = [listener, method = request.method, header = std::move(request.header),
+                payload = std::move(payload), pending]() mutable {
+    listener->scope.spawn(
+        serve(listener, method, std::move(header), std::move(payload), pending));
+  };
+  asio::post(listener->executor, std::move(start));
+  boost::system::error_code ignored;
+  co_await pending->wake.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+  if (!pending->result.has_value()) {
+    co_return Status(Code::kDeadlineExceeded, "no reply from " + peer);
+  }
+  ICE_CO_TRY(std::string header, std::move(*pending->result));
+  co_return Reply(std::move(header), std::move(pending->into));
+}
+
+}  // namespace icefield

@@ -1,0 +1,42 @@
+// transport/loopback/loopback_transport.h — the transport inside one process.
+#pragma once
+
+#include <map>
+#include <mutex>
+
+#include "common/task_scope.h"
+#include "transport/transport.h"
+
+namespace icefield {
+
+// Requests and replies are copied once, as a wire would; addresses are names.
+//
+// Threads  call() from any executor. A reply's payload is copied on the service's executor.
+class LoopbackTransport final : public Transport {
+ public:
+  LoopbackTransport() = default;
+  ~LoopbackTransport() override;
+
+  Task<Reply> call(Address peer, Request request, Buffer into, Deadline deadline) override;
+  Status listen(Address self, asio::any_io_executor executor, Service& service) override;
+  Task<> stop(Address self) override;
+
+ private:
+  struct Listener {
+    Listener(asio::any_io_executor executor_in, Service& service_in)
+        : executor(std::move(executor_in)), service(service_in), scope(executor) {}
+    asio::any_io_executor executor;
+    Service& service;
+    TaskScope scope;  // the executor's
+  };
+  struct Pending;
+
+  static asio::awaitable<void> serve(std::shared_ptr<Listener> listener, MethodId method,
+                                     std::string header, Buffer payload,
+                                     std::shared_ptr<Pending> pending);
+
+  std::mutex mutex_;
+  std::map<Address, std::shared_ptr<Listener>> listeners_;  // guarded by mutex_
+};
+
+}  // namespace icefield

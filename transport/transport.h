@@ -1,0 +1,77 @@
+// transport/transport.h — typed requests and bulk bytes between a client and a node.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "common/clock.h"
+#include "common/task.h"
+#include "transport/buffer.h"
+
+namespace icefield {
+
+using Address = std::string;         // "host:port", or a name in loopback
+using MethodId = std::uint16_t;      // of the service behind the address
+
+// A request: a small header and bulk bytes gathered from the caller's memory, which must stay in
+// place until the call returns.
+struct Request {
+  Request(MethodId method_in, std::string header_in) : method(method_in), header(std::move(header_in)) {}
+
+  MethodId method;
+  std::string header;
+  std::vector<ConstByteSpan> payload;
+};
+
+struct Reply {
+  Reply(std::string header_in, Buffer payload_in)
+      : header(std::move(header_in)), payload(std::move(payload_in)) {}
+
+  std::string header;
+  Buffer payload;  // the buffer that the call was given, filled
+};
+
+// What a service sends back. The transport holds `keep_alive` until it has read the payload, and
+// gives it up on the service's executor.
+struct ServiceReply {
+  std::string header;
+  std::vector<ConstByteSpan> payload;
+  std::shared_ptr<const void> keep_alive;
+};
+
+// The bytes of a gathered payload, and a copy of it: `into` must have the capacity.
+std::int64_t payload_bytes(std::span<const ConstByteSpan> pieces);
+void gather(std::span<const ConstByteSpan> pieces, Buffer& into);
+
+// The server side. Errors of an operation travel in the header; a Status from handle() means that
+// the request could not be understood.
+class Service {
+ public:
+  virtual ~Service() = default;
+  // Runs on the service's executor.
+  virtual Task<ServiceReply> handle(MethodId method, std::string header, Buffer payload) = 0;
+};
+
+// Errors  call: kUnavailable (nobody listens there, connection lost), kDeadlineExceeded,
+//         kInvalidArgument (request not understood), kResourceExhausted (reply larger than the
+//         buffer).
+class Transport {
+ public:
+  virtual ~Transport() = default;
+
+  // Sends `request` and waits for the reply, whose payload lands in `into`. Returns by `deadline`,
+  // whatever the peer does; a call that fails does not give `into` back. The caller's executor must
+  // live until the service has stopped: a late reply still goes there.
+  virtual Task<Reply> call(Address peer, Request request, Buffer into, Deadline deadline) = 0;
+
+  // Serves `service` at `self` on `executor`. Both must live until stop() is done.
+  virtual Status listen(Address self, asio::any_io_executor executor, Service& service) = 0;
+
+  // Takes no more requests for `self` and waits for those it has. Call it on the service's executor.
+  virtual Task<> stop(Address self) = 0;
+};
+
+}  // namespace icefield
