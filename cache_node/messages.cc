@@ -1,0 +1,42 @@
+#include "cache_node/messages.h"
+
+namespace icefield {
+
+std::int64_t PageRequest::page_count() const {
+  std::int64_t count = 0;
+  for (const std::vector<HeadPages>& heads : contexts) {
+    for (const HeadPages& head : heads) count += static_cast<std::int64_t>(head.first_rows.size());
+  }
+  return count;
+}
+
+Status validate(const PageRequest& request) {
+  const auto bad = [](const std::string& what) {
+    return Status(Code::kInvalidArgument, "page request: " + what);
+  };
+  const std::int32_t rows = request.page_rows;
+  if (rows < 1 || rows > 16 || (rows & (rows - 1)) != 0) {
+    return bad("pages of " + std::to_string(rows) + " rows, expected 1, 2, 4, 8 or 16");
+  }
+  if (request.row_bytes < 256 || request.row_bytes > 512 || request.row_bytes % 128 != 0) {
+    return bad("rows of " + std::to_string(request.row_bytes) + " bytes");
+  }
+  if (request.page_count() * request.page_bytes() > kMaxRequestBytes) {
+    return bad(std::to_string(request.page_count()) + " pages are more than one reply holds");
+  }
+  for (const std::vector<HeadPages>& heads : request.contexts) {
+    for (const HeadPages& head : heads) {
+      std::int32_t next = 0;
+      for (const std::uint16_t first : head.first_rows) {
+        if (first < next || first % rows != 0 || first + rows > kMaxSegmentTokens) {
+          return bad("first row " + std::to_string(first) + " is not ascending, aligned and inside "
+                     "a segment");
+        }
+        next = first + rows;
+      }
+    }
+  }
+  return Status();
+}
+
+}  // namespace icefield

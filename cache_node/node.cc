@@ -1,0 +1,264 @@
+#include "cache_node/node.h"
+
+#include <glog/logging.h>
+
+#include <set>
+
+#include "common/task_scope.h"
+#include "kernels/page_gather.h"
+
+namespace icefield {
+namespace {
+
+StoredBuild describe(const Manifest& manifest, const BuildId& build, std::size_t manifest_bytes) {
+  return {.segment = manifest.segment,
+          .build = build,
+          .slice = manifest.slice,
+          .fingerprint = manifest.fingerprint,
+          .stored_bytes = manifest.part_bytes(),
+          .manifest_bytes = static_cast<std::int64_t>(manifest_bytes)};
+}
+
+// An extent that a page request wants.
+struct WantedExtent {
+  ObjectKey key;
+  std::optional<ObjectBytes> bytes;
+  Status status;
+};
+
+}  // namespace
+
+std::optional<ObjectInfo> CacheNode::find(const ObjectKey& key) const {
+  std::optional<ObjectInfo> info = memory_.find(key);
+  if (!info.has_value() && disk_ != nullptr) info = disk_->find(key);
+  return info;
+}
+
+void CacheNode::know(const StoredBuild& build) {
+  const BuildKey key{build.segment.id(), build.build};
+  if (!builds_.emplace(key, build).second) return;
+  if (build.segment.origin.exact()) by_end_.emplace(build.segment.end, key);
+}
+
+void CacheNode::forget(const BuildKey& build) {
+  const auto found = builds_.find(build);
+  if (found == builds_.end()) return;
+  const auto [begin, end] = by_end_.equal_range(found->second.segment.end);
+  for (auto entry = begin; entry != end; ++entry) {
+    if (entry->second == build) {
+      by_end_.erase(entry);
+      break;
+    }
+  }
+  builds_.erase(found);
+}
+
+// A manifest names itself by its bytes, and every part it lists must be here as it says.
+Status CacheNode::check_commit(const ObjectKey& key, ConstByteSpan bytes,
+                               StoredBuild& build) const {
+  ICE_TRY(const Manifest manifest, Manifest::parse(bytes));
+  if (build_id(bytes) != key.build || manifest.segment.id() != key.segment) {
+    return Status(Code::kInvalidArgument, "manifest stored under another build's key");
+  }
+  for (const PartEntry& part : manifest.parts) {
+    const ObjectKey part_key{.segment = key.segment, .build = key.build, .part = part.id};
+    const ObjectInfo expected{.bytes = static_cast<std::int64_t>(part.bytes),
+                              .checksum = part.checksum};
+    if (find(part_key) != expected) {
+      return Status(Code::kFailedPrecondition, "part missing: " + to_string(part_key));
+    }
+  }
+  build = describe(manifest, key.build, bytes.size());
+  return Status();
+}
+
+Task<> CacheNode::recover() {
+  if (disk_ == nullptr) co_return Status();
+  std::vector<ObjectKey> manifests;
+  std::vector<ObjectKey> others;
+  disk_->for_each([&](const ObjectKey& key, const ObjectInfo&) {
+    if (key.part.kind == PartKind::kManifest) manifests.push_back(key);
+    else if (key.part.kind != PartKind::kFingerprint) others.push_back(key);
+  });
+  for (const ObjectKey& key : manifests) {
+    Result<ObjectBytes> bytes = co_await disk_->get(key, Verify::kByTier);
+    StoredBuild build;
+    Status status = bytes.status();
+    if (status.ok()) status = check_commit(key, bytes->copy(), build);
+    if (status.ok()) {
+      know(build);
+      continue;
+    }
+    LOG(WARNING) << "build " << to_string(key.build) << " dropped: " << status.to_string();
+    ICE_CO_TRY(co_await disk_->remove(key));
+  }
+  std::int64_t removed = 0;
+  for (const ObjectKey& key : others) {
+    if (builds_.contains({key.segment, key.build})) continue;
+    ICE_CO_TRY(co_await disk_->remove(key));
+    ++removed;
+  }
+  if (removed > 0) LOG(INFO) << removed << " parts of builds that were never finished removed";
+  co_return Status();
+}
+
+Task<> CacheNode::put_one(PutObject object) {
+  const bool manifest = object.key.part.kind == PartKind::kManifest;
+  ICE_CO_TRY(verify_object(object.key, object.info, std::span(&object.bytes, 1)));
+  StoredBuild build;
+  if (manifest) ICE_CO_TRY(check_commit(object.key, object.bytes, build));
+  const std::vector<ConstByteSpan> pieces = {object.bytes};
+  if (disk_ != nullptr) {
+    ICE_CO_TRY(co_await disk_->put(object.key, pieces, object.info));
+    if (manifest) ICE_CO_TRY(co_await disk_->flush());
+  }
+  const Result<PutOutcome> kept = co_await memory_.put(object.key, pieces, object.info);
+  // With a disk below, memory is a cache that may be too small.
+  if (disk_ == nullptr) ICE_CO_TRY(kept.status());
+  if (manifest) know(build);
+  co_return Status();
+}
+
+Task<std::vector<Status>> CacheNode::put(std::span<const PutObject> objects) {
+  std::vector<Status> statuses;
+  for (const PutObject& object : objects) statuses.push_back(co_await put_one(object));
+  ICE_CO_TRY(co_await drop_incomplete_builds());
+  co_return statuses;
+}
+
+void CacheNode::note_evicted(const ObjectKey& key) {
+  if (disk_ == nullptr) incomplete_.push_back({key.segment, key.build});
+}
+
+// Nothing is kept that cannot be used.
+Task<> CacheNode::drop_incomplete_builds() {
+  while (!incomplete_.empty()) {
+    const std::set<BuildKey> lost(incomplete_.begin(), incomplete_.end());
+    incomplete_.clear();
+    std::vector<ObjectKey> parts;
+    memory_.for_each([&](const ObjectKey& key, const ObjectInfo&) {
+      // A build that is still being written has no manifest yet: its commit will be refused.
+      if (lost.contains({key.segment, key.build})) parts.push_back(key);
+    });
+    for (const BuildKey& build : lost) {
+      if (builds_.contains(build)) {
+        LOG(WARNING) << "build " << to_string(build.build) << " evicted: memory is full";
+      }
+      forget(build);
+    }
+    for (const ObjectKey& key : parts) ICE_CO_TRY(co_await memory_.remove(key));
+  }
+  co_return Status();
+}
+
+Task<ObjectBytes> CacheNode::get(ObjectKey key, Verify verify) {
+  Result<ObjectBytes> kept = co_await memory_.get(key, verify);
+  if (kept.has_value() || disk_ == nullptr) co_return kept;
+  ICE_CO_TRY(ObjectBytes bytes, co_await disk_->get(key, Verify::kByTier));
+  disk_reads.add();
+  const std::optional<ObjectInfo> info = disk_->find(key);
+  if (info.has_value()) {
+    // It comes back into memory; when there is no room it is served from the disk's copy.
+    (void)co_await memory_.put(key, bytes.pieces(), *info);
+  }
+  co_return bytes;
+}
+
+Task<> CacheNode::remove(ObjectKey key) {
+  if (key.part.kind == PartKind::kManifest) forget({key.segment, key.build});
+  ICE_CO_TRY(co_await memory_.remove(key));
+  if (disk_ != nullptr) ICE_CO_TRY(co_await disk_->remove(key));
+  co_return Status();
+}
+
+MatchReply CacheNode::match(std::span<const PrefixHash> ends,
+                            const FingerprintHash& fingerprint) const {
+  MatchReply reply;
+  for (const PrefixHash& end : ends) {
+    const auto [begin, stop] = by_end_.equal_range(end);
+    for (auto entry = begin; entry != stop; ++entry) {
+      reply.builds.push_back(builds_.at(entry->second));
+    }
+  }
+  bool own = false;
+  for (const auto& [key, build] : builds_) {
+    own |= build.fingerprint == fingerprint;
+    if (build.fingerprint != fingerprint) reply.other_fingerprint = build.fingerprint;
+  }
+  if (own) reply.other_fingerprint.reset();
+  return reply;
+}
+
+Task<std::vector<HeadOutcome>> CacheNode::read_pages(const PageRequest& request, std::byte* out) {
+  // Which extents, each once per item: items are heads, so they share none.
+  std::vector<WantedExtent> extents;
+  std::vector<std::pair<std::size_t, std::int64_t>> pages;  // extent, offset in it
+  for (const std::vector<HeadPages>& heads : request.contexts) {
+    for (const HeadPages& head : heads) {
+      const std::size_t first_extent = extents.size();
+      for (const std::uint16_t row : head.first_rows) {
+        const auto number = static_cast<std::uint16_t>(row / kExtentRows);
+        if (extents.size() == first_extent || extents.back().key.part.extent != number) {
+          extents.push_back({.key = {.segment = head.segment,
+                                     .build = head.build,
+                                     .part = {.kind = PartKind::kExtent,
+                                              .layer = static_cast<std::uint16_t>(head.layer),
+                                              .kv_head = static_cast<std::uint16_t>(head.kv_head),
+                                              .extent = number}}});
+        }
+        pages.emplace_back(extents.size() - 1, row % kExtentRows * request.row_bytes);
+      }
+    }
+  }
+  TaskScope scope(co_await asio::this_coro::executor);
+  const auto load = [](CacheNode& node, WantedExtent& extent,
+                       Verify verify) -> asio::awaitable<void> {
+    Result<ObjectBytes> bytes = co_await node.get(extent.key, verify);
+    extent.status = bytes.status();
+    if (bytes.has_value()) extent.bytes = std::move(*bytes);
+  };
+  const Verify verify = request.scrub ? Verify::kByTier : Verify::kByCaller;
+  for (WantedExtent& extent : extents) scope.spawn(load(*this, extent, verify));
+  co_await scope.join();
+
+  const std::int64_t page_bytes = request.page_bytes();
+  const std::vector<std::byte> zeros(static_cast<std::size_t>(page_bytes), std::byte{0});
+  std::vector<const std::byte*> sources;
+  std::vector<HeadOutcome> outcomes;
+  std::size_t page = 0;
+  for (const std::vector<HeadPages>& heads : request.contexts) {
+    for (const HeadPages& head : heads) {
+      HeadOutcome& outcome = outcomes.emplace_back();
+      for (std::size_t i = 0; i < head.first_rows.size(); ++i, ++page) {
+        const WantedExtent& extent = extents[pages[page].first];
+        const std::byte* at =
+            extent.bytes.has_value() ? extent.bytes->find(pages[page].second, page_bytes) : nullptr;
+        sources.push_back(at == nullptr ? zeros.data() : at);
+        if (at != nullptr) continue;
+        if (outcome.status.ok()) {
+          outcome.status = extent.status.ok()
+                               ? Status(Code::kInvalidArgument,
+                                        "page beyond the end of " + to_string(extent.key))
+                               : extent.status;
+        }
+        outcome.failed_pages.push_back(static_cast<std::uint16_t>(i));
+      }
+    }
+  }
+  page_gather_cpu({.pages = sources.data(),
+                   .out = out,
+                   .page_bytes = page_bytes,
+                   .page_count = static_cast<std::int32_t>(sources.size())});
+  page_reads.add(static_cast<std::int64_t>(sources.size()));
+  co_return outcomes;
+}
+
+ListBuildsReply CacheNode::list() const {
+  ListBuildsReply reply;
+  for (const auto& [key, build] : builds_) reply.builds.push_back(build);
+  reply.tiers.push_back(memory_.usage());
+  if (disk_ != nullptr) reply.tiers.push_back(disk_->usage());
+  return reply;
+}
+
+}  // namespace icefield

@@ -1,0 +1,77 @@
+// cache_node/node.h — keeps objects in its tiers and knows which builds they make up.
+#pragma once
+
+#include <map>
+#include <unordered_map>
+#include <vector>
+
+#include "cache_node/messages.h"
+#include "common/metrics.h"
+#include "storage/dram_tier.h"
+#include "storage/tier.h"
+
+namespace icefield {
+
+// A node is the truth about what it holds. Objects are written through to the disk, where there is
+// one, and read from memory first. A build counts from the moment its manifest is stored, which must
+// come after all of its parts; the index by prefix hash is derived from stored manifests.
+//
+// Ownership  Borrows its tiers.
+// Threads    One shard: that of the tiers.
+class CacheNode {
+ public:
+  // `disk` may be null: then memory is all there is, and evicting a part drops its whole build.
+  CacheNode(DramTier& memory, Tier* disk) : memory_(memory), disk_(disk) {}
+
+  // Reads the manifests that the disk holds and removes what a killed writer left half done. Call
+  // it once, before anything else.
+  Task<> recover();
+
+  // One status per object: kDataLoss when the bytes do not have their checksum,
+  // kFailedPrecondition for a manifest whose parts are not all there, kResourceExhausted when there
+  // is no room. Storing a manifest flushes the disk.
+  Task<std::vector<Status>> put(std::span<const PutObject> objects);
+
+  // From memory, else from disk into memory.
+  Task<ObjectBytes> get(ObjectKey key, Verify verify);
+
+  // Removing a manifest makes its build unknown; its other parts are removed one by one.
+  Task<> remove(ObjectKey key);
+
+  // Builds whose segments end at one of these prefixes.
+  MatchReply match(std::span<const PrefixHash> ends, const FingerprintHash& fingerprint) const;
+
+  // Pages gathered back to back into `out` [page_count × page_bytes]; one outcome per HeadPages.
+  // Extents that are on disk only are read side by side.
+  Task<std::vector<HeadOutcome>> read_pages(const PageRequest& request, std::byte* out);
+
+  ListBuildsReply list() const;
+
+  // To be called for objects that memory evicted (DramTier::Options::on_evict).
+  void note_evicted(const ObjectKey& key);
+
+  Counter disk_reads{"icefield_cache_node_disk_reads_total", "objects read from disk"};
+  Counter page_reads{"icefield_cache_node_page_reads_total", "pages sent to workers"};
+
+ private:
+  struct BuildKey {
+    SegmentId segment;
+    BuildId build;
+    friend auto operator<=>(const BuildKey&, const BuildKey&) = default;
+  };
+
+  Status check_commit(const ObjectKey& key, ConstByteSpan bytes, StoredBuild& build) const;
+  Task<> put_one(PutObject object);
+  Task<> drop_incomplete_builds();
+  std::optional<ObjectInfo> find(const ObjectKey& key) const;
+  void know(const StoredBuild& build);
+  void forget(const BuildKey& build);
+
+  DramTier& memory_;
+  Tier* const disk_;
+  std::map<BuildKey, StoredBuild> builds_;
+  std::unordered_multimap<PrefixHash, BuildKey, Hash128Hasher> by_end_;
+  std::vector<BuildKey> incomplete_;  // memory evicted a part, nothing else has it
+};
+
+}  // namespace icefield

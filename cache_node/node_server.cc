@@ -1,0 +1,140 @@
+#include "cache_node/node_server.h"
+
+#include "cache_node/node_messages.h"
+
+namespace icefield {
+namespace {
+
+template <class Message>
+ServiceReply reply_with(const Message& message) {
+  ServiceReply reply;
+  reply.header = message.SerializeAsString();
+  return reply;
+}
+
+Status too_many(std::int64_t items) {
+  return Status(Code::kInvalidArgument, std::to_string(items) + " items in one request, at most " +
+                                            std::to_string(kMaxRequestItems));
+}
+
+}  // namespace
+
+Task<ServiceReply> NodeServer::handle(MethodId method, std::string header, Buffer payload) {
+  if (payload.size() > kMaxRequestBytes) {
+    co_return Status(Code::kInvalidArgument,
+                     "payload of " + std::to_string(payload.size()) + " bytes");
+  }
+  switch (static_cast<NodeMethod>(method)) {
+    case NodeMethod::kPut: co_return co_await put(header, std::as_const(payload).bytes());
+    case NodeMethod::kGet: co_return co_await get(header);
+    case NodeMethod::kRemove: co_return co_await remove(header);
+    case NodeMethod::kMatch: co_return co_await match(header);
+    case NodeMethod::kReadPages: co_return co_await read_pages(header);
+    case NodeMethod::kListBuilds: co_return co_await list();
+  }
+  co_return Status(Code::kInvalidArgument, "unknown method " + std::to_string(method));
+}
+
+Task<ServiceReply> NodeServer::put(const std::string& header, ConstByteSpan payload) {
+  ICE_CO_TRY(const auto request, parse_message<proto::PutRequest>(header));
+  if (request.objects_size() > kMaxRequestItems) co_return too_many(request.objects_size());
+  std::vector<PutObject> objects;
+  for (const proto::ObjectHeader& item : request.objects()) {
+    PutObject object;
+    ICE_CO_TRY(object.key, ObjectKey::parse(as_bytes(item.key())));
+    if (item.length() > payload.size()) {
+      co_return Status(Code::kInvalidArgument, "objects are longer than the payload");
+    }
+    object.info = {.bytes = static_cast<std::int64_t>(item.length()), .checksum = item.checksum()};
+    object.bytes = payload.first(item.length());
+    payload = payload.subspan(item.length());
+    objects.push_back(object);
+  }
+  ICE_CO_TRY(const std::vector<Status> statuses, co_await node_.put(objects));
+  proto::PutReply reply;
+  for (const Status& status : statuses) to_proto(status, reply.add_outcomes());
+  co_return reply_with(reply);
+}
+
+Task<ServiceReply> NodeServer::get(const std::string& header) {
+  ICE_CO_TRY(const auto request, parse_message<proto::GetRequest>(header));
+  if (request.keys_size() > kMaxRequestItems) co_return too_many(request.keys_size());
+  proto::GetReply message;
+  ServiceReply reply;
+  auto leases = std::make_shared<std::vector<ObjectBytes>>();
+  std::int64_t total = 0;
+  for (const std::string& bytes : request.keys()) {
+    ICE_CO_TRY(const ObjectKey key, ObjectKey::parse(as_bytes(bytes)));
+    Result<ObjectBytes> object = co_await node_.get(key, Verify::kByTier);
+    proto::ObjectHeader* item = message.add_objects();
+    item->set_key(bytes);
+    Status status = object.status();
+    if (status.ok() && total + object->size() > kMaxRequestBytes) {
+      status = Status(Code::kResourceExhausted, "reply is full, ask for it again");
+    }
+    to_proto(status, message.add_outcomes());
+    if (!status.ok()) continue;
+    total += object->size();
+    item->set_length(static_cast<std::uint64_t>(object->size()));
+    for (const ConstByteSpan piece : object->pieces()) reply.payload.push_back(piece);
+    leases->push_back(std::move(*object));
+  }
+  reply.header = message.SerializeAsString();
+  reply.keep_alive = std::move(leases);
+  co_return reply;
+}
+
+Task<ServiceReply> NodeServer::remove(const std::string& header) {
+  ICE_CO_TRY(const auto request, parse_message<proto::RemoveRequest>(header));
+  if (request.keys_size() > kMaxRequestItems) co_return too_many(request.keys_size());
+  proto::RemoveReply reply;
+  for (const std::string& bytes : request.keys()) {
+    ICE_CO_TRY(const ObjectKey key, ObjectKey::parse(as_bytes(bytes)));
+    to_proto(co_await node_.remove(key), reply.add_outcomes());
+  }
+  co_return reply_with(reply);
+}
+
+Task<ServiceReply> NodeServer::match(const std::string& header) {
+  ICE_CO_TRY(const auto request, parse_message<proto::MatchRequest>(header));
+  if (request.prefix_hashes_size() > kMaxRequestItems) {
+    co_return too_many(request.prefix_hashes_size());
+  }
+  std::vector<PrefixHash> ends;
+  for (const std::string& bytes : request.prefix_hashes()) {
+    ICE_CO_TRY(ends.emplace_back(), hash_from<PrefixHash>(bytes));
+  }
+  ICE_CO_TRY(const auto fingerprint, hash_from<FingerprintHash>(request.fingerprint()));
+  const MatchReply found = node_.match(ends, fingerprint);
+  proto::MatchReply reply;
+  for (const StoredBuild& build : found.builds) to_proto(build, reply.add_builds());
+  if (found.other_fingerprint.has_value()) {
+    reply.set_other_fingerprint(hash_bytes(*found.other_fingerprint));
+  }
+  co_return reply_with(reply);
+}
+
+Task<ServiceReply> NodeServer::read_pages(const std::string& header) {
+  ICE_CO_TRY(const auto message, parse_message<proto::ReadPagesRequest>(header));
+  ICE_CO_TRY(const PageRequest request, from_proto(message));
+  auto pages = std::make_shared<Buffer>(request.page_count() * request.page_bytes());
+  pages->resize(pages->capacity());
+  ICE_CO_TRY(const std::vector<HeadOutcome> outcomes,
+             co_await node_.read_pages(request, pages->bytes().data()));
+  proto::ReadPagesReply answer;
+  for (const HeadOutcome& outcome : outcomes) to_proto(outcome, answer.add_heads());
+  ServiceReply reply = reply_with(answer);
+  reply.payload.push_back(std::as_const(*pages).bytes());
+  reply.keep_alive = std::move(pages);
+  co_return reply;
+}
+
+Task<ServiceReply> NodeServer::list() {
+  const ListBuildsReply listed = node_.list();
+  proto::ListBuildsReply reply;
+  for (const StoredBuild& build : listed.builds) to_proto(build, reply.add_builds());
+  for (const TierUsage& usage : listed.tiers) to_proto(usage, reply.add_tiers());
+  co_return reply_with(reply);
+}
+
+}  // namespace icefield

@@ -1,0 +1,28 @@
+// cache_node/node_server.h — answers requests for a node: decodes, validates once, encodes.
+#pragma once
+
+#include "cache_node/node.h"
+#include "transport/transport.h"
+
+namespace icefield {
+
+// Threads  The node's shard.
+// Errors   kInvalidArgument for a request that cannot be decoded or exceeds a limit; what goes wrong
+//          with an item is that item's outcome.
+class NodeServer final : public Service {
+ public:
+  explicit NodeServer(CacheNode& node) : node_(node) {}
+  Task<ServiceReply> handle(MethodId method, std::string header, Buffer payload) override;
+
+ private:
+  Task<ServiceReply> put(const std::string& header, ConstByteSpan payload);
+  Task<ServiceReply> get(const std::string& header);
+  Task<ServiceReply> remove(const std::string& header);
+  Task<ServiceReply> match(const std::string& header);
+  Task<ServiceReply> read_pages(const std::string& header);
+  Task<ServiceReply> list();
+
+  CacheNode& node_;
+};
+
+}  // namespace icefield
