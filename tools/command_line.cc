@@ -1,0 +1,132 @@
+#include "tools/command_line.h"
+
+#include <gflags/gflags.h>
+#include <glog/logging.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <sstream>
+
+namespace icefield {
+namespace {
+
+std::string verb_name = "?";  // of this process, set once in parse_command_line()
+
+// The flags that the verb's own main file defines.
+void print_flags() {
+  std::vector<gflags::CommandLineFlagInfo> flags;
+  gflags::GetAllFlags(&flags);
+  std::erase_if(flags, [](const gflags::CommandLineFlagInfo& flag) {
+    return !flag.filename.ends_with("_main.cc");
+  });
+  std::size_t width = 0;
+  for (const auto& flag : flags) width = std::max(width, flag.name.size());
+  for (const auto& flag : flags) {
+    std::string value = flag.default_value;
+    if (value.empty()) value = flag.type == "string" ? "none" : "";
+    std::cout << "  --" << flag.name << std::string(width + 2 - flag.name.size(), ' ')
+              << flag.description << " (default: " << value << ")\n";
+  }
+}
+
+std::filesystem::path project_root() {
+  std::error_code error;
+  const auto program = std::filesystem::read_symlink("/proc/self/exe", error);
+  // build/<preset>/bin/<program>
+  return error ? std::filesystem::path(".")
+               : program.parent_path().parent_path().parent_path().parent_path();
+}
+
+}  // namespace
+
+void parse_command_line(int argc, char** argv, const std::string& usage) {
+  verb_name = std::filesystem::path(argv[0]).filename().string();
+  std::replace(verb_name.begin(), verb_name.end(), '-', ' ');
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    if (argument == "--help" || argument == "-h" || argument == "-help") {
+      std::cout << usage << "\nFlags:\n";
+      print_flags();
+      std::exit(0);
+    }
+  }
+  FLAGS_stderrthreshold = google::WARNING;
+  FLAGS_logtostderr = false;
+  gflags::ParseCommandLineFlags(&argc, &argv, true);
+  google::InitGoogleLogging(argv[0]);
+  for (int severity = 0; severity < google::NUM_SEVERITIES; ++severity) {
+    google::SetLogDestination(severity, "");  // no files
+  }
+  if (argc > 1) {
+    std::fprintf(stderr, "%s: unexpected argument \"%s\"; flags are --name=value, see --help\n",
+                 verb_name.c_str(), argv[1]);
+    std::exit(2);
+  }
+}
+
+int fail(const Status& status) {
+  std::fprintf(stderr, "%s: %s\n", verb_name.c_str(), status.to_string().c_str());
+  switch (status.code()) {
+    case Code::kInvalidArgument:
+    case Code::kUnimplemented:
+    case Code::kFailedPrecondition: return 2;
+    default: return 1;
+  }
+}
+
+Result<std::int64_t> parse_number(const std::string& flag, const std::string& text,
+                                  std::int64_t least) {
+  if (text == "all") return kAllNumber;
+  std::int64_t value = 0;
+  std::size_t used = 0;
+  try {
+    value = std::stoll(text, &used);
+  } catch (const std::exception&) {
+    used = 0;
+  }
+  if (used == 0 || used != text.size() || value < least) {
+    return Status(Code::kInvalidArgument, "--" + flag + "=" + text + ": expected a number from " +
+                                              std::to_string(least) + " on, or all");
+  }
+  return value;
+}
+
+Result<std::vector<std::int64_t>> parse_numbers(const std::string& flag, const std::string& text,
+                                                std::int64_t least) {
+  std::vector<std::int64_t> values;
+  std::stringstream parts(text);
+  for (std::string part; std::getline(parts, part, ',');) {
+    ICE_TRY(values.emplace_back(), parse_number(flag, part, least));
+  }
+  if (values.empty()) return Status(Code::kInvalidArgument, "--" + flag + " is empty");
+  return values;
+}
+
+std::string number_text(std::int64_t value) {
+  return value == kAllNumber ? "all" : std::to_string(value);
+}
+
+Result<std::string> read_file(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error)) {
+    return Status(Code::kInvalidArgument, "no file " + path);
+  }
+  std::ifstream in(path, std::ios::binary);
+  std::string text((std::istreambuf_iterator<char>(in)), {});
+  if (!in) return Status(Code::kInvalidArgument, "file " + path + " cannot be read");
+  return text;
+}
+
+std::string default_model_path() {
+  return (project_root() / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf").string();
+}
+
+std::string default_text_path() {
+  return (project_root() / "models" / "debian-handbook.txt").string();
+}
+
+}  // namespace icefield

@@ -1,0 +1,37 @@
+// tools/command_line.h — what every verb does with its arguments, and how it ends.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/status.h"
+
+namespace icefield {
+
+// Parses flags (gflags) and handles --help: prints `usage` (what the verb does, an example) and the
+// verb's own flags, then exits 0. An unknown flag or a leftover argument is an error with exit code
+// 2. Log lines go to standard error, warnings and worse only unless --v or --logtostderr say more.
+void parse_command_line(int argc, char** argv, const std::string& usage);
+
+// Prints "icefield VERB: <status>" to standard error. The exit code: 2 for what the caller must
+// change (arguments, input), 1 for everything else.
+int fail(const Status& status);
+
+// "64,256,all": numbers of at least `least`, or all (→ -1). kInvalidArgument names the flag.
+Result<std::vector<std::int64_t>> parse_numbers(const std::string& flag, const std::string& text,
+                                                std::int64_t least);
+Result<std::int64_t> parse_number(const std::string& flag, const std::string& text,
+                                  std::int64_t least);
+constexpr std::int64_t kAllNumber = -1;
+// The inverse: "64" or "all".
+std::string number_text(std::int64_t value);
+
+// The whole file. kInvalidArgument when it cannot be read.
+Result<std::string> read_file(const std::string& path);
+
+// The default model and text, found from the place of the running program: the project's models/.
+std::string default_model_path();
+std::string default_text_path();
+
+}  // namespace icefield

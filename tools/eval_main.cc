@@ -1,0 +1,260 @@
+// icefield eval — clustered against full attention on questions hidden in a text.
+#include <gflags/gflags.h>
+
+#include <iostream>
+#include <sstream>
+
+#include "tools/command_line.h"
+#include "tools/eval_run.h"
+#include "tools/progress.h"
+#include "tools/report.h"
+
+DEFINE_string(document, "", "text of 200 KB or more; empty: what ./dev text made");
+DEFINE_string(model, "", "GGUF file; empty: what ./dev model fetched");
+DEFINE_string(context_tokens, "4096", "lengths of the documents, for example 4096,7168");
+DEFINE_string(budget, "64,256", "budgets to measure, numbers or all");
+DEFINE_string(breadth, "all", "breadths to measure, numbers or all");
+DEFINE_int32(documents, 1, "documents of each length");
+DEFINE_uint64(seed, 1, "of documents and questions");
+DEFINE_string(tasks, "facts,multikey,neardup,multiquery,passage,continuation",
+              "which questions are asked");
+DEFINE_int32(group_tokens, 1, "question tokens that share a selection, 1 to 16");
+DEFINE_bool(probes, true, "measure strong-token misses and recall64, which takes extra time");
+DEFINE_string(store, "", "directory of the NVMe tier; empty: memory only");
+DEFINE_int32(page_rows, 1, "rows of a page: 1, 2, 4, 8 or 16");
+DEFINE_int64(dram_bytes, std::int64_t{2} << 30, "memory of the embedded cache node");
+DEFINE_int32(threads, 0, "0: one per core");
+DEFINE_bool(json, false, "print one JSON object instead of tables");
+
+namespace icefield {
+namespace {
+
+constexpr char kUsage[] =
+    R"(icefield eval — measures clustered against full attention, paired on the same questions
+
+Facts are hidden in prose; each question is asked with full attention and with every budget and
+breadth. "lost": full attention answers it, this does not.
+
+  icefield eval --context_tokens=4096,7168 --budget=64,256 --breadth=16,all --documents=3
+)";
+
+struct Plan {
+  std::vector<std::int64_t> lengths;
+  EvalOptions options;
+  std::vector<EvalTask> tasks;
+};
+
+Result<Plan> make_plan() {
+  Plan plan;
+  ICE_TRY(plan.lengths, parse_numbers("context_tokens", FLAGS_context_tokens, 1024));
+  for (const std::int64_t length : plan.lengths) {
+    if (length == kAllNumber) {
+      return Status(Code::kInvalidArgument, "--context_tokens=all: expected numbers");
+    }
+  }
+  ICE_TRY(const auto budgets, parse_numbers("budget", FLAGS_budget, 0));
+  ICE_TRY(const auto breadths, parse_numbers("breadth", FLAGS_breadth, 1));
+  for (const std::int64_t budget : budgets) {
+    for (const std::int64_t breadth : breadths) {
+      plan.options.arms.push_back(
+          {.budget = budget == kAllNumber ? kBudgetAll : budget,
+           .breadth = breadth == kAllNumber ? kAllClusters : breadth});
+    }
+  }
+  plan.options.group_tokens = FLAGS_group_tokens;
+  plan.options.continuation = false;
+  plan.options.probes = FLAGS_probes;
+  std::istringstream names(FLAGS_tasks);
+  for (std::string name; std::getline(names, name, ',');) {
+    const auto* task = std::find_if(std::begin(kQuestionTasks), std::end(kQuestionTasks),
+                                    [&](EvalTask known) { return to_string(known) == name; });
+    if (name == "continuation") {
+      plan.options.continuation = true;
+    } else if (task != std::end(kQuestionTasks)) {
+      plan.tasks.push_back(*task);
+    } else {
+      return Status(Code::kInvalidArgument, "--tasks: no task \"" + name + "\"");
+    }
+  }
+  plan.options.questions = !plan.tasks.empty();
+  if (FLAGS_documents < 1) return Status(Code::kInvalidArgument, "--documents must be 1 or more");
+  return plan;
+}
+
+std::string budget_text(const EvalArm& arm) {
+  return arm.budget == kBudgetAll ? "all" : std::to_string(arm.budget);
+}
+std::string breadth_text(const EvalArm& arm) {
+  return arm.breadth == kAllClusters ? "all" : std::to_string(arm.breadth);
+}
+
+// All figures of one arm, in the order in which the table shows them.
+void add_figures(const Plan& plan, std::int64_t length, const EvalArm& arm, const EvalSums& sums,
+                 const KvShape& shape, Report& report) {
+  const auto add = [&](const char* task, const char* name, double value, const char* unit,
+                       double full = NAN, const char* better = "") {
+    Figure figure{.name = name,
+                  .params = {{"task", task},
+                             {"budget", budget_text(arm)},
+                             {"breadth", breadth_text(arm)},
+                             {"context_tokens", length},
+                             {"group_tokens", plan.options.group_tokens}},
+                  .value = value,
+                  .unit = unit};
+    if (!std::isnan(full)) {
+      figure.against = "full attention";
+      figure.ratio = full == 0 ? 0 : value / full;
+      figure.better = better;
+    }
+    report.add(std::move(figure));
+  };
+  const auto add_counts = [&](const char* task, const EvalCounts& counts) {
+    const auto tokens = static_cast<double>(counts.answer_tokens);
+    add(task, "questions", static_cast<double>(counts.questions), "questions");
+    add(task, "full_right", static_cast<double>(counts.full_right), "questions");
+    add(task, "lost", static_cast<double>(counts.lost), "questions");
+    add(task, "gained", static_cast<double>(counts.gained), "questions");
+    add(task, "answer_nll", counts.nll / tokens, "nats/token", counts.full_nll / tokens, "lower");
+  };
+  if (plan.options.questions) {
+    add_counts("all", sums.total());
+    for (const auto& [task, counts] : sums.tasks) {
+      add_counts(std::string(to_string(task)).c_str(), counts);
+    }
+    add("all", "first_token_ms", sums.first_token_ms / static_cast<double>(sums.first_tokens), "ms",
+        sums.full_first_token_ms / static_cast<double>(sums.first_tokens), "lower");
+  }
+  if (plan.options.continuation) {
+    const auto tokens = static_cast<double>(sums.continuation_tokens);
+    add("continuation", "kl", sums.kl / tokens, "nats/token");
+    add("continuation", "top1_agreement", static_cast<double>(sums.top1_agree) / tokens, "share");
+    add("continuation", "top1_disagreements",
+        tokens - static_cast<double>(sums.top1_agree), "tokens");
+    add("continuation", "near_ties", static_cast<double>(sums.near_ties), "tokens");
+    add("continuation", "decode_ms_per_token", sums.decode_ms / tokens, "ms/token",
+        sums.full_decode_ms / tokens, "lower");
+  }
+  if (plan.options.probes) {
+    add("all", "strong_pairs", static_cast<double>(sums.strong_pairs), "pairs");
+    add("all", "strong_misses",
+        static_cast<double>(sums.strong_misses) / std::max(1.0, static_cast<double>(sums.strong_pairs)),
+        "share");
+    add("all", "recall64",
+        static_cast<double>(sums.top64_found) / std::max(1.0, static_cast<double>(sums.top64_wanted)),
+        "share");
+  }
+  const auto documents = static_cast<double>(sums.documents);
+  const auto tokens = static_cast<double>(std::max<std::int64_t>(1, sums.step_tokens));
+  const double heads = static_cast<double>(shape.layer_count) * shape.kv_head_count;
+  const StepReport& steps = sums.steps;
+  add("all", "hot_bytes", sums.hot_bytes / documents, "bytes", sums.full_bytes / documents, "lower");
+  add("all", "full_bytes", sums.full_bytes / documents, "bytes");
+  add("all", "rows_per_token", static_cast<double>(steps.rows_selected) / tokens / heads,
+      "rows/head");
+  add("all", "pages_per_token", static_cast<double>(steps.pages_touched) / tokens / heads,
+      "pages/head");
+  add("all", "cold_bytes_per_token", static_cast<double>(steps.bytes_moved) / tokens, "bytes");
+  add("all", "tail_share", steps.tail_share(), "share");
+  add("all", "pool_hit_rate",
+      static_cast<double>(steps.page_hits) / std::max(1.0, static_cast<double>(steps.pages_touched)),
+      "share");
+  add("all", "coverage", static_cast<double>(steps.coverage_min), "share");
+  add("all", "prefill_tokens", sums.prefill_tokens / documents, "tokens");
+  add("all", "prefill_ms", sums.prefill_ms / documents, "ms");
+  add("all", "seal_ms", sums.build_ms / documents, "ms");
+}
+
+std::string table_of(const Plan& plan, const std::vector<EvalSums>& sums, const KvShape& shape) {
+  Table table({"budget", "breadth", "right", "full", "lost", "gained", "NLL", "full", "KL", "top-1",
+               "strong missed", "recall64", "hot", "rows", "pages", "cold/token", "tail", "ms/token",
+               "full", "hits"});
+  for (std::size_t i = 0; i < sums.size(); ++i) {
+    const EvalSums& arm = sums[i];
+    const EvalCounts total = arm.total();
+    const double heads = static_cast<double>(shape.layer_count) * shape.kv_head_count;
+    const auto steps = static_cast<double>(std::max<std::int64_t>(1, arm.step_tokens));
+    const auto tokens = static_cast<double>(arm.continuation_tokens);
+    const auto answers = static_cast<double>(total.answer_tokens);
+    const auto maybe = [](bool known, const std::string& text) { return known ? text : "–"; };
+    table.add(
+        {budget_text(plan.options.arms[i]), breadth_text(plan.options.arms[i]),
+         std::to_string(total.right), std::to_string(total.full_right), std::to_string(total.lost),
+         std::to_string(total.gained), maybe(answers > 0, number_text(total.nll / answers, 3)),
+         maybe(answers > 0, number_text(total.full_nll / answers, 3)),
+         maybe(tokens > 0, number_text(arm.kl / tokens, 4)),
+         maybe(tokens > 0, number_text(static_cast<double>(arm.top1_agree) / tokens, 3)),
+         maybe(arm.strong_pairs > 0,
+               std::to_string(arm.strong_misses) + "/" + std::to_string(arm.strong_pairs)),
+         maybe(arm.top64_wanted > 0, number_text(static_cast<double>(arm.top64_found) /
+                                                     static_cast<double>(arm.top64_wanted),
+                                                 3)),
+         percent_text(arm.hot_bytes / arm.full_bytes),
+         number_text(static_cast<double>(arm.steps.rows_selected) / steps / heads, 0),
+         number_text(static_cast<double>(arm.steps.pages_touched) / steps / heads, 0),
+         bytes_text(static_cast<double>(arm.steps.bytes_moved) / steps),
+         percent_text(arm.steps.tail_share()),
+         maybe(tokens > 0, number_text(arm.decode_ms / tokens, 1)),
+         maybe(tokens > 0, number_text(arm.full_decode_ms / tokens, 1)),
+         percent_text(static_cast<double>(arm.steps.page_hits) /
+                      std::max(1.0, static_cast<double>(arm.steps.pages_touched)))});
+  }
+  return table.text();
+}
+
+Status run() {
+  ICE_TRY(Plan plan, make_plan());
+  const std::string path = FLAGS_document.empty() ? default_text_path() : FLAGS_document;
+  Result<std::string> content = read_file(path);
+  if (!content.has_value()) {
+    return FLAGS_document.empty()
+               ? content.error().with_context("the default text is missing, ./dev text makes it")
+               : content.error();
+  }
+  ICE_TRY(const EvalText text, EvalText::parse(*content));
+  ICE_TRY(std::unique_ptr<Session> session,
+          Session::open({.model_path = FLAGS_model.empty() ? default_model_path() : FLAGS_model,
+                         .store = FLAGS_store,
+                         .dram_bytes = FLAGS_dram_bytes,
+                         .page_rows = FLAGS_page_rows,
+                         .threads = FLAGS_threads}));
+  const ModelConfig& config = session->model().config();
+  Report report("eval");
+  for (const std::int64_t length : plan.lengths) {
+    if (length + kContinuationTokens > config.max_positions) {
+      return Status(Code::kInvalidArgument,
+                    "--context_tokens=" + std::to_string(length) + ": with what follows it is more "
+                    "than the model's " + std::to_string(config.max_positions) + " positions");
+    }
+    std::vector<EvalSums> sums(plan.options.arms.size());
+    Progress progress("eval " + std::to_string(length), 1000 * FLAGS_documents);
+    for (std::int32_t i = 0; i < FLAGS_documents; ++i) {
+      const std::uint64_t seed = FLAGS_seed * 1000 + static_cast<std::uint64_t>(i);
+      ICE_TRY(EvalDocument document,
+              make_document(text, session->model().tokenizer(), length, seed));
+      std::erase_if(document.questions, [&](const EvalQuestion& question) {
+        return std::find(plan.tasks.begin(), plan.tasks.end(), question.task) == plan.tasks.end();
+      });
+      ICE_TRY(evaluate_document(*session, document, plan.options, sums, [&](double share) {
+        progress.set(1000 * i + static_cast<std::int64_t>(1000 * share));
+      }));
+    }
+    for (std::size_t arm = 0; arm < sums.size(); ++arm) {
+      add_figures(plan, length, plan.options.arms[arm], sums[arm], config.kv, report);
+    }
+    if (FLAGS_json) continue;
+    std::cout << length << " tokens, " << FLAGS_documents << " documents, group of "
+              << plan.options.group_tokens << ":\n\n"
+              << table_of(plan, sums, config.kv) << "\n";
+  }
+  if (FLAGS_json) std::cout << report.json();
+  return Status();
+}
+
+}  // namespace
+}  // namespace icefield
+
+int main(int argc, char** argv) {
+  icefield::parse_command_line(argc, argv, icefield::kUsage);
+  const icefield::Status status = icefield::run();
+  return status.ok() ? 0 : icefield::fail(status);
+}

@@ -1,0 +1,52 @@
+// icefield — one command with verbs: `icefield VERB …` runs the program icefield-VERB beside it.
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <iostream>
+#include <string>
+#include <vector>
+
+namespace {
+
+struct Verb {
+  const char* name;
+  const char* what;
+};
+constexpr Verb kVerbs[] = {
+    {"demo", "the main job on a real model, as one table"},
+    {"run", "answer questions about a document"},
+    {"eval", "measure clustered against full attention on a text"},
+    {"inspect", "show what a store holds"},
+};
+
+void print_usage(std::ostream& out) {
+  out << "icefield — a KV-cache service with clustered paged attention\n\n"
+         "usage: icefield VERB [--flag=value …]\n\n";
+  for (const Verb& verb : kVerbs) {
+    out << "  " << verb.name << std::string(10 - std::strlen(verb.name), ' ') << verb.what << "\n";
+  }
+  out << "\n`icefield VERB --help` shows a verb's flags and an example.\n";
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string verb = argc > 1 ? argv[1] : "";
+  if (verb.empty() || verb == "help" || verb == "--help" || verb == "-h") {
+    print_usage(verb.empty() ? std::cerr : std::cout);
+    return verb.empty() ? 2 : 0;
+  }
+  std::error_code error;
+  const auto self = std::filesystem::read_symlink("/proc/self/exe", error);
+  const std::string program = (self.parent_path() / ("icefield-" + verb)).string();
+  std::vector<char*> arguments = {const_cast<char*>(program.c_str())};
+  arguments.insert(arguments.end(), argv + 2, argv + argc);
+  arguments.push_back(nullptr);
+  if (verb.find('/') == std::string::npos) execv(program.c_str(), arguments.data());
+  std::cerr << "icefield: no verb \"" << verb << "\"\n\n";
+  print_usage(std::cerr);
+  return 2;
+}

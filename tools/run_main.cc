@@ -1,0 +1,253 @@
+// icefield run — answers questions about a document with clustered attention.
+#include <gflags/gflags.h>
+
+#include <fstream>
+#include <iostream>
+
+#include "engine/sampler.h"
+#include "tools/command_line.h"
+#include "tools/report.h"
+#include "tools/session.h"
+
+DEFINE_string(document, "", "text file (UTF-8) that the questions are about; - for standard input");
+DEFINE_string(ask, "", "one question");
+DEFINE_string(questions, "", "text file with one question per line");
+DEFINE_string(model, "", "GGUF file; empty: what ./dev model fetched");
+DEFINE_string(store, "", "directory that keeps the document's context; empty: memory only");
+DEFINE_string(name_space, "default", "contexts of different name spaces are never shared");
+DEFINE_string(budget, "256", "tokens attended exactly per KV head beyond sink and window, or all");
+DEFINE_string(breadth, "", "clusters' tokens ranked per budget token, or all; empty: all up to "
+                           "8192 tokens, 16 beyond");
+DEFINE_int32(group_tokens, 1, "question tokens that share a selection, 1 to 16");
+DEFINE_int64(dense_suffix_tokens, 64, "a longer rest of a document that is stored in part is "
+                                      "computed with full attention");
+DEFINE_string(prompt, "raw", "raw: document, blank line, question; chat: the model's chat template");
+DEFINE_int64(max_tokens, 64, "most tokens of an answer");
+DEFINE_double(temperature, 0, "0: always the most likely token");
+DEFINE_uint64(seed, 1, "of the sampling");
+DEFINE_double(coverage_floor, 0, "fail when less than this share of the attention is fault-free");
+DEFINE_int64(pool_bytes, 0, "hot pool; 0: room for 4 times the budget");
+DEFINE_int32(page_rows, 1, "rows of a page: 1, 2, 4, 8 or 16");
+DEFINE_int64(dram_bytes, std::int64_t{1} << 30, "memory of the embedded cache node");
+DEFINE_int32(threads, 0, "0: one per core");
+DEFINE_bool(json, false, "print one JSON object instead of text");
+
+namespace icefield {
+namespace {
+
+constexpr char kUsage[] =
+    R"(icefield run — answers questions about a document, keeping a fraction of its KV cache at hand
+
+The document is prefilled once, clustered and stored; answers attend --budget tokens per head
+exactly and the rest through cluster means. With --store, the next run attaches without prefill.
+
+  icefield run --document=report.txt --ask="Who wrote the report?" --budget=64 --store=/tmp/store
+)";
+
+struct Question {
+  std::string text;
+  std::string answer;
+  std::int64_t tokens = 0;
+  double first_token_ms = 0;
+  double decode_ms = 0;
+};
+
+Result<std::vector<Question>> read_questions() {
+  std::vector<Question> questions;
+  if (!FLAGS_ask.empty()) questions.push_back({.text = FLAGS_ask});
+  if (!FLAGS_questions.empty()) {
+    ICE_TRY(const std::string text, read_file(FLAGS_questions));
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);) {
+      if (line.find_first_not_of(" \t\r") != std::string::npos) questions.push_back({.text = line});
+    }
+  }
+  if (questions.empty()) {
+    return Status(Code::kInvalidArgument, "nothing to ask: give --ask=\"…\" or --questions=FILE");
+  }
+  return questions;
+}
+
+Result<std::string> read_document() {
+  std::string text;
+  if (FLAGS_document == "-") {
+    text.assign(std::istreambuf_iterator<char>(std::cin), {});
+  } else if (!FLAGS_document.empty()) {
+    ICE_TRY(text, read_file(FLAGS_document));
+  } else {
+    return Status(Code::kInvalidArgument, "no document: give --document=FILE");
+  }
+  if (text.find_first_not_of(" \t\r\n") == std::string::npos) {
+    return Status(Code::kInvalidArgument, "document " + FLAGS_document + " is empty");
+  }
+  return text;
+}
+
+Result<AttendOptions> attend_options(std::int64_t& pool_budget) {
+  ICE_TRY(const std::int64_t budget, parse_number("budget", FLAGS_budget, 0));
+  AttendOptions options{.budget = budget == kAllNumber ? kBudgetAll : budget,
+                        .coverage_floor = static_cast<float>(FLAGS_coverage_floor)};
+  if (!FLAGS_breadth.empty()) {
+    ICE_TRY(const std::int64_t breadth, parse_number("breadth", FLAGS_breadth, 1));
+    options.breadth = breadth == kAllNumber ? kAllClusters : static_cast<std::int32_t>(breadth);
+  }
+  pool_budget = budget == kAllNumber ? 256 : budget;
+  return options;
+}
+
+// Generates the answer, printing tokens as they come.
+Status answer(Session& session, const Context& document, const ChatFrame& frame,
+              const AttendOptions& attend, Question& question) {
+  const Tokenizer& tokenizer = session.model().tokenizer();
+  ICE_TRY(std::vector<TokenId> prompt, tokenizer.encode("\n\n" + question.text));
+  prompt.insert(prompt.end(), frame.after.begin(), frame.after.end());
+  Context context = session.worker().fork(document);
+  std::vector<TokenId> stop = session.model().end_tokens();
+  stop.insert(stop.end(), frame.stop.begin(), frame.stop.end());
+  Sampler sampler(FLAGS_temperature, FLAGS_seed);
+  auto begin = std::chrono::steady_clock::now();
+  ICE_TRY(std::span<const float> logits,
+          session.decoder().forward(context, prompt,
+                                    {.attend = attend, .group_tokens = FLAGS_group_tokens}));
+  question.first_token_ms = ms_since(begin);
+  begin = std::chrono::steady_clock::now();
+  const bool raw = frame.after.empty();
+  while (question.tokens < FLAGS_max_tokens) {
+    const TokenId token = sampler.next(logits);
+    if (std::find(stop.begin(), stop.end(), token) != stop.end()) break;
+    const std::string piece = tokenizer.decode(std::span(&token, 1));
+    // A raw prompt has no end of turn: the answer is the rest of the question's line.
+    const std::size_t line_end = raw ? piece.find('\n') : std::string::npos;
+    question.answer += piece.substr(0, line_end);
+    if (!FLAGS_json) std::cout << piece.substr(0, line_end) << std::flush;
+    ++question.tokens;
+    if (line_end != std::string::npos || question.tokens == FLAGS_max_tokens) break;
+    ICE_TRY(logits, session.decoder().forward(context, std::span(&token, 1), {.attend = attend}));
+  }
+  question.decode_ms = ms_since(begin);
+  return Status();
+}
+
+nlohmann::ordered_json run_params() {
+  return {{"budget", FLAGS_budget}, {"breadth", FLAGS_breadth.empty() ? "default" : FLAGS_breadth}};
+}
+
+void add_figures(Report& report, const Session::Opened& opened, std::int64_t hot_bytes,
+                 std::int64_t full_bytes, double tokens_per_second, const StepReport& steps,
+                 double first_token_ms) {
+  const auto add = [&](const char* name, double value, const char* unit) {
+    report.add({.name = name, .params = run_params(), .value = value, .unit = unit});
+  };
+  add("prefill_tokens", static_cast<double>(opened.prefill_tokens), "tokens");
+  add("attached_tokens", static_cast<double>(opened.attached_tokens), "tokens");
+  add("prefill_ms", opened.prefill_ms, "ms");
+  add("seal_ms", opened.seal_ms, "ms");
+  add("attach_ms", opened.attach_ms, "ms");
+  add("first_token_ms", first_token_ms, "ms");
+  add("tokens_per_second", tokens_per_second, "tokens/s");
+  add("hot_bytes", static_cast<double>(hot_bytes), "bytes");
+  add("full_bytes", static_cast<double>(full_bytes), "bytes");
+  add("tail_share", steps.tail_share(), "share");
+  add("coverage", static_cast<double>(steps.coverage_min), "share");
+}
+
+Status run() {
+  ICE_TRY(std::vector<Question> questions, read_questions());
+  ICE_TRY(const std::string text, read_document());
+  std::int64_t pool_budget = 0;
+  ICE_TRY(const AttendOptions attend, attend_options(pool_budget));
+  if (FLAGS_prompt != "raw" && FLAGS_prompt != "chat") {
+    return Status(Code::kInvalidArgument, "--prompt=" + FLAGS_prompt + ": expected raw or chat");
+  }
+  if (FLAGS_max_tokens < 1) {
+    return Status(Code::kInvalidArgument, "--max_tokens must be at least 1");
+  }
+  if (!(FLAGS_temperature >= 0)) {
+    return Status(Code::kInvalidArgument, "--temperature must be 0 or more");
+  }
+  ICE_TRY(std::unique_ptr<Session> session,
+          Session::open({.model_path = FLAGS_model.empty() ? default_model_path() : FLAGS_model,
+                         .store = FLAGS_store,
+                         .name_space = FLAGS_name_space,
+                         .dram_bytes = FLAGS_dram_bytes,
+                         .pool_bytes = FLAGS_pool_bytes,
+                         .pool_budget = pool_budget,
+                         .page_rows = FLAGS_page_rows,
+                         .threads = FLAGS_threads}));
+  ICE_TRY(attend.validate(session->model().config().kv.layer_count));
+  ChatFrame frame;
+  if (FLAGS_prompt == "chat") {
+    ICE_TRY(frame, chat_frame(session->model().file(), session->model().tokenizer()));
+  }
+  ICE_TRY(const std::vector<TokenId> body, session->model().tokenizer().encode(text));
+  std::vector<TokenId> tokens = frame.before;
+  tokens.insert(tokens.end(), body.begin(), body.end());
+  const std::int64_t room = session->model().config().max_positions;
+  if (static_cast<std::int64_t>(tokens.size()) >= room) {
+    return Status(Code::kInvalidArgument,
+                  "document of " + std::to_string(tokens.size()) + " tokens, but the model has " +
+                      std::to_string(room) + " positions; shorten the document");
+  }
+  ICE_TRY(Session::Opened opened,
+          session->open_document(tokens, FLAGS_dense_suffix_tokens, attend));
+  if (opened.miss.reason() == MissReason::kFingerprint && !FLAGS_json) {
+    std::cerr << "note: " << opened.miss.message() << "; the document is computed anew\n";
+  }
+  (void)session->decoder().take_report();
+  double decode_ms = 0;
+  std::int64_t answer_tokens = 0;
+  for (Question& question : questions) {
+    if (!FLAGS_json) std::cout << question.text << std::flush;
+    ICE_TRY(answer(*session, opened.context, frame, attend, question));
+    if (!FLAGS_json) std::cout << "\n";
+    decode_ms += question.decode_ms;
+    answer_tokens += question.tokens;
+  }
+  const StepReport steps = session->decoder().take_report();
+  const Context* contexts[] = {&opened.context};
+  const std::int64_t hot_bytes = session->worker().hot_bytes(contexts);
+  const std::int64_t full_bytes =
+      opened.context.token_count() * session->model().config().kv.token_bytes();
+  const double tokens_per_second =
+      decode_ms > 0 ? 1000.0 * static_cast<double>(answer_tokens) / decode_ms : 0;
+  const double first_token_ms = opened.attach_ms + opened.prefill_ms + opened.seal_ms +
+                                questions[0].first_token_ms;
+  if (FLAGS_json) {
+    Report report("run");
+    add_figures(report, opened, hot_bytes, full_bytes, tokens_per_second, steps, first_token_ms);
+    nlohmann::ordered_json answers = nlohmann::ordered_json::array();
+    for (const Question& question : questions) {
+      answers.push_back({{"question", question.text},
+                         {"answer", question.answer},
+                         {"tokens", question.tokens},
+                         {"first_token_ms", question.first_token_ms}});
+    }
+    std::cout << report.json({{"answers", answers}});
+    return Status();
+  }
+  std::cout << "\n"
+            << (opened.attached_tokens > 0
+                    ? std::to_string(opened.attached_tokens) + " tokens attached from the store, "
+                    : std::string())
+            << opened.prefill_tokens << " prefilled; first token after "
+            << number_text(first_token_ms / 1000, 2) << " s, then "
+            << number_text(tokens_per_second, 1) << " tokens/s; hot " << bytes_text(static_cast<double>(hot_bytes))
+            << " of " << bytes_text(static_cast<double>(full_bytes)) << " ("
+            << percent_text(static_cast<double>(hot_bytes) / static_cast<double>(full_bytes))
+            << "); tail share " << percent_text(steps.tail_share()) << "\n";
+  if (steps.page_failures > 0) {
+    std::cerr << "warning: " << steps.page_failures << " pages could not be read ("
+              << steps.first_fault.to_string() << "); coverage at least "
+              << percent_text(static_cast<double>(steps.coverage_min)) << "\n";
+  }
+  return Status();
+}
+
+}  // namespace
+}  // namespace icefield
+
+int main(int argc, char** argv) {
+  icefield::parse_command_line(argc, argv, icefield::kUsage);
+  const icefield::Status status = icefield::run();
+  return status.ok() ? 0 : icefield::fail(status);
+}

@@ -1,0 +1,103 @@
+#include "tools/session.h"
+
+#include <glog/logging.h>
+
+#include <thread>
+
+#include "tools/progress.h"
+
+namespace icefield {
+std::int64_t default_pool_bytes(const KvShape& shape, std::int64_t budget, std::int32_t page_rows) {
+  constexpr std::int64_t kRowsPerBudget = 4;
+  constexpr std::int64_t kBookkeeping = 24;  // bytes per slot
+  const std::int64_t pages = kRowsPerBudget * std::max<std::int64_t>(budget, 16) *
+                             shape.layer_count * shape.kv_head_count;
+  return std::max<std::int64_t>(1 << 20, pages * (page_rows * shape.row_bytes() + kBookkeeping));
+}
+
+double ms_since(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+}
+
+Result<std::unique_ptr<Session>> Session::open(Options options) {
+  std::unique_ptr<Session> session(new Session());
+  if (options.threads < 0 || options.threads > 1024) {
+    return Status(Code::kInvalidArgument,
+                  std::to_string(options.threads) + " threads, expected 1 to 1024");
+  }
+  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  session->threads_ = std::make_unique<ThreadPool>(options.threads == 0 ? cores : options.threads);
+  ICE_TRY(session->model_, Model::load(options.model_path));
+  ICE_TRY(session->node_,
+          EmbeddedNode::open({.dram_bytes = options.dram_bytes, .store = options.store}));
+  const ModelConfig& config = session->model_->config();
+  const std::int64_t pool_bytes =
+      options.pool_bytes != 0
+          ? options.pool_bytes
+          : default_pool_bytes(config.kv, options.pool_budget, options.page_rows);
+  ICE_TRY(session->worker_, Worker::create({.model = config.kv,
+                                            .slice = Slice::whole(config.kv),
+                                            .softmax_scale = session->model_->softmax_scale(),
+                                            .query_group = config.query_group(),
+                                            .name_space = options.name_space,
+                                            .fingerprint_text =
+                                                session->model_->fingerprint().text(),
+                                            .pool_bytes = pool_bytes,
+                                            .page_rows = options.page_rows},
+                                           {.kernels = cpu_kernels(),
+                                            .threads = *session->threads_,
+                                            .store = session->node_->store(),
+                                            .executor = session->node_->executor(),
+                                            .clock = session->clock_,
+                                            .rng = session->rng_}));
+  session->decoder_ =
+      std::make_unique<Decoder>(*session->model_, *session->worker_, *session->threads_);
+  return session;
+}
+
+Result<Session::Opened> Session::open_document(std::span<const TokenId> tokens,
+                                               std::int64_t dense_suffix_tokens,
+                                               const AttendOptions& attend) {
+  auto begin = std::chrono::steady_clock::now();
+  ICE_TRY(const PrefixMatch match, worker_->match(tokens));
+  Opened opened{.context = worker_->new_context(), .miss = match.miss};
+  const auto total = static_cast<std::int64_t>(tokens.size());
+  if (match.token_count() > 0) {
+    const bool dense = total - match.token_count() > dense_suffix_tokens;
+    Result<Context> attached =
+        worker_->attach(tokens, match, dense ? AttachRows::kAll : AttachRows::kWindow);
+    if (attached.has_value()) {
+      opened.context = std::move(*attached);
+      opened.attached_tokens = match.token_count();
+    } else if (attached.error().code() == Code::kNotFound) {
+      LOG(WARNING) << "stored context cannot be attached, it is computed again: "
+                   << attached.error().to_string();
+      opened.miss = attached.error();
+    } else {
+      return attached.error();
+    }
+    opened.attach_ms = ms_since(begin);
+  }
+  const auto rest = tokens.subspan(static_cast<std::size_t>(opened.attached_tokens));
+  if (rest.empty()) return opened;
+  begin = std::chrono::steady_clock::now();
+  opened.prefill_tokens = static_cast<std::int64_t>(rest.size());
+  if (!opened.context.dense()) {
+    ICE_TRY(decoder_->forward(opened.context, rest,
+                              {.attend = attend, .group_tokens = kMaxQueryTokens}));
+    opened.prefill_ms = ms_since(begin);
+    return opened;
+  }
+  {
+    Progress progress("prefill", opened.prefill_tokens);
+    ICE_TRY(decoder_->prefill(opened.context, rest,
+                              [&](std::int64_t done) { progress.set(done); }));
+  }
+  opened.prefill_ms = ms_since(begin);
+  begin = std::chrono::steady_clock::now();
+  ICE_TRY(worker_->seal(opened.context, total).with_context("storing the document"));
+  opened.seal_ms = ms_since(begin);
+  return opened;
+}
+
+}  // namespace icefield
