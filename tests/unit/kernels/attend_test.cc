@@ -1,0 +1,353 @@
+// Attention: the SIMD kernel against the float64 reference, and the properties of
+// docs/formats/attention.md step 10.
+#include "kernels/attend.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "tests/support/head_fixture.h"
+#include "tests/support/selection_fixture.h"
+
+namespace icefield {
+namespace {
+
+struct World {
+  std::vector<std::unique_ptr<HeadFixture>> heads;
+  std::vector<HeadIndex> table;
+  std::vector<const Bf16*> rows;
+  std::vector<Bf16> window;  // exact rows after the segments
+  HeadShape shape;
+  std::vector<float> q;
+
+  World(std::uint64_t seed, std::vector<std::int32_t> lengths, std::int32_t d,
+        std::int32_t group_rows) {
+    SeededRng rng(seed);
+    shape = {.d_k = d, .d_v = d, .beta = 1.0f / std::sqrt(static_cast<float>(d))};
+    for (const std::int32_t length : lengths) {
+      heads.push_back(HeadFixture::make(cpu_kernels(), random_rows(rng, length, d, d), d, d, 0));
+      table.push_back(heads.back()->index);
+      rows.push_back(heads.back()->stored_rows.data());
+    }
+    window = random_rows(rng, 300, d, d);
+    q = random_queries(rng, heads[0]->rows, group_rows, d, d);
+  }
+  std::int32_t group_rows() const { return static_cast<std::int32_t>(q.size()) / shape.d_k; }
+  PartialBuffer attend_window(const Kernels& kernels) const {
+    return attend_rows(kernels, shape, q, window.data(), 300);
+  }
+  GroupFixture group(const Kernels& kernels) const {
+    return GroupFixture(kernels, shape, table, rows, q, attend_window(kernels).lse);
+  }
+  std::int32_t indexed() const {
+    return table_size(table.data(), static_cast<std::int32_t>(table.size())).indexed_rows;
+  }
+  // Full attention over everything, float64.
+  PartialBuffer full() const {
+    std::vector<Bf16> all;
+    for (const auto& head : heads) {
+      all.insert(all.end(), head->rows.begin(), head->rows.end());
+    }
+    all.insert(all.end(), window.begin(), window.end());
+    return attend_rows(reference_kernels(), shape, q, all.data(),
+                       static_cast<std::int64_t>(all.size()) / (2 * shape.d_k));
+  }
+};
+
+double relative_difference(const PartialBuffer& a, const PartialBuffer& b) {
+  double difference = 0;
+  double norm = 0;
+  for (std::size_t i = 0; i < a.out.size(); ++i) {
+    difference += std::pow(static_cast<double>(a.out[i]) - static_cast<double>(b.out[i]), 2);
+    norm += std::pow(static_cast<double>(b.out[i]), 2);
+  }
+  return std::sqrt(difference / norm);
+}
+
+void expect_equal(const PartialBuffer& a, const PartialBuffer& b, double tolerance) {
+  EXPECT_LE(relative_difference(a, b), tolerance);
+  for (std::size_t h = 0; h < a.lse.size(); ++h) {
+    EXPECT_NEAR(a.lse[h], b.lse[h], tolerance * (1 + std::abs(static_cast<double>(b.lse[h]))));
+    EXPECT_NEAR(a.tail[h], b.tail[h], tolerance * 10);
+    EXPECT_NEAR(a.fault[h], b.fault[h], tolerance * 10);
+  }
+}
+
+struct AttendCase {
+  std::uint64_t seed;
+  std::vector<std::int32_t> lengths;
+  std::int32_t d, group_rows, budget, breadth;
+};
+class Attend : public testing::TestWithParam<AttendCase> {};
+
+TEST_P(Attend, SimdAgreesWithTheReferenceOnTheSameSelection) {
+  const AttendCase& c = GetParam();
+  const World world(c.seed, c.lengths, c.d, c.group_rows);
+  GroupFixture simd = world.group(cpu_kernels());
+  simd.select({.budget = std::min(c.budget, world.indexed()), .breadth = c.breadth});
+  const PartialBuffer ours = simd.attend();
+  GroupFixture on_reference(reference_kernels(), world.shape, world.table, world.rows, world.q,
+                            simd.exact_lse);
+  on_reference.cluster_logit = simd.cluster_logit;
+  on_reference.candidate = simd.candidate;
+  on_reference.token_logit = simd.token_logit;
+  on_reference.selected = simd.selected;
+  expect_equal(ours, on_reference.attend(), 1e-5);
+}
+
+TEST_P(Attend, EverythingSelectedIsFullAttention) {
+  const AttendCase& c = GetParam();
+  const World world(c.seed, c.lengths, c.d, c.group_rows);
+  GroupFixture group = world.group(cpu_kernels());
+  group.select({.budget = world.indexed(), .breadth = c.breadth});
+  PartialBuffer window = world.attend_window(cpu_kernels());
+  PartialBuffer selected = group.attend();
+  const PartialBuffer merged = merge(cpu_kernels(), c.d, {&window, &selected});
+  const PartialBuffer full = world.full();
+  for (std::size_t i = 0; i < full.out.size(); ++i) {
+    ASSERT_NEAR(merged.out[i], full.out[i], 1e-4) << "fp32 outputs within 1e-4 of float64";
+  }
+  for (std::size_t h = 0; h < full.lse.size(); ++h) {
+    EXPECT_NEAR(merged.lse[h], full.lse[h], 1e-4);
+    EXPECT_EQ(merged.tail[h], 0.0f);
+    EXPECT_EQ(merged.fault[h], 0.0f);
+  }
+}
+
+// Contract §10: each token is accounted for by exactly one term. With q = 0 every logit is 0
+// (w = 0 too), so e^lse counts the tokens.
+TEST_P(Attend, EveryTokenIsAccountedForOnce) {
+  const AttendCase& c = GetParam();
+  World world(c.seed, c.lengths, c.d, c.group_rows);
+  std::fill(world.q.begin(), world.q.end(), 0.0f);
+  for (const Kernels* kernels : {&cpu_kernels(), &reference_kernels()}) {
+    GroupFixture group = world.group(*kernels);
+    group.select({.budget = std::min(c.budget, world.indexed()), .breadth = c.breadth});
+    PartialBuffer window = world.attend_window(*kernels);
+    PartialBuffer selected = group.attend();
+    const PartialBuffer merged = merge(*kernels, c.d, {&window, &selected});
+    const double tokens = world.indexed() + 300;
+    for (const float lse : merged.lse) {
+      EXPECT_NEAR(std::exp(static_cast<double>(lse)), tokens, 1e-4 * tokens);
+    }
+    for (std::size_t h = 0; h < selected.tail.size(); ++h) {
+      const double unselected = world.indexed() - static_cast<double>(group.selected.size());
+      EXPECT_NEAR(merged.tail[h], unselected / tokens, 1e-4);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, Attend,
+    testing::Values(AttendCase{1, {256}, 64, 1, 64, kAllClusters},
+                    AttendCase{2, {1024, 256}, 64, 3, 64, 16},
+                    AttendCase{3, {256, 1024}, 128, 4, 65, 16},
+                    AttendCase{4, {1024, 256}, 64, 48, 256, kAllClusters},
+                    AttendCase{5, {4096}, 64, 3, 64, 4}, AttendCase{6, {256}, 128, 7, 0, 16},
+                    AttendCase{7, {256, 256}, 64, 5, 511, 16}),
+    [](const auto& param) { return "seed" + std::to_string(param.param.seed); });
+
+TEST(AttendRows, SimdAgreesWithTheReferenceForEveryRowCount) {
+  SeededRng rng(21);
+  for (const std::int32_t d : {64, 128}) {
+    const std::vector<Bf16> rows = random_rows(rng, 200, d, d);
+    const HeadShape shape{.d_k = d, .d_v = d, .beta = 0.125f};
+    for (const std::int32_t group_rows : {1, 2, 3, 4, 5, 9, 16}) {
+      const std::vector<float> q = random_queries(rng, rows, group_rows, d, d);
+      for (const std::int64_t count : {1, 15, 63, 64, 65, 127, 128, 200}) {
+        expect_equal(attend_rows(cpu_kernels(), shape, q, rows.data(), count),
+                     attend_rows(reference_kernels(), shape, q, rows.data(), count), 2e-6);
+      }
+    }
+  }
+}
+
+TEST(AttendRows, HiddenRowsAreNotSeen) {
+  SeededRng rng(22);
+  const std::vector<Bf16> rows = random_rows(rng, 70, 64, 64);
+  const HeadShape shape{.d_k = 64, .d_v = 64, .beta = 0.125f};
+  const std::vector<float> one = random_queries(rng, rows, 1, 64, 64);
+  std::vector<float> q;
+  std::vector<std::int32_t> hidden;
+  for (std::int32_t h = 0; h < 6; ++h) {  // six tokens of a call: token h hides the 5 - h after it
+    q.insert(q.end(), one.begin(), one.end());
+    hidden.push_back(5 - h);
+  }
+  const PartialBuffer causal = attend_rows(cpu_kernels(), shape, q, rows.data(), 70, hidden);
+  for (std::int32_t h = 0; h < 6; ++h) {
+    const PartialBuffer alone = attend_rows(cpu_kernels(), shape, one, rows.data(), 65 + h);
+    EXPECT_FLOAT_EQ(causal.lse[static_cast<std::size_t>(h)], alone.lse[0]);
+    for (std::size_t j = 0; j < 64; ++j) {
+      EXPECT_NEAR(causal.out[static_cast<std::size_t>(h) * 64 + j], alone.out[j], 1e-6);
+    }
+  }
+}
+
+TEST(AttendRows, NothingToAttendIsDefined) {
+  const HeadShape shape{.d_k = 64, .d_v = 64, .beta = 0.125f};
+  for (const Kernels* kernels : {&cpu_kernels(), &reference_kernels()}) {
+    const PartialBuffer empty =
+        attend_rows(*kernels, shape, std::vector<float>(128, 1.0f), nullptr, 0);
+    EXPECT_EQ(empty.lse[1], -std::numeric_limits<float>::infinity());
+    EXPECT_EQ(empty.tail[1], 0.0f);
+    for (const float value : empty.out) EXPECT_EQ(value, 0.0f);
+  }
+}
+
+TEST(AttendRows, LargeLogitsDoNotOverflow) {
+  SeededRng rng(23);
+  const std::vector<Bf16> rows = random_rows(rng, 130, 64, 64);
+  const HeadShape shape{.d_k = 64, .d_v = 64, .beta = 40.0f};
+  const std::vector<float> q = random_queries(rng, rows, 3, 64, 64);
+  const PartialBuffer ours = attend_rows(cpu_kernels(), shape, q, rows.data(), 130);
+  for (const float value : ours.out) EXPECT_TRUE(std::isfinite(value));
+  expect_equal(ours, attend_rows(reference_kernels(), shape, q, rows.data(), 130), 1e-4);
+}
+
+// Contract §10: a selection of nothing is defined, all clusters' means stand in.
+TEST(AttendTail, EmptySelectionIsAllTail) {
+  const World world(31, {1024}, 64, 3);
+  GroupFixture group = world.group(cpu_kernels());
+  group.select({.budget = 0});
+  EXPECT_TRUE(group.selected.empty());
+  const PartialBuffer result = group.attend();
+  for (const float tail : result.tail) EXPECT_NEAR(tail, 1.0f, 1e-5f);
+}
+
+// Contract §10: merging any split of the shards is one pass over all.
+TEST(AttendTail, MergeOfAnySplitIsOnePass) {
+  const World world(32, {1024, 256, 1024}, 64, 3);
+  const std::vector<std::int32_t> budgets = {30, 0, 34};
+  for (const Kernels* kernels : {&cpu_kernels(), &reference_kernels()}) {
+    GroupFixture whole = world.group(*kernels);
+    whole.select({.segment_budgets = budgets.data(), .breadth = 16});
+    const PartialBuffer one_pass = whole.attend();
+    std::vector<PartialBuffer> shards;
+    for (std::size_t s = 0; s < budgets.size(); ++s) {
+      GroupFixture part(*kernels, world.shape, {world.table[s]}, {world.rows[s]}, world.q,
+                        whole.exact_lse);
+      part.reference_level = whole.reference_level;
+      part.propose({.segment_budgets = &budgets[s], .breadth = 16});
+      part.rank({.segment_budgets = &budgets[s], .breadth = 16});
+      shards.push_back(part.attend());
+    }
+    expect_equal(merge(*kernels, 64, {&shards[0], &shards[1], &shards[2]}), one_pass, 1e-6);
+    // Contract §10: permuting the shards changes nothing beyond rounding.
+    expect_equal(merge(*kernels, 64, {&shards[2], &shards[0], &shards[1]}), one_pass, 1e-6);
+    // Merging in two steps is merging once.
+    PartialBuffer left = merge(*kernels, 64, {&shards[0], &shards[1]});
+    expect_equal(merge(*kernels, 64, {&left, &shards[2]}), one_pass, 1e-6);
+  }
+}
+
+TEST(Merge, ShardsWithoutTermsAreIgnored) {
+  PartialBuffer empty(1, 64);
+  std::fill(empty.out.begin(), empty.out.end(), 0.0f);
+  empty.lse = {-std::numeric_limits<float>::infinity()};
+  empty.tail = empty.fault = {0.0f};
+  PartialBuffer full(1, 64);
+  std::fill(full.out.begin(), full.out.end(), 2.0f);
+  full.lse = {3.0f};
+  full.tail = {0.25f};
+  full.fault = {0.125f};
+  for (const Kernels* kernels : {&cpu_kernels(), &reference_kernels()}) {
+    const PartialBuffer merged = merge(*kernels, 64, {&empty, &full, &empty});
+    EXPECT_FLOAT_EQ(merged.out[5], 2.0f);
+    EXPECT_FLOAT_EQ(merged.lse[0], 3.0f);
+    EXPECT_FLOAT_EQ(merged.tail[0], 0.25f);
+    EXPECT_FLOAT_EQ(merged.fault[0], 0.125f);
+    const PartialBuffer nothing = merge(*kernels, 64, {&empty, &empty});
+    EXPECT_EQ(nothing.lse[0], -std::numeric_limits<float>::infinity());
+    EXPECT_EQ(nothing.out[0], 0.0f);
+    EXPECT_EQ(nothing.fault[0], 0.0f);
+  }
+}
+
+// Contract §8: missing rows join the rest of their clusters; those rests are tail and fault.
+TEST(AttendFault, MissingRowsJoinTheirClustersRest) {
+  const World world(41, {1024}, 64, 3);
+  for (const Kernels* kernels : {&cpu_kernels(), &reference_kernels()}) {
+    GroupFixture group = world.group(*kernels);
+    group.select({.budget = 64});
+    const PartialBuffer before = group.attend();
+    for (const float fault : before.fault) EXPECT_EQ(fault, 0.0f);
+    std::vector<std::uint8_t> faulty(static_cast<std::size_t>(group.size.clusters), 0);
+    const std::vector<TableRow> all = group.selected;
+    group.selected.clear();
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      if (i % 4 != 0) {
+        group.selected.push_back(all[i]);
+        continue;
+      }
+      const LevelView& clusters = world.table[0].clusters;
+      for (std::int32_t c = 0; c < clusters.count; ++c) {
+        if (all[i].row >= clusters.first_row[c] &&
+            all[i].row < clusters.first_row[c] + clusters.token_count[c]) {
+          faulty[static_cast<std::size_t>(c)] = 1;
+        }
+      }
+    }
+    const PartialBuffer after = group.attend({}, faulty);
+    for (std::size_t h = 0; h < after.fault.size(); ++h) {
+      EXPECT_GT(after.fault[h], 0.0f);
+      EXPECT_LE(after.fault[h], after.tail[h]);
+      EXPECT_NEAR(after.lse[h], before.lse[h], 0.2f) << "codes estimate the missing rows";
+    }
+  }
+}
+
+// Contract §8 and §10: removing a segment's data changes only fault terms.
+TEST(AttendFault, SilentSegmentIsReplacedByItsClustersOrLists) {
+  const World world(42, {1024, 1024}, 64, 3);
+  const std::vector<std::int32_t> budgets = {32, 0};
+  for (const Kernels* kernels : {&cpu_kernels(), &reference_kernels()}) {
+    GroupFixture group = world.group(*kernels);
+    group.select({.segment_budgets = budgets.data(), .breadth = 16});
+    const PartialBuffer asked = group.attend();
+    for (const Accounting by : {Accounting::kClusters, Accounting::kLists}) {
+      const PartialBuffer silent = group.attend({{}, {.by = by, .fault = true}});
+      GroupFixture first(*kernels, world.shape, {world.table[0]}, {world.rows[0]}, world.q,
+                         group.exact_lse);
+      first.reference_level = group.reference_level;
+      first.propose({.segment_budgets = budgets.data(), .breadth = 16});
+      first.rank({.segment_budgets = budgets.data(), .breadth = 16});
+      const PartialBuffer only_first = first.attend();
+      for (std::size_t h = 0; h < silent.fault.size(); ++h) {
+        // What is not fault is the first segment alone.
+        const double mass = std::exp(static_cast<double>(only_first.lse[h])) /
+                            std::exp(static_cast<double>(silent.lse[h]));
+        EXPECT_NEAR(1 - mass, silent.fault[h], 1e-4);
+        // A segment with B_s = 0 has no candidates: clusters' means stand for it either way.
+        if (by == Accounting::kClusters) {
+          EXPECT_NEAR(silent.lse[h], asked.lse[h], 1e-5);
+        }
+      }
+    }
+  }
+}
+
+// The reference and the SIMD kernel agree on every accounting and on faults.
+TEST(AttendFault, SimdAgreesWithTheReference) {
+  const World world(43, {1024, 256, 1024}, 128, 5);
+  GroupFixture simd = world.group(cpu_kernels());
+  simd.select({.budget = 64, .breadth = 16});
+  std::erase_if(simd.selected, [](const TableRow& row) { return row.segment != 0; });
+  std::vector<std::uint8_t> faulty(static_cast<std::size_t>(simd.size.clusters), 0);
+  for (std::int32_t c = 0; c < world.table[0].clusters.count; c += 3) {
+    faulty[static_cast<std::size_t>(c)] = simd.candidate[static_cast<std::size_t>(c)];
+  }
+  const std::vector<SegmentAccount> accounts = {
+      {}, {.by = Accounting::kLists, .fault = true}, {.by = Accounting::kClusters, .fault = false}};
+  const PartialBuffer ours = simd.attend(accounts, faulty);
+  GroupFixture reference(reference_kernels(), world.shape, world.table, world.rows, world.q,
+                         simd.exact_lse);
+  reference.cluster_logit = simd.cluster_logit;
+  reference.candidate = simd.candidate;
+  reference.token_logit = simd.token_logit;
+  reference.selected = simd.selected;
+  expect_equal(ours, reference.attend(accounts, faulty), 1e-5);
+}
+
+}  // namespace
+}  // namespace icefield

@@ -1,0 +1,262 @@
+// Selection: the SIMD kernels against the float64 reference over random shapes, and the contract's
+// rules at their edges.
+#include "kernels/select.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "tests/support/head_fixture.h"
+#include "tests/support/selection_fixture.h"
+
+namespace icefield {
+namespace {
+
+// A context of a few segments, the first of which starts at position 0.
+struct World {
+  std::vector<std::unique_ptr<HeadFixture>> heads;
+  std::vector<HeadIndex> table;
+  std::vector<const Bf16*> rows;
+  HeadShape shape;
+  std::vector<float> q;
+  std::vector<float> exact_lse;
+
+  World(std::uint64_t seed, std::vector<std::int32_t> lengths, std::int32_t d,
+        std::int32_t group_rows) {
+    SeededRng rng(seed);
+    shape = {.d_k = d, .d_v = d, .beta = 1.0f / std::sqrt(static_cast<float>(d))};
+    for (const std::int32_t length : lengths) {
+      heads.push_back(HeadFixture::make(cpu_kernels(), random_rows(rng, length, d, d), d, d,
+                                        heads.empty() ? kSinkTokens : 0));
+      table.push_back(heads.back()->index);
+      rows.push_back(heads.back()->stored_rows.data());
+    }
+    q = random_queries(rng, heads[rng.below(heads.size())]->rows, group_rows, d, d);
+    for (std::int32_t h = 0; h < group_rows; ++h) exact_lse.push_back(3 + normal(rng));
+  }
+  GroupFixture group(const Kernels& kernels) const {
+    return GroupFixture(kernels, shape, table, rows, q, exact_lse);
+  }
+  std::int32_t indexed() const {
+    return table_size(table.data(), static_cast<std::int32_t>(table.size())).indexed_rows;
+  }
+};
+
+// Votes that differ from the cut by less than this may go either way.
+constexpr float kVoteTolerance = 1e-4f;
+
+void expect_close(const std::vector<float>& a, const std::vector<float>& b, float tolerance) {
+  ASSERT_EQ(a.size(), b.size());
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    if (std::isnan(a[i]) && std::isnan(b[i])) continue;
+    ASSERT_NEAR(a[i], b[i], tolerance * (1 + std::abs(b[i]))) << "at " << i;
+  }
+}
+
+struct SelectCase {
+  std::uint64_t seed;
+  std::vector<std::int32_t> lengths;
+  std::int32_t d, group_rows, budget, breadth;
+};
+
+class Select : public testing::TestWithParam<SelectCase> {};
+
+TEST_P(Select, SimdAgreesWithTheReferenceStepByStep) {
+  const SelectCase& c = GetParam();
+  const World world(c.seed, c.lengths, c.d, c.group_rows);
+  GroupFixture simd = world.group(cpu_kernels());
+  GroupFixture reference = world.group(reference_kernels());
+  simd.score_lists();
+  reference.score_lists();
+  expect_close(simd.list_logit, reference.list_logit, 1e-5f);
+  expect_close(simd.reference_level, reference.reference_level, 1e-5f);
+  expect_close(simd.segment_mass, reference.segment_mass, 1e-4f);
+
+  const SelectionRule rule{.budget = std::min(c.budget, world.indexed()), .breadth = c.breadth};
+  reference.reference_level = simd.reference_level;
+  simd.propose(rule);
+  reference.propose(rule);
+  expect_close(simd.cluster_logit, reference.cluster_logit, 1e-5f);
+  expect_close(simd.cluster_vote, reference.cluster_vote, kVoteTolerance);
+  // Candidates may differ only around the cut.
+  float cut = std::numeric_limits<float>::infinity();
+  for (std::size_t i = 0; i < simd.candidate.size(); ++i) {
+    if (reference.candidate[i] == 1) cut = std::min(cut, reference.cluster_vote[i]);
+  }
+  for (std::size_t i = 0; i < simd.candidate.size(); ++i) {
+    ASSERT_LE(simd.candidate[i], 1) << "cluster " << i << " was not written";
+    if (simd.candidate[i] == reference.candidate[i]) continue;
+    EXPECT_NEAR(reference.cluster_vote[i], cut, kVoteTolerance * cut);
+  }
+
+  reference.cluster_logit = simd.cluster_logit;
+  reference.candidate = simd.candidate;
+  simd.rank(rule);
+  reference.rank(rule);
+  expect_close(simd.vote, reference.vote, kVoteTolerance);
+  ASSERT_EQ(simd.selected.size(), static_cast<std::size_t>(rule.budget));
+  ASSERT_EQ(reference.selected.size(), simd.selected.size());
+  EXPECT_TRUE(std::is_sorted(simd.selected.begin(), simd.selected.end(),
+                             [](const TableRow& a, const TableRow& b) {
+                               return std::pair(a.segment, a.row) < std::pair(b.segment, b.row);
+                             }));
+  std::vector<std::int32_t> first_row = {0};
+  for (const HeadIndex& segment : world.table) {
+    first_row.push_back(first_row.back() + segment.codes.row_count);
+  }
+  const auto vote_of = [&](const TableRow& row) {
+    return reference.vote[static_cast<std::size_t>(
+        first_row[static_cast<std::size_t>(row.segment)] + row.row)];
+  };
+  float least = std::numeric_limits<float>::infinity();
+  for (const TableRow& row : reference.selected) least = std::min(least, vote_of(row));
+  for (const TableRow& row : simd.selected) {
+    EXPECT_GE(vote_of(row), least * (1 - kVoteTolerance));
+    EXPECT_GE(row.row, world.table[static_cast<std::size_t>(row.segment)].first_row);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, Select,
+    testing::Values(SelectCase{1, {256}, 64, 1, 64, kAllClusters},
+                    SelectCase{2, {1024, 256}, 64, 3, 64, 16},
+                    SelectCase{3, {1024, 1024, 256}, 128, 4, 17, 16},
+                    SelectCase{4, {4096}, 64, 3, 64, kAllClusters},
+                    SelectCase{5, {4096, 1024}, 128, 8, 256, 4},
+                    SelectCase{6, {1024}, 64, 48, 64, 16},
+                    SelectCase{7, {256, 256}, 64, 5, 1, 16},
+                    SelectCase{8, {1024}, 128, 7, 0, 16},
+                    SelectCase{9, {4096, 256}, 64, 2, 64, 1}),
+    [](const auto& param) { return "seed" + std::to_string(param.param.seed); });
+
+TEST(SelectRule, BudgetOfAllSelectsEveryIndexedRow) {
+  const World world(11, {1024, 256}, 64, 3);
+  for (const Kernels* kernels : {&cpu_kernels(), &reference_kernels()}) {
+    GroupFixture group = world.group(*kernels);
+    group.select({.budget = world.indexed()});
+    EXPECT_EQ(group.selected.size(), static_cast<std::size_t>(world.indexed()));
+  }
+}
+
+TEST(SelectRule, EqualVotesTakeTheLowerRows) {
+  // All keys equal: every token has the same code, so the same vote.
+  const std::vector<Bf16> rows(256 * 128, float_to_bf16(0.25f));
+  const auto head = HeadFixture::make(cpu_kernels(), rows, 64, 64, kSinkTokens);
+  const HeadShape shape{.d_k = 64, .d_v = 64, .beta = 0.125f};
+  for (const Kernels* kernels : {&cpu_kernels(), &reference_kernels()}) {
+    GroupFixture group(*kernels, shape, {head->index}, {head->stored_rows.data()},
+                       std::vector<float>(64, 0.0f), {0.0f});
+    group.select({.budget = 20});
+    ASSERT_EQ(group.selected.size(), 20u);
+    for (std::int32_t i = 0; i < 20; ++i) {
+      EXPECT_EQ(group.selected[static_cast<std::size_t>(i)], (TableRow{0, kSinkTokens + i}));
+    }
+  }
+}
+
+TEST(SelectRule, CandidatesAreTheShortestPrefixThatHoldsEnoughRows) {
+  const World world(12, {4096}, 64, 3);
+  for (const Kernels* kernels : {&cpu_kernels(), &reference_kernels()}) {
+    GroupFixture group = world.group(*kernels);
+    group.score_lists();
+    group.propose({.budget = 100, .breadth = 16});
+    std::int32_t rows = 0;
+    float least = std::numeric_limits<float>::infinity();
+    std::int32_t least_rows = 0;
+    const LevelView& clusters = world.table[0].clusters;
+    for (std::int32_t c = 0; c < clusters.count; ++c) {
+      if (group.candidate[static_cast<std::size_t>(c)] == 0) continue;
+      rows += clusters.token_count[c];
+      if (group.cluster_vote[static_cast<std::size_t>(c)] < least) {
+        least = group.cluster_vote[static_cast<std::size_t>(c)];
+        least_rows = clusters.token_count[c];
+      }
+    }
+    EXPECT_GE(rows, 1600);
+    EXPECT_LT(rows - least_rows, 1600);
+  }
+}
+
+TEST(SelectRule, SmallBudgetsStillRankAtLeast1024Rows) {
+  const World world(13, {4096}, 64, 3);
+  GroupFixture group = world.group(cpu_kernels());
+  group.score_lists();
+  group.propose({.budget = 8, .breadth = 16});
+  std::int32_t rows = 0;
+  for (std::int32_t c = 0; c < world.table[0].clusters.count; ++c) {
+    rows += group.candidate[static_cast<std::size_t>(c)] * world.table[0].clusters.token_count[c];
+  }
+  EXPECT_GE(rows, kMinCandidateRows);
+  EXPECT_LT(rows, kMinCandidateRows + kMaxClusterTokens);
+}
+
+// A window that covers the last extent: its rows are in E and must not be selected.
+TEST(SelectRule, RowsInEAreNeverSelected) {
+  const World world(14, {1024}, 64, 3);
+  HeadIndex shorter = world.heads[0]->without_last_extent();
+  EXPECT_EQ(shorter.indexed_rows(), 1024 - kSinkTokens - kExtentRows);
+  GroupFixture group(cpu_kernels(), world.shape, {shorter}, world.rows, world.q, world.exact_lse);
+  group.select({.budget = shorter.indexed_rows()});
+  ASSERT_EQ(group.selected.size(), static_cast<std::size_t>(shorter.indexed_rows()));
+  for (const TableRow& row : group.selected) {
+    EXPECT_GE(row.row, kSinkTokens);
+    EXPECT_LT(row.row, 1024 - kExtentRows);
+  }
+}
+
+// A node selects for one segment what a worker selects for it with the same B_s (contract §4, §10).
+TEST(SelectRule, SegmentsSelectAloneAsTheyDoTogether) {
+  const World world(15, {1024, 1024, 256}, 64, 3);
+  const std::vector<std::int32_t> budgets = {40, 7, 17};
+  GroupFixture together = world.group(cpu_kernels());
+  together.select({.segment_budgets = budgets.data(), .breadth = 16});
+  std::vector<TableRow> separate;
+  for (std::size_t s = 0; s < budgets.size(); ++s) {
+    GroupFixture alone(cpu_kernels(), world.shape, {world.table[s]}, {world.rows[s]}, world.q,
+                       world.exact_lse);
+    alone.reference_level = together.reference_level;  // it travels with the request
+    alone.propose({.segment_budgets = &budgets[s], .breadth = 16});
+    alone.rank({.segment_budgets = &budgets[s], .breadth = 16});
+    for (const TableRow& row : alone.selected) {
+      separate.push_back({static_cast<std::int32_t>(s), row.row});
+    }
+  }
+  EXPECT_EQ(together.selected, separate);
+}
+
+TEST(SplitBudget, FollowsMassAndNeverExceedsASegment) {
+  const std::vector<float> mass = {3, 1, 0, 4};
+  const std::vector<std::int32_t> rows = {100, 100, 100, 5};
+  std::vector<std::int32_t> budgets(4, -1);
+  split_budget(16, 4, mass.data(), rows.data(), budgets.data());
+  EXPECT_EQ(budgets, (std::vector<std::int32_t>{8, 3, 0, 5}));
+  EXPECT_EQ(std::accumulate(budgets.begin(), budgets.end(), 0), 16);
+}
+
+TEST(SplitBudget, WithoutMassFollowsRowsAndTiesGoToTheOlder) {
+  const std::vector<float> mass(3, 0.0f);
+  const std::vector<std::int32_t> rows = {256, 256, 256};
+  std::vector<std::int32_t> budgets(3, -1);
+  split_budget(64, 3, mass.data(), rows.data(), budgets.data());
+  EXPECT_EQ(budgets, (std::vector<std::int32_t>{22, 21, 21}));
+}
+
+TEST(SplitBudget, AskingForMoreThanThereIsGivesEverything) {
+  const std::vector<float> mass = {1, 0};
+  const std::vector<std::int32_t> rows = {10, 20};
+  std::vector<std::int32_t> budgets(2, -1);
+  split_budget(1000, 2, mass.data(), rows.data(), budgets.data());
+  EXPECT_EQ(budgets, rows);
+}
+
+TEST(CallBudget, SharingTokensRaisesItAtMostFourfold) {
+  EXPECT_EQ(call_budget(64, 1, 7000), 64);
+  EXPECT_EQ(call_budget(64, 3, 7000), 192);
+  EXPECT_EQ(call_budget(64, 16, 7000), 256);
+  EXPECT_EQ(call_budget(64, 16, 100), 100);
+}
+
+}  // namespace
+}  // namespace icefield

@@ -1,0 +1,114 @@
+#include "storage/dram_tier.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/support/objects.h"
+#include "tests/support/run_task.h"
+
+namespace icefield {
+namespace {
+
+constexpr std::int64_t kSlot = 16 * 1024;
+
+class DramTierTest : public testing::Test {
+ protected:
+  void open(std::int64_t slots) {
+    tier_ = DramTier::open({.capacity_bytes = slots * kSlot,
+                            .on_evict = [this](const ObjectKey& key) { evicted_.push_back(key); }})
+                .value();
+  }
+  Result<PutOutcome> put(const ObjectKey& key, std::size_t size) {
+    const Bytes bytes(size, std::byte{7});
+    const std::vector<ConstByteSpan> pieces = {bytes};
+    return run_task(tier_->put(key, pieces, info_of(key, bytes)));
+  }
+  Result<ObjectBytes> get(const ObjectKey& key) {
+    return run_task(tier_->get(key, Verify::kByTier));
+  }
+
+  SeededRng rng_{1};
+  std::vector<ObjectKey> evicted_;
+  std::unique_ptr<DramTier> tier_;
+};
+
+TEST_F(DramTierTest, LeastRecentlyUsedObjectMakesRoom) {
+  open(3);
+  const ObjectKey a = random_key(rng_), b = random_key(rng_), c = random_key(rng_),
+                  d = random_key(rng_);
+  ASSERT_TRUE(put(a, 100).has_value());
+  ASSERT_TRUE(put(b, 100).has_value());
+  ASSERT_TRUE(put(c, 100).has_value());
+  ASSERT_TRUE(get(a).has_value());  // now b is the oldest
+  ASSERT_TRUE(put(d, 100).has_value());
+  EXPECT_EQ(evicted_, std::vector<ObjectKey>{b});
+  EXPECT_TRUE(get(a).has_value());
+  EXPECT_TRUE(get(c).has_value());
+  EXPECT_EQ(tier_->evicted.value(), 1);
+}
+
+TEST_F(DramTierTest, LargeObjectEvictsAsManyAsItNeeds) {
+  open(4);
+  std::vector<ObjectKey> keys;
+  for (int i = 0; i < 4; ++i) {
+    keys.push_back(random_key(rng_));
+    ASSERT_TRUE(put(keys.back(), 10).has_value());
+  }
+  ASSERT_TRUE(put(random_key(rng_), 3 * kSlot - 1).has_value());
+  EXPECT_EQ(evicted_, (std::vector<ObjectKey>{keys[0], keys[1], keys[2]}));
+}
+
+TEST_F(DramTierTest, PinnedObjectsAreNotEvicted) {
+  open(2);
+  const ObjectKey a = random_key(rng_), b = random_key(rng_);
+  ASSERT_TRUE(put(a, 100).has_value());
+  ASSERT_TRUE(put(b, 100).has_value());
+  {
+    const ObjectBytes pin_a = get(a).value();
+    const ObjectBytes pin_b = get(b).value();
+    const Result<PutOutcome> refused = put(random_key(rng_), 100);
+    EXPECT_EQ(refused.error().code(), Code::kResourceExhausted);
+  }
+  EXPECT_TRUE(put(random_key(rng_), 100).has_value());
+  EXPECT_EQ(evicted_, std::vector<ObjectKey>{a});
+}
+
+TEST_F(DramTierTest, ObjectLargerThanTheTierIsRefusedAndEvictsNothing) {
+  open(2);
+  ASSERT_TRUE(put(random_key(rng_), 100).has_value());
+  EXPECT_EQ(put(random_key(rng_), 2 * kSlot + 1).error().code(), Code::kResourceExhausted);
+  EXPECT_TRUE(evicted_.empty());
+}
+
+TEST_F(DramTierTest, EveryFlippedBitIsDetected) {
+  open(4);
+  const ObjectKey key = random_key(rng_);
+  for (std::size_t offset : {0u, 1u, 4095u, 16383u, 16384u, 20000u, 29999u}) {
+    ASSERT_TRUE(put(key, 30000).has_value());
+    for (std::byte& b : tier_->memory()) {  // find the object's slots: they hold sevens
+      if (b != std::byte{7}) continue;
+      const std::size_t begin = static_cast<std::size_t>(&b - tier_->memory().data());
+      const std::size_t slot = begin / kSlot;
+      // The second slot may come before the first one: damage either half of the object.
+      tier_->memory()[(slot * kSlot + offset) % tier_->memory().size()] ^= std::byte{0x10};
+      break;
+    }
+    const Result<ObjectBytes> result = get(key);
+    if (result.has_value()) {
+      // The flipped byte was in an unused slot: then the bytes must be right.
+      EXPECT_EQ(result->copy(), Bytes(30000, std::byte{7}));
+      ASSERT_TRUE(run_task(tier_->remove(key)).ok());
+    } else {
+      EXPECT_EQ(result.error().code(), Code::kDataLoss);
+    }
+  }
+}
+
+TEST(DramTierOptions, NonsenseIsRefused) {
+  EXPECT_EQ(DramTier::open({.capacity_bytes = 0}).error().code(), Code::kInvalidArgument);
+  EXPECT_EQ(DramTier::open({.capacity_bytes = -5}).error().code(), Code::kInvalidArgument);
+  EXPECT_EQ(DramTier::open({.capacity_bytes = 1 << 20, .slot_bytes = 1000}).error().code(),
+            Code::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace icefield
