@@ -22,9 +22,11 @@ R run_task(asio::io_context& io, asio::awaitable<R> task) {
   return std::move(*result);
 }
 
+// The context outlives every test: a thread that posted the last step of a task may still be inside
+// the context when the task is done.
 template <class R>
 R run_task(asio::awaitable<R> task) {
-  asio::io_context io;
+  static asio::io_context io;
   return run_task(io, std::move(task));
 }
 
