@@ -29,7 +29,8 @@ Status validate(const PageRequest& request) {
       std::int32_t next = 0;
       for (const std::uint16_t first : head.first_rows) {
         if (first < next || first % rows != 0 || first + rows > kMaxSegmentTokens) {
-          return bad("first row " + std::to_string(first) + " is not ascending, aligned and inside "
+          return bad("first row " + std::to_string(first) +
+                     " is not ascending, aligned and inside "
                      "a segment");
         }
         next = first + rows;

@@ -33,8 +33,8 @@ struct PutObject {
 
 struct GetItem {
   Status status;
-  ObjectInfo info;       // zero where the status is an error
-  ConstByteSpan bytes;   // in the reply's payload
+  ObjectInfo info;      // zero where the status is an error
+  ConstByteSpan bytes;  // in the reply's payload
 };
 struct GetReply {
   std::vector<GetItem> items;  // one per key

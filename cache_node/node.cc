@@ -77,8 +77,10 @@ Task<> CacheNode::recover() {
   std::vector<ObjectKey> manifests;
   std::vector<ObjectKey> others;
   disk_->for_each([&](const ObjectKey& key, const ObjectInfo&) {
-    if (key.part.kind == PartKind::kManifest) manifests.push_back(key);
-    else if (key.part.kind != PartKind::kFingerprint) others.push_back(key);
+    if (key.part.kind == PartKind::kManifest)
+      manifests.push_back(key);
+    else if (key.part.kind != PartKind::kFingerprint)
+      others.push_back(key);
   });
   for (const ObjectKey& key : manifests) {
     Result<ObjectBytes> bytes = co_await disk_->get(key, Verify::kByTier);

@@ -13,8 +13,8 @@
 namespace icefield {
 
 // A node is the truth about what it holds. Objects are written through to the disk, where there is
-// one, and read from memory first. A build counts from the moment its manifest is stored, which must
-// come after all of its parts; the index by prefix hash is derived from stored manifests.
+// one, and read from memory first. A build counts from the moment its manifest is stored, which
+// must come after all of its parts; the index by prefix hash is derived from stored manifests.
 //
 // Ownership  Borrows its tiers.
 // Threads    One shard: that of the tiers.

@@ -9,11 +9,11 @@ std::string packed(std::span<const std::uint16_t> values) {
 
 Result<std::vector<std::uint16_t>> unpacked(const std::string& bytes) {
   if (bytes.size() % sizeof(std::uint16_t) != 0) {
-    return Status(Code::kInvalidArgument, "list of u16 in " + std::to_string(bytes.size()) +
-                                              " bytes");
+    return Status(Code::kInvalidArgument,
+                  "list of u16 in " + std::to_string(bytes.size()) + " bytes");
   }
   std::vector<std::uint16_t> values(bytes.size() / sizeof(std::uint16_t));
-  std::memcpy(values.data(), bytes.data(), bytes.size());
+  if (!values.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
   return values;
 }
 

@@ -42,8 +42,8 @@ template <class Message>
 Result<Message> parse_message(const std::string& bytes) {
   Message message;
   if (!message.ParseFromString(bytes)) {
-    return Status(Code::kInvalidArgument, "message of " + std::to_string(bytes.size()) +
-                                              " bytes cannot be decoded");
+    return Status(Code::kInvalidArgument,
+                  "message of " + std::to_string(bytes.size()) + " bytes cannot be decoded");
   }
   return message;
 }

@@ -7,8 +7,8 @@
 namespace icefield {
 
 // Threads  The node's shard.
-// Errors   kInvalidArgument for a request that cannot be decoded or exceeds a limit; what goes wrong
-//          with an item is that item's outcome.
+// Errors   kInvalidArgument for a request that cannot be decoded or exceeds a limit; what goes
+//          wrong with an item is that item's outcome.
 class NodeServer final : public Service {
  public:
   explicit NodeServer(CacheNode& node) : node_(node) {}

@@ -116,8 +116,8 @@ Task<PageReply> NodeStub::read_pages(PageRequest request, Deadline deadline) {
 }
 
 Task<ListBuildsReply> NodeStub::list_builds(Deadline deadline) {
-  ICE_CO_TRY(const Reply reply, co_await call(NodeMethod::kListBuilds, proto::ListBuildsRequest(),
-                                              {}, 0, deadline));
+  ICE_CO_TRY(const Reply reply,
+             co_await call(NodeMethod::kListBuilds, proto::ListBuildsRequest(), {}, 0, deadline));
   ICE_CO_TRY(const auto message, parse_message<proto::ListBuildsReply>(reply.header));
   ListBuildsReply result;
   for (const proto::StoredBuild& build : message.builds()) {

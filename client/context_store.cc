@@ -54,10 +54,9 @@ Task<PrefixMatch> ContextStore::match(std::vector<PrefixHash> prefix, std::strin
     Result<std::string> theirs = co_await load_fingerprint(*reply.other_fingerprint, deadline);
     const std::string difference =
         theirs.has_value() ? first_difference(*theirs, fingerprint_text) : "";
-    match.miss = Status::miss(
-        MissReason::kFingerprint,
-        "the store was made with another model or layout" +
-            (difference.empty() ? std::string() : ": its " + difference));
+    match.miss = Status::miss(MissReason::kFingerprint,
+                              "the store was made with another model or layout" +
+                                  (difference.empty() ? std::string() : ": its " + difference));
   }
   co_return match;
 }
@@ -75,8 +74,7 @@ Task<std::string> ContextStore::load_fingerprint(FingerprintHash hash, Deadline 
 Task<std::vector<StoredBuild>> ContextStore::find(SegmentName segment, FingerprintHash fingerprint,
                                                   Slice slice, Deadline deadline) {
   std::vector<PrefixHash> ends = {segment.end};
-  ICE_CO_TRY(const MatchReply reply,
-             co_await node_.match(std::move(ends), fingerprint, deadline));
+  ICE_CO_TRY(const MatchReply reply, co_await node_.match(std::move(ends), fingerprint, deadline));
   std::vector<StoredBuild> found;
   for (const StoredBuild& build : reply.builds) {
     if (build.segment == segment && build.slice == slice) found.push_back(build);
@@ -88,8 +86,7 @@ Task<std::vector<StoredBuild>> ContextStore::find(SegmentName segment, Fingerpri
 }
 
 Task<Manifest> ContextStore::load_manifest(const StoredBuild& build, Deadline deadline) {
-  const ObjectKey key =
-      key_of(build.segment.id(), build.build, {.kind = PartKind::kManifest});
+  const ObjectKey key = key_of(build.segment.id(), build.build, {.kind = PartKind::kManifest});
   std::vector<ObjectKey> keys = {key};
   ICE_CO_TRY(const GetReply reply,
              co_await node_.get(std::move(keys), build.manifest_bytes, deadline));
@@ -176,8 +173,7 @@ Task<> ContextStore::put_all(const std::vector<PutObject>& objects, Deadline dea
       bytes += objects[begin].info.bytes;
       batch.push_back(objects[begin++]);
     }
-    ICE_CO_TRY(const std::vector<Status> statuses,
-               co_await node_.put(std::move(batch), deadline));
+    ICE_CO_TRY(const std::vector<Status> statuses, co_await node_.put(std::move(batch), deadline));
     for (const Status& status : statuses) ICE_CO_TRY(status);
   }
   co_return Status();
@@ -191,10 +187,10 @@ Task<> ContextStore::publish(const BuiltSegment& built, std::string fingerprint_
   objects.push_back(object_of(text_key, as_bytes(fingerprint_text)));
   for (std::size_t i = 0; i < built.manifest.parts.size(); ++i) {
     const PartEntry& part = built.manifest.parts[i];
-    objects.push_back({.key = key_of(segment, built.build, part.id),
-                       .info = {.bytes = static_cast<std::int64_t>(part.bytes),
-                                .checksum = part.checksum},
-                       .bytes = built.part(i)});
+    objects.push_back(
+        {.key = key_of(segment, built.build, part.id),
+         .info = {.bytes = static_cast<std::int64_t>(part.bytes), .checksum = part.checksum},
+         .bytes = built.part(i)});
   }
   const ObjectKey manifest_key = key_of(segment, built.build, {.kind = PartKind::kManifest});
   const std::vector<PutObject> commit = {object_of(manifest_key, built.manifest_bytes)};
@@ -208,8 +204,7 @@ Task<> ContextStore::remove(const Manifest& manifest, BuildId build, Deadline de
   const SegmentId segment = manifest.segment.id();
   std::vector<ObjectKey> keys = {key_of(segment, build, {.kind = PartKind::kManifest})};
   for (const PartEntry& part : manifest.parts) keys.push_back(key_of(segment, build, part.id));
-  ICE_CO_TRY(const std::vector<Status> statuses,
-             co_await node_.remove(std::move(keys), deadline));
+  ICE_CO_TRY(const std::vector<Status> statuses, co_await node_.remove(std::move(keys), deadline));
   for (const Status& status : statuses) ICE_CO_TRY(status);
   co_return Status();
 }

@@ -19,9 +19,7 @@ struct PrefixMatch {
   // which the stored model differs from the caller's.
   Status miss;
 
-  std::int64_t token_count() const {
-    return chain.empty() ? 0 : chain.back().segment.end_token();
-  }
+  std::int64_t token_count() const { return chain.empty() ? 0 : chain.back().segment.end_token(); }
 };
 
 // L0 to L2 of a stored build, verified end to end.
@@ -30,8 +28,8 @@ struct LoadedSegment {
   std::shared_ptr<const SegmentIndex> index;
 };
 
-// Everything that is read is checked against the manifest, and the manifest against the build id, so
-// what comes back is what was published, whatever tier or path it took.
+// Everything that is read is checked against the manifest, and the manifest against the build id,
+// so what comes back is what was published, whatever tier or path it took.
 //
 // Threads  Any executor; calls may run side by side.
 // Errors   kNotFound with a reason for what cannot be read, among them integrity; kUnavailable,
@@ -41,12 +39,12 @@ class ContextStore {
   explicit ContextStore(NodeStub& node) : node_(node) {}
 
   // The chain of exact builds of slice `whole` that reaches furthest into `prefix` (h_0 … h_n).
-  Task<PrefixMatch> match(std::vector<PrefixHash> prefix, std::string fingerprint_text,
-                          Slice whole, Deadline deadline);
+  Task<PrefixMatch> match(std::vector<PrefixHash> prefix, std::string fingerprint_text, Slice whole,
+                          Deadline deadline);
 
   // A stored build of this very segment, the smallest id where there are several; empty: none.
-  Task<std::vector<StoredBuild>> find(SegmentName segment, FingerprintHash fingerprint,
-                                      Slice slice, Deadline deadline);
+  Task<std::vector<StoredBuild>> find(SegmentName segment, FingerprintHash fingerprint, Slice slice,
+                                      Deadline deadline);
 
   Task<LoadedSegment> load(StoredBuild build, Deadline deadline);
 
@@ -69,8 +67,8 @@ class ContextStore {
 
  private:
   Task<Manifest> load_manifest(const StoredBuild& build, Deadline deadline);
-  Task<std::vector<AlignedBytes>> load_parts(const StoredBuild& build,
-                                             std::vector<PartEntry> parts, Deadline deadline);
+  Task<std::vector<AlignedBytes>> load_parts(const StoredBuild& build, std::vector<PartEntry> parts,
+                                             Deadline deadline);
   Task<> put_all(const std::vector<PutObject>& objects, Deadline deadline);
   Task<std::string> load_fingerprint(FingerprintHash hash, Deadline deadline);
 

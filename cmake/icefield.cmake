@@ -15,9 +15,9 @@ add_library(icefield_flags INTERFACE)
 target_compile_options(icefield_flags INTERFACE
   -Wall -Wextra -Wconversion -Wshadow -Werror
   -Wno-missing-field-initializers  # designated initializers leave the defaults on purpose
-  # GCC 12 sees overlapping copies in plain std::string concatenation (GCC bug 105651), uninitialized
-  # variables inside its own AVX-512 intrinsics (105593), and a wrong operator delete for coroutine
-  # frames (109224).
+  # GCC 12 sees overlapping copies in plain std::string concatenation (GCC bug 105651),
+  # uninitialized variables inside its own AVX-512 intrinsics (105593), and a wrong operator
+  # delete for coroutine frames (109224).
   $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict -Wno-maybe-uninitialized -Wno-mismatched-new-delete>
   # The bytes that kernels compute must not depend on what the optimiser fuses.
   -ffp-contract=off)
@@ -104,6 +104,7 @@ function(icefield_test name)
   target_compile_definitions(${name} PRIVATE
     ICEFIELD_SOURCE_DIR="${PROJECT_SOURCE_DIR}" ICEFIELD_BIN_DIR="${CMAKE_BINARY_DIR}/bin")
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  set(tsan "suppressions=${PROJECT_SOURCE_DIR}/tests/tsan.supp:history_size=4")
   set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}"
-    ENVIRONMENT "TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/tests/tsan.supp:history_size=4;UBSAN_OPTIONS=print_stacktrace=1;ASAN_OPTIONS=detect_stack_use_after_return=0")
+    ENVIRONMENT "TSAN_OPTIONS=${tsan};UBSAN_OPTIONS=print_stacktrace=1")
 endfunction()

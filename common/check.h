@@ -7,9 +7,10 @@ namespace icefield::internal {
 }  // namespace icefield::internal
 
 // Pre- and postconditions; stays on in release builds.
-#define ICE_CHECK(condition)                                                       \
-  (static_cast<bool>(condition) ? static_cast<void>(0)                             \
-                                : ::icefield::internal::check_failed(#condition, __FILE__, __LINE__))
+#define ICE_CHECK(condition)    \
+  (static_cast<bool>(condition) \
+       ? static_cast<void>(0)   \
+       : ::icefield::internal::check_failed(#condition, __FILE__, __LINE__))
 
 // Only where ICE_CHECK would cost time that can be measured.
 #ifdef NDEBUG

@@ -25,7 +25,8 @@ inline float fp16_to_float(Fp16 bits) {
   const std::uint32_t exponent = (bits >> 10) & 0x1fu;
   const std::uint32_t mantissa = bits & 0x3ffu;
   if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
-  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+  if (exponent != 0)
+    return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
   // Subnormal: mantissa * 2^-24, exact in float.
   const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
   return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(magnitude));
@@ -36,9 +37,9 @@ inline Fp16 float_to_fp16(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
   const std::uint32_t sign = (bits >> 16) & 0x8000u;
   const std::uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return static_cast<Fp16>(sign | 0x7e00u);       // NaN
-  if (magnitude >= 0x477ff000u) return static_cast<Fp16>(sign | 0x7c00u);      // >= 65520
-  if (magnitude < 0x38800000u) {                                               // < 2^-14
+  if (magnitude > 0x7f800000u) return static_cast<Fp16>(sign | 0x7e00u);   // NaN
+  if (magnitude >= 0x477ff000u) return static_cast<Fp16>(sign | 0x7c00u);  // >= 65520
+  if (magnitude < 0x38800000u) {                                           // < 2^-14
     // Adding 0.5 shifts the mantissa so that the hardware rounds it to multiples of 2^-24.
     const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
     return static_cast<Fp16>(sign | (std::bit_cast<std::uint32_t>(shifted) - 0x3f000000u));

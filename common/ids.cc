@@ -113,8 +113,8 @@ Result<ObjectKey> ObjectKey::parse(ConstByteSpan bytes) {
 }
 
 std::string to_string(const ObjectKey& key) {
-  std::string text = to_string(key.segment).substr(0, 8) + "/" +
-                     to_string(key.build).substr(0, 8) + " ";
+  std::string text =
+      to_string(key.segment).substr(0, 8) + "/" + to_string(key.build).substr(0, 8) + " ";
   text += to_string(key.part.kind);
   if (key.part.kind == PartKind::kManifest || key.part.kind == PartKind::kFingerprint) return text;
   text += " layer " + std::to_string(key.part.layer);

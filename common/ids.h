@@ -25,17 +25,17 @@ template <class Tag>
 struct TypedHash : Hash128 {
   friend auto operator<=>(const TypedHash&, const TypedHash&) = default;
 };
-using PrefixHash = TypedHash<struct PrefixHashTag>;            // h_k: all tokens up to a block's end
-using SegmentId = TypedHash<struct SegmentIdTag>;              // tokens and origin, not bytes
-using BuildId = TypedHash<struct BuildIdTag>;                  // exact bytes: hash of the manifest
+using PrefixHash = TypedHash<struct PrefixHashTag>;  // h_k: all tokens up to a block's end
+using SegmentId = TypedHash<struct SegmentIdTag>;    // tokens and origin, not bytes
+using BuildId = TypedHash<struct BuildIdTag>;        // exact bytes: hash of the manifest
 using FingerprintHash = TypedHash<struct FingerprintHashTag>;  // common/fingerprint.h
 
 // What every prefix hash of a sequence starts from.
 struct PrefixRoot {
-  std::string name_space;            // tenants never share KV
-  std::string salt;                  // chosen by the caller; empty by default
-  FingerprintHash fingerprint;       // of the model
-  std::uint64_t flush_number = 0;    // raised to drop a namespace
+  std::string name_space;          // tenants never share KV
+  std::string salt;                // chosen by the caller; empty by default
+  FingerprintHash fingerprint;     // of the model
+  std::uint64_t flush_number = 0;  // raised to drop a namespace
 };
 
 // h_0.
@@ -50,8 +50,7 @@ PrefixHash prefix_next(const PrefixHash& previous, std::span<const std::uint32_t
                        std::vector<BlockExtra> extras = {});
 
 // h_0, h_1 … h_n for the n whole blocks of `tokens`.
-std::vector<PrefixHash> prefix_chain(const PrefixRoot& root,
-                                     std::span<const std::uint32_t> tokens);
+std::vector<PrefixHash> prefix_chain(const PrefixRoot& root, std::span<const std::uint32_t> tokens);
 
 // How the K/V of a segment came about. Exact: dense attention (or budget >= length) over exact
 // parents; found by prefix lookup. Approx: at a small budget; carries a random tag and belongs to
@@ -73,9 +72,9 @@ BuildId build_id(ConstByteSpan manifest);
 
 enum class PartKind : std::uint8_t {
   kManifest = 0,
-  kLists = 1,        // L0
-  kClusters = 2,     // L1
-  kCodes = 3,        // L2
+  kLists = 1,     // L0
+  kClusters = 2,  // L1
+  kCodes = 3,     // L2
   kOrder = 4,
   kExtent = 5,
   kFingerprint = 6,  // the text whose hash is the fingerprint; segment field = that hash, build 0

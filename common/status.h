@@ -41,15 +41,15 @@ enum class MissReason : std::uint8_t {
   kEvicted = 2,
   kExpired = 3,
   kFlushed = 4,
-  kFingerprint = 5,   // stored by another model, weight revision or layout
-  kIntegrity = 6,     // stored bytes failed verification
+  kFingerprint = 5,  // stored by another model, weight revision or layout
+  kIntegrity = 6,    // stored bytes failed verification
   kNodeDown = 7,
   kQuota = 8,
-  kNotWorthIt = 9,    // loading was estimated to take longer than recomputing
+  kNotWorthIt = 9,  // loading was estimated to take longer than recomputing
 };
 
-std::string_view to_string(Code code);            // "not found"
-std::string_view to_string(MissReason reason);    // "never stored"
+std::string_view to_string(Code code);          // "not found"
+std::string_view to_string(MissReason reason);  // "never stored"
 
 // Success, or a code with a message. Success costs one null pointer; copies share the message.
 //
@@ -143,17 +143,19 @@ Status take_status(Result<T>&& result) {
 // ICE_TRY(expr): returns from the function when `expr` (a Status or a Result) is an error.
 // ICE_TRY(auto x, expr): the same, else moves the value of the Result into `x`.
 // ICE_CO_TRY is their twin for coroutines.
-#define ICE_TRY(...) ICE_INTERNAL_PICK(__VA_ARGS__, ICE_INTERNAL_TRY2, ICE_INTERNAL_TRY1)(return, __VA_ARGS__)
+#define ICE_TRY(...) \
+  ICE_INTERNAL_PICK(__VA_ARGS__, ICE_INTERNAL_TRY2, ICE_INTERNAL_TRY1)(return, __VA_ARGS__)
 #define ICE_CO_TRY(...) \
   ICE_INTERNAL_PICK(__VA_ARGS__, ICE_INTERNAL_TRY2, ICE_INTERNAL_TRY1)(co_return, __VA_ARGS__)
 
 #define ICE_INTERNAL_PICK(a, b, name, ...) name
 #define ICE_INTERNAL_JOIN2(a, b) a##b
 #define ICE_INTERNAL_JOIN(a, b) ICE_INTERNAL_JOIN2(a, b)
-#define ICE_INTERNAL_TRY1(ret, expr) ICE_INTERNAL_TRY1_(ret, ICE_INTERNAL_JOIN(ice_s, __COUNTER__), expr)
-#define ICE_INTERNAL_TRY1_(ret, name, expr)                                       \
-  if (::icefield::Status name = ::icefield::internal::take_status(expr); !name.ok()) \
-  [[unlikely]] ret name
+#define ICE_INTERNAL_TRY1(ret, expr) \
+  ICE_INTERNAL_TRY1_(ret, ICE_INTERNAL_JOIN(ice_s, __COUNTER__), expr)
+#define ICE_INTERNAL_TRY1_(ret, name, expr)                                                       \
+  if (::icefield::Status name = ::icefield::internal::take_status(expr); !name.ok()) [[unlikely]] \
+  ret name
 #define ICE_INTERNAL_TRY2(ret, decl, expr) \
   ICE_INTERNAL_TRY2_(ret, decl, ICE_INTERNAL_JOIN(ice_r, __COUNTER__), expr)
 #define ICE_INTERNAL_TRY2_(ret, decl, name, expr) \

@@ -72,7 +72,8 @@ void ThreadPool::work() {
         continue;
       }
       std::unique_lock lock(mutex_);
-      wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen || stop_; });
+      wake_.wait(lock,
+                 [&] { return generation_.load(std::memory_order_acquire) != seen || stop_; });
     }
     if (stop_.load()) return;
     seen = generation_.load(std::memory_order_acquire);

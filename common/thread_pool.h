@@ -50,10 +50,10 @@ class ThreadPool {
   std::int64_t count_ = 0;
 
   std::atomic<std::int64_t> next_{0};
-  std::atomic<int> busy_{0};                    // workers still inside the loop
-  std::atomic<std::uint64_t> generation_{0};    // release/acquire pairs with the loop's fields
+  std::atomic<int> busy_{0};                  // workers still inside the loop
+  std::atomic<std::uint64_t> generation_{0};  // release/acquire pairs with the loop's fields
   std::atomic<bool> stop_{false};
-  std::mutex mutex_;                            // sleeping and waking only
+  std::mutex mutex_;  // sleeping and waking only
   std::condition_variable wake_;
 };
 

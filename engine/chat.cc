@@ -82,8 +82,9 @@ Result<ChatFrame> chat_frame(const GgufFile& file, const Tokenizer& tokenizer) {
   if (text.find("<|im_start|>") != std::string_view::npos) return chatml(text, build);
   if (text.find("<|start_header_id|>") != std::string_view::npos) return llama3(build);
   return Status(Code::kUnimplemented,
-                "model " + file.path() + ": chat template of an unknown family (ChatML and Llama 3 "
-                                         "are known); use --prompt=raw");
+                "model " + file.path() +
+                    ": chat template of an unknown family (ChatML and Llama 3 "
+                    "are known); use --prompt=raw");
 }
 
 }  // namespace icefield

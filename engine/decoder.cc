@@ -45,9 +45,9 @@ Status Decoder::check(const Context& context, std::span<const TokenId> tokens) c
   const std::int64_t end = context.token_count() + static_cast<std::int64_t>(tokens.size());
   if (tokens.empty()) return Status(Code::kInvalidArgument, "no tokens to compute");
   if (end > config.max_positions) {
-    return Status(Code::kInvalidArgument,
-                  std::to_string(end) + " tokens, but the model has " +
-                      std::to_string(config.max_positions) + " positions; shorten the text");
+    return Status(Code::kInvalidArgument, std::to_string(end) + " tokens, but the model has " +
+                                              std::to_string(config.max_positions) +
+                                              " positions; shorten the text");
   }
   for (const TokenId token : tokens) {
     if (static_cast<std::int64_t>(token) >= config.vocabulary) {
@@ -88,9 +88,9 @@ Result<std::span<const float>> Decoder::forward(Context& context, std::span<cons
   fit(logits_, vocabulary * (options.all_logits ? count : 1));
   for (std::int64_t first = 0; first < count; first += options.group_tokens) {
     const std::int64_t group = std::min<std::int64_t>(options.group_tokens, count - first);
-    ICE_TRY(run_step(context,
-                     tokens.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(group)),
-                     options.attend, options.observer));
+    ICE_TRY(run_step(
+        context, tokens.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(group)),
+        options.attend, options.observer));
     const bool last = first + group == count;
     if (!options.all_logits && !last) continue;
     // All rows of the group, or the last one only.

@@ -22,8 +22,8 @@ class AttentionObserver {
 };
 
 // Threads  One call at a time. Results do not depend on the size of the thread pool.
-// Errors   Those of the worker; kInvalidArgument when a context would grow beyond the positions that
-//          the model was trained for, or for a token that is not in the vocabulary.
+// Errors   Those of the worker; kInvalidArgument when a context would grow beyond the positions
+//          that the model was trained for, or for a token that is not in the vocabulary.
 class Decoder {
  public:
   // Tokens that prefill computes together.
@@ -68,7 +68,8 @@ class Decoder {
   const Model& model_;
   Worker& worker_;
   ThreadPool& threads_;
-  std::vector<std::vector<float>> norms_;  // decoded: attention and ffn norm of each layer, the last
+  std::vector<std::vector<float>>
+      norms_;  // decoded: attention and ffn norm of each layer, the last
 
   std::vector<float> x_, normed_, q_, k_, v_, attended_, gate_, up_, product_, logits_;
   std::vector<RopeRow> rope_;

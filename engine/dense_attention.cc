@@ -4,13 +4,12 @@
 #define HWY_TARGET_INCLUDE "engine/dense_attention.cc"
 #include "hwy/foreach_target.h"  // compiles this file once per instruction set
 // The order matters: the code below needs the target.
-#include "hwy/contrib/math/math-inl.h"
-#include "hwy/highway.h"
-
 #include <algorithm>
 #include <cmath>
 
 #include "engine/dense_attention.h"
+#include "hwy/contrib/math/math-inl.h"
+#include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace icefield {
@@ -20,7 +19,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 using FloatTag = hn::CappedTag<float, 16>;
 
 // Turns one row of logits into weights e^(scale·x - largest) and returns the factor that what was
-// summed before must be multiplied by. Logits from `visible` on are masked. count is a multiple of 16.
+// summed before must be multiplied by. Logits from `visible` on are masked. count: a multiple
+// of 16.
 float softmax_row_target(float* x, std::int64_t count, std::int64_t visible, float scale,
                          float& largest, float& total) {
   const FloatTag d;
@@ -69,8 +69,8 @@ HWY_EXPORT(to_floats_target);
 
 namespace {
 
-constexpr std::int64_t kTileTokens = 64;   // query tokens of one piece of work
-constexpr std::int64_t kBlockRuns = 8;     // runs of 64 keys per block
+constexpr std::int64_t kTileTokens = 64;  // query tokens of one piece of work
+constexpr std::int64_t kBlockRuns = 8;    // runs of 64 keys per block
 constexpr std::int64_t kBlockKeys = kBlockRuns * RowRun::kMaxRows;
 
 using Floats = std::vector<float, AlignedAllocator<float>>;
@@ -85,7 +85,8 @@ struct Scratch {
 // One query tile of one KV head.
 class Tile {
  public:
-  Tile(const DenseAttentionArgs& args, Scratch& scratch, std::int32_t head, std::int64_t first_token)
+  Tile(const DenseAttentionArgs& args, Scratch& scratch, std::int32_t head,
+       std::int64_t first_token)
       : args_(args),
         scratch_(scratch),
         head_(head),
@@ -130,9 +131,8 @@ class Tile {
     scratch_.values.resize(static_cast<std::size_t>(kBlockKeys * args_.d_v));
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int64_t key = first_key + i;
-      const Bf16* row =
-          scratch_.runs[static_cast<std::size_t>(key / RowRun::kMaxRows)].rows +
-          key % RowRun::kMaxRows * (args_.d_k + args_.d_v);
+      const Bf16* row = scratch_.runs[static_cast<std::size_t>(key / RowRun::kMaxRows)].rows +
+                        key % RowRun::kMaxRows * (args_.d_k + args_.d_v);
       HWY_DYNAMIC_DISPATCH(to_floats_target)(row, args_.d_k, scratch_.keys.data() + i * args_.d_k);
       HWY_DYNAMIC_DISPATCH(to_floats_target)
       (row + args_.d_k, args_.d_v, scratch_.values.data() + i * args_.d_v);
@@ -143,9 +143,16 @@ class Tile {
     load_keys(first_key, count);
     const std::int64_t width = round_up(count, 16);
     scratch_.weights.resize(static_cast<std::size_t>(rows_ * width));
-    sgemm({.m = rows_, .n = count, .k = args_.d_k, .a = scratch_.q.data(), .lda = args_.d_k,
-           .b = scratch_.keys.data(), .ldb = args_.d_k, .b_transposed = true,
-           .c = scratch_.weights.data(), .ldc = width});
+    sgemm({.m = rows_,
+           .n = count,
+           .k = args_.d_k,
+           .a = scratch_.q.data(),
+           .lda = args_.d_k,
+           .b = scratch_.keys.data(),
+           .ldb = args_.d_k,
+           .b_transposed = true,
+           .c = scratch_.weights.data(),
+           .ldc = width});
     for (std::int64_t r = 0; r < rows_; ++r) {
       const std::int64_t position = args_.first_position + first_token_ + r / args_.query_group;
       const std::int64_t visible = std::clamp<std::int64_t>(position + 1 - first_key, 0, count);
@@ -160,17 +167,23 @@ class Tile {
       float* out = scratch_.out.data() + r * args_.d_v;
       for (std::int32_t j = 0; factor != 1 && j < args_.d_v; ++j) out[j] *= factor;
     }
-    sgemm({.m = rows_, .n = args_.d_v, .k = count, .a = scratch_.weights.data(), .lda = width,
-           .b = scratch_.values.data(), .ldb = args_.d_v, .c = scratch_.out.data(),
-           .ldc = args_.d_v, .accumulate = true});
+    sgemm({.m = rows_,
+           .n = args_.d_v,
+           .k = count,
+           .a = scratch_.weights.data(),
+           .lda = width,
+           .b = scratch_.values.data(),
+           .ldb = args_.d_v,
+           .c = scratch_.out.data(),
+           .ldc = args_.d_v,
+           .accumulate = true});
   }
 
   void scatter_output() {
     for (std::int64_t r = 0; r < rows_; ++r) {
       const float inverse = 1.0f / scratch_.total[static_cast<std::size_t>(r)];
       const float* from = scratch_.out.data() + r * args_.d_v;
-      float* to = args_.out +
-                  (head_at(r / args_.query_group) + r % args_.query_group) * args_.d_v;
+      float* to = args_.out + (head_at(r / args_.query_group) + r % args_.query_group) * args_.d_v;
       for (std::int32_t j = 0; j < args_.d_v; ++j) to[j] = from[j] * inverse;
     }
   }

@@ -11,36 +11,42 @@
 namespace icefield {
 namespace {
 
-constexpr std::uint32_t kMagic = 0x46554747;  // "GGUF"
+constexpr std::uint32_t kMagic = 0x46554747;   // "GGUF"
 constexpr std::uint64_t kMaxItems = 1u << 24;  // of an array; also metadata keys and tensors
 
 enum class ValueType : std::uint32_t {
-  kUint8 = 0, kInt8 = 1, kUint16 = 2, kInt16 = 3, kUint32 = 4, kInt32 = 5, kFloat32 = 6,
-  kBool = 7, kString = 8, kArray = 9, kUint64 = 10, kInt64 = 11, kFloat64 = 12,
+  kUint8 = 0,
+  kInt8 = 1,
+  kUint16 = 2,
+  kInt16 = 3,
+  kUint32 = 4,
+  kInt32 = 5,
+  kFloat32 = 6,
+  kBool = 7,
+  kString = 8,
+  kArray = 9,
+  kUint64 = 10,
+  kInt64 = 11,
+  kFloat64 = 12,
 };
 
 struct TypeInfo {
   const char* name;
-  std::int64_t block;        // elements; 0: the engine does not compute with it
+  std::int64_t block;  // elements; 0: the engine does not compute with it
   std::int64_t block_bytes;
 };
 
 const std::map<std::uint32_t, TypeInfo>& type_table() {
   static const std::map<std::uint32_t, TypeInfo> table = {
-      {0, {"F32", 1, 4}},        {1, {"F16", 1, 2}},
-      {2, {"Q4_0", 32, 18}},     {3, {"Q4_1", 32, 20}},
-      {6, {"Q5_0", 0, 0}},       {7, {"Q5_1", 0, 0}},
-      {8, {"Q8_0", 32, 34}},     {9, {"Q8_1", 0, 0}},
-      {10, {"Q2_K", 0, 0}},      {11, {"Q3_K", 0, 0}},
-      {12, {"Q4_K", 0, 0}},      {13, {"Q5_K", 0, 0}},
-      {14, {"Q6_K", 0, 0}},      {15, {"Q8_K", 0, 0}},
-      {16, {"IQ2_XXS", 0, 0}},   {17, {"IQ2_XS", 0, 0}},
-      {18, {"IQ3_XXS", 0, 0}},   {19, {"IQ1_S", 0, 0}},
-      {20, {"IQ4_NL", 0, 0}},    {21, {"IQ3_S", 0, 0}},
-      {22, {"IQ2_S", 0, 0}},     {23, {"IQ4_XS", 0, 0}},
-      {29, {"IQ1_M", 0, 0}},     {30, {"BF16", 1, 2}},
-      {34, {"TQ1_0", 0, 0}},     {35, {"TQ2_0", 0, 0}},
-      {39, {"MXFP4", 0, 0}},
+      {0, {"F32", 1, 4}},     {1, {"F16", 1, 2}},      {2, {"Q4_0", 32, 18}},
+      {3, {"Q4_1", 32, 20}},  {6, {"Q5_0", 0, 0}},     {7, {"Q5_1", 0, 0}},
+      {8, {"Q8_0", 32, 34}},  {9, {"Q8_1", 0, 0}},     {10, {"Q2_K", 0, 0}},
+      {11, {"Q3_K", 0, 0}},   {12, {"Q4_K", 0, 0}},    {13, {"Q5_K", 0, 0}},
+      {14, {"Q6_K", 0, 0}},   {15, {"Q8_K", 0, 0}},    {16, {"IQ2_XXS", 0, 0}},
+      {17, {"IQ2_XS", 0, 0}}, {18, {"IQ3_XXS", 0, 0}}, {19, {"IQ1_S", 0, 0}},
+      {20, {"IQ4_NL", 0, 0}}, {21, {"IQ3_S", 0, 0}},   {22, {"IQ2_S", 0, 0}},
+      {23, {"IQ4_XS", 0, 0}}, {29, {"IQ1_M", 0, 0}},   {30, {"BF16", 1, 2}},
+      {34, {"TQ1_0", 0, 0}},  {35, {"TQ2_0", 0, 0}},   {39, {"MXFP4", 0, 0}},
   };
   return table;
 }
@@ -122,22 +128,21 @@ Result<std::unique_ptr<GgufFile>> GgufFile::open(const std::string& path) {
   const bool regular = ::fstat(file, &info) == 0 && S_ISREG(info.st_mode);
   void* mapped = MAP_FAILED;
   if (regular && info.st_size > 0) {
-    mapped = ::mmap(nullptr, static_cast<std::size_t>(info.st_size), PROT_READ, MAP_PRIVATE, file, 0);
+    mapped =
+        ::mmap(nullptr, static_cast<std::size_t>(info.st_size), PROT_READ, MAP_PRIVATE, file, 0);
   }
   ::close(file);
   if (!regular) return problem("not a file");
   if (info.st_size == 0) return problem("empty file");
-  if (mapped == MAP_FAILED) return problem(std::string("cannot be mapped: ") + std::strerror(errno));
-  std::unique_ptr<GgufFile> gguf(
-      new GgufFile(path, {static_cast<const std::byte*>(mapped),
-                          static_cast<std::size_t>(info.st_size)}));
+  if (mapped == MAP_FAILED)
+    return problem(std::string("cannot be mapped: ") + std::strerror(errno));
+  std::unique_ptr<GgufFile> gguf(new GgufFile(
+      path, {static_cast<const std::byte*>(mapped), static_cast<std::size_t>(info.st_size)}));
   ICE_TRY(gguf->parse());
   return gguf;
 }
 
-GgufFile::~GgufFile() {
-  ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
-}
+GgufFile::~GgufFile() { ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size()); }
 
 Status GgufFile::error(const std::string& what) const {
   return Status(Code::kInvalidArgument, "model " + path_ + ": " + what);
@@ -161,8 +166,8 @@ Status GgufFile::parse() {
     const std::string_view key = get_string(reader);
     const auto type = static_cast<ValueType>(reader.get<std::uint32_t>());
     Value value;
-    const bool known = type == ValueType::kArray ? get_array(reader, value)
-                                                 : get_scalar(reader, type, value);
+    const bool known =
+        type == ValueType::kArray ? get_array(reader, value) : get_scalar(reader, type, value);
     if (!reader.ok() || !known) {
       return error("truncated or damaged: metadata entry " + std::to_string(i) + " of " +
                    std::to_string(key_count) + " cannot be read");
@@ -235,9 +240,8 @@ Result<std::span<const std::string_view>> GgufFile::texts(std::string_view key) 
 
 Result<std::span<const std::int64_t>> GgufFile::integers(std::string_view key) const {
   const auto found = metadata_.find(key);
-  const auto* list = found == metadata_.end()
-                         ? nullptr
-                         : std::get_if<std::vector<std::int64_t>>(&found->second);
+  const auto* list =
+      found == metadata_.end() ? nullptr : std::get_if<std::vector<std::int64_t>>(&found->second);
   if (list == nullptr) {
     return error("metadata \"" + std::string(key) + "\" is missing or not a list of integers");
   }
@@ -267,8 +271,8 @@ Result<Tensor> GgufFile::tensor(std::string_view name, std::int64_t rows, std::i
     return error("tensor \"" + std::string(name) + "\" has rows of " + std::to_string(cols) +
                  " elements, not whole " + info->second.name + " blocks");
   }
-  const auto size = static_cast<std::uint64_t>(rows * (cols / info->second.block) *
-                                               info->second.block_bytes);
+  const auto size =
+      static_cast<std::uint64_t>(rows * (cols / info->second.block) * info->second.block_bytes);
   if (raw.offset > bytes_.size() || data_begin_ + raw.offset + size > bytes_.size()) {
     return error("truncated: tensor \"" + std::string(name) + "\" ends at byte " +
                  std::to_string(data_begin_ + raw.offset + size) + " of " +

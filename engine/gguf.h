@@ -19,9 +19,9 @@ namespace icefield {
 enum class TensorType : std::uint32_t {
   kF32 = 0,
   kF16 = 1,
-  kQ4_0 = 2,   // blocks of 32: fp16 scale, 4-bit codes - 8
-  kQ4_1 = 3,   // blocks of 32: fp16 scale, fp16 minimum, 4-bit codes
-  kQ8_0 = 8,   // blocks of 32: fp16 scale, int8
+  kQ4_0 = 2,  // blocks of 32: fp16 scale, 4-bit codes - 8
+  kQ4_1 = 3,  // blocks of 32: fp16 scale, fp16 minimum, 4-bit codes
+  kQ8_0 = 8,  // blocks of 32: fp16 scale, int8
   kBF16 = 30,
 };
 // The name that GGUF tools print for type number `type`: "Q4_1"; "type 99" when it has none.
@@ -42,9 +42,9 @@ struct Tensor {
 // Errors     kInvalidArgument names the file and what is wrong with it.
 class GgufFile {
  public:
-  using Value = std::variant<std::uint64_t, std::int64_t, double, bool, std::string_view,
-                             std::vector<std::string_view>, std::vector<std::int64_t>,
-                             std::vector<double>>;
+  using Value =
+      std::variant<std::uint64_t, std::int64_t, double, bool, std::string_view,
+                   std::vector<std::string_view>, std::vector<std::int64_t>, std::vector<double>>;
 
   static Result<std::unique_ptr<GgufFile>> open(const std::string& path);
   ~GgufFile();

@@ -4,8 +4,6 @@
 #define HWY_TARGET_INCLUDE "engine/matmul.cc"
 #include "hwy/foreach_target.h"  // compiles this file once per instruction set
 // The order matters: the code below needs the target.
-#include "hwy/highway.h"
-
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -13,6 +11,7 @@
 #include "common/check.h"
 #include "common/float_bits.h"
 #include "engine/matmul.h"
+#include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace icefield {
@@ -39,8 +38,8 @@ HWY_INLINE void nibbles(const std::byte* packed, F&& f) {
   const hn::Rebind<std::uint8_t, FloatTag> d8;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   for (std::int64_t i = 0; i < kBlock / 2; i += lanes) {
-    const auto both = hn::PromoteTo(
-        di, hn::LoadU(d8, reinterpret_cast<const std::uint8_t*>(packed) + i));
+    const auto both =
+        hn::PromoteTo(di, hn::LoadU(d8, reinterpret_cast<const std::uint8_t*>(packed) + i));
     f(hn::ConvertTo(d, hn::And(both, hn::Set(di, 15))), i);
     f(hn::ConvertTo(d, hn::ShiftRight<4>(both)), i + kBlock / 2);
   }
@@ -71,9 +70,7 @@ struct Q4_1 {
 
 struct Q8_0 {
   static constexpr std::int64_t kBytes = 34;
-  static BlockScale scale(const std::byte* block) {
-    return {fp16_to_float(load<Fp16>(block)), 0};
-  }
+  static BlockScale scale(const std::byte* block) { return {fp16_to_float(load<Fp16>(block)), 0}; }
   template <class F>
   static HWY_INLINE void integers(const std::byte* block, F&& f) {
     const FloatTag d;
@@ -108,9 +105,8 @@ HWY_INLINE float dot_packed(const std::byte* row, std::int64_t cols, const float
   for (std::int64_t b = 0; b < cols / kBlock; ++b, row += Format::kBytes, x += kBlock) {
     const BlockScale s = Format::scale(row);
     FloatVec block = hn::Zero(d);
-    Format::integers(row, [&](FloatVec q, std::int64_t i) HWY_ATTR {
-      block = hn::MulAdd(q, hn::LoadU(d, x + i), block);
-    });
+    Format::integers(row, [&](FloatVec q, std::int64_t i)
+                              HWY_ATTR { block = hn::MulAdd(q, hn::LoadU(d, x + i), block); });
     sum = hn::MulAdd(block, hn::Set(d, s.scale), sum);
     offsets += s.offset * block_sums[b];
   }
@@ -253,8 +249,14 @@ void multiply_tile(const Piece& piece, const float* x, std::int64_t tokens) {
   thread_local std::vector<float> tile;
   decode_tile(piece, row, tile);
   const Tensor& weights = *piece.product->weights;
-  sgemm({.m = tokens, .n = piece.count, .k = weights.cols, .a = x, .lda = weights.cols,
-         .b = tile.data(), .ldb = piece.count, .c = piece.product->y + piece.first,
+  sgemm({.m = tokens,
+         .n = piece.count,
+         .k = weights.cols,
+         .a = x,
+         .lda = weights.cols,
+         .b = tile.data(),
+         .ldb = piece.count,
+         .c = piece.product->y + piece.first,
          .ldc = weights.rows});
 }
 

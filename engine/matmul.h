@@ -26,8 +26,8 @@ constexpr std::int64_t kFewTokens = 32;
 // Row `row` of a matrix as floats, exactly as the file format defines it: out [cols].
 void decode_row(const Tensor& weights, std::int64_t row, float* out);
 
-// C [m, n] (+)= A [m, k] B [k, n], or B [n, k] transposed; row-major with leading dimensions, on the
-// calling thread only. The engine's one door to BLAS.
+// C [m, n] (+)= A [m, k] B [k, n], or B [n, k] transposed; row-major with leading dimensions, on
+// the calling thread only. The engine's one door to BLAS.
 struct Sgemm {
   std::int64_t m = 0;
   std::int64_t n = 0;

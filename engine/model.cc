@@ -24,7 +24,8 @@ Status Model::read_config() {
   };
   ICE_TRY(const std::string_view architecture, file_->text("general.architecture"));
   if (architecture != "llama") {
-    return refuse("architecture \"" + std::string(architecture) + "\"; only \"llama\" is supported");
+    return refuse("architecture \"" + std::string(architecture) +
+                  "\"; only \"llama\" is supported");
   }
   if (file_->has("llama.rope.scaling.type")) {
     ICE_TRY(const std::string_view scaling, file_->text("llama.rope.scaling.type"));
@@ -61,10 +62,10 @@ Status Model::read_config() {
     }
   }
   if (heads % kv_heads != 0 || config_.hidden % heads != 0) {
-    return Status(Code::kInvalidArgument,
-                  "model " + file_->path() + ": " + std::to_string(heads) + " heads over " +
-                      std::to_string(kv_heads) + " KV heads and a width of " +
-                      std::to_string(config_.hidden) + " do not divide");
+    return Status(Code::kInvalidArgument, "model " + file_->path() + ": " + std::to_string(heads) +
+                                              " heads over " + std::to_string(kv_heads) +
+                                              " KV heads and a width of " +
+                                              std::to_string(config_.hidden) + " do not divide");
   }
   std::int64_t head_dim = config_.hidden / heads;
   if (file_->has("llama.attention.key_length")) {
@@ -112,9 +113,7 @@ Status Model::read_weights() {
   return Status();
 }
 
-float Model::softmax_scale() const {
-  return 1.0f / std::sqrt(static_cast<float>(config_.kv.d_k));
-}
+float Model::softmax_scale() const { return 1.0f / std::sqrt(static_cast<float>(config_.kv.d_k)); }
 
 ModelFingerprint Model::fingerprint() const {
   Sha256 sha;

@@ -1,4 +1,4 @@
-// engine/model.h — weights and hyper-parameters of a Llama-architecture decoder, from one GGUF file.
+// engine/model.h — weights and hyper-parameters of a Llama-like decoder, from one GGUF file.
 #pragma once
 
 #include <memory>
@@ -14,8 +14,8 @@ namespace icefield {
 
 struct ModelConfig {
   std::string name;
-  std::int64_t hidden = 0;         // width of the residual stream
-  std::int64_t ffn = 0;            // width of the feed-forward layer
+  std::int64_t hidden = 0;  // width of the residual stream
+  std::int64_t ffn = 0;     // width of the feed-forward layer
   std::int32_t query_heads = 0;
   std::int64_t vocabulary = 0;
   std::int64_t max_positions = 0;  // trained context length
@@ -37,9 +37,9 @@ struct LayerWeights {
 
 // Ownership  Owns the mapped file and the tokenizer.
 // Threads    Const after load().
-// Errors     load: kInvalidArgument for a missing, truncated or foreign file or a tensor of the wrong
-//            shape; kUnimplemented for another architecture, a RoPE scaling, biases or tensor types
-//            that the engine does not have. The message names the file and what to do.
+// Errors     load: kInvalidArgument for a missing, truncated or foreign file or a tensor of the
+//            wrong shape; kUnimplemented for another architecture, a RoPE scaling, biases or tensor
+//            types that the engine does not have. The message names the file and what to do.
 class Model {
  public:
   static Result<std::unique_ptr<Model>> load(const std::string& path);

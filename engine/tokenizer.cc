@@ -23,9 +23,11 @@ struct PreTokenizer {
 constexpr const char* kGpt2Pattern =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 constexpr const char* kLlama3Pattern =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3})"
+    R"(| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr const char* kQwen2Pattern =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N})"
+    R"(| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 
 const std::array<PreTokenizer, 4>& pre_tokenizers() {
   static const std::array<PreTokenizer, 4> table = {{
@@ -40,8 +42,8 @@ const std::array<PreTokenizer, 4>& pre_tokenizers() {
 // GPT-2's printable stand-ins: bytes that are printable Latin-1 characters stand for themselves,
 // the others for the code points from 256 on.
 struct ByteAlphabet {
-  std::array<std::string, 256> text;                    // UTF-8 of each byte's stand-in
-  std::unordered_map<std::uint32_t, std::uint8_t> byte; // code point to byte
+  std::array<std::string, 256> text;                     // UTF-8 of each byte's stand-in
+  std::unordered_map<std::uint32_t, std::uint8_t> byte;  // code point to byte
 
   ByteAlphabet() {
     std::uint32_t next = 256;
@@ -129,16 +131,22 @@ std::size_t valid_utf8(std::string_view text) {
   std::size_t i = 0;
   while (i < text.size()) {
     const unsigned char lead = byte(i);
-    const std::size_t length = lead < 0x80 ? 1 : lead < 0xc2 ? 0 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3
-                               : lead < 0xf5 ? 4 : 0;
+    const std::size_t length = lead < 0x80   ? 1
+                               : lead < 0xc2 ? 0
+                               : lead < 0xe0 ? 2
+                               : lead < 0xf0 ? 3
+                               : lead < 0xf5 ? 4
+                                             : 0;
     if (length == 0 || i + length > text.size()) return i;
     for (std::size_t k = 1; k < length; ++k) {
       if ((byte(i + k) & 0xc0) != 0x80) return i;
     }
-    if (length == 3 && ((lead == 0xe0 && byte(i + 1) < 0xa0) || (lead == 0xed && byte(i + 1) > 0x9f))) {
+    if (length == 3 &&
+        ((lead == 0xe0 && byte(i + 1) < 0xa0) || (lead == 0xed && byte(i + 1) > 0x9f))) {
       return i;  // overlong, surrogate
     }
-    if (length == 4 && ((lead == 0xf0 && byte(i + 1) < 0x90) || (lead == 0xf4 && byte(i + 1) > 0x8f))) {
+    if (length == 4 &&
+        ((lead == 0xf0 && byte(i + 1) < 0x90) || (lead == 0xf4 && byte(i + 1) > 0x8f))) {
       return i;  // overlong, beyond U+10FFFF
     }
     i += length;
@@ -166,7 +174,7 @@ struct Tokenizer::State {
   std::vector<std::string> bytes;  // of each token
   std::vector<TokenKind> kinds;
   std::unordered_map<std::string_view, TokenId> ids;  // by name; borrows from the file
-  std::array<TokenId, 256> byte_tokens{};  // kNoToken: the vocabulary has none
+  std::array<TokenId, 256> byte_tokens{};             // kNoToken: the vocabulary has none
   std::unordered_map<std::uint64_t, Merge> merges;
   std::vector<TokenId> user_defined;  // found in text literally, longest first
 
@@ -199,9 +207,9 @@ Status Tokenizer::State::load(const GgufFile& file) {
   const auto known = std::find_if(pre_tokenizers().begin(), pre_tokenizers().end(),
                                   [&](const PreTokenizer& entry) { return entry.name == pre; });
   if (known == pre_tokenizers().end()) {
-    return Status(Code::kUnimplemented,
-                  "model " + file.path() + ": pre-tokenizer \"" + std::string(pre) +
-                      "\"; supported are gpt-2, smollm, llama-bpe and qwen2");
+    return Status(Code::kUnimplemented, "model " + file.path() + ": pre-tokenizer \"" +
+                                            std::string(pre) +
+                                            "\"; supported are gpt-2, smollm, llama-bpe and qwen2");
   }
   for (const char* pattern : known->patterns) patterns.push_back(compile(pattern));
 
@@ -220,14 +228,14 @@ Status Tokenizer::State::load(const GgufFile& file) {
     kinds.push_back(types[i] == kControlType       ? TokenKind::kControl
                     : types[i] == kUserDefinedType ? TokenKind::kUserDefined
                                                    : TokenKind::kNormal);
-    bytes.push_back(kinds.back() == TokenKind::kNormal ? bytes_of(names[i]) : std::string(names[i]));
+    bytes.push_back(kinds.back() == TokenKind::kNormal ? bytes_of(names[i])
+                                                       : std::string(names[i]));
     if (kinds.back() == TokenKind::kUserDefined && !names[i].empty()) {
       user_defined.push_back(static_cast<TokenId>(i));
     }
   }
-  std::stable_sort(user_defined.begin(), user_defined.end(), [this](TokenId a, TokenId b) {
-    return bytes[a].size() > bytes[b].size();
-  });
+  std::stable_sort(user_defined.begin(), user_defined.end(),
+                   [this](TokenId a, TokenId b) { return bytes[a].size() > bytes[b].size(); });
   for (std::size_t b = 0; b < 256; ++b) {
     const auto found = ids.find(alphabet().text[b]);
     byte_tokens[b] = found == ids.end() ? kNoToken : found->second;
@@ -264,7 +272,7 @@ Status Tokenizer::State::load_merges(std::span<const std::string_view> lines,
   return Status();
 }
 
-// The merge of lowest rank first, the leftmost of equals: a heap over the neighbours that can merge.
+// Lowest rank first, the leftmost of equals: a heap over the neighbours that can merge.
 void Tokenizer::State::encode_piece(std::string_view piece, std::vector<TokenId>& out) const {
   struct Symbol {
     TokenId token;
@@ -333,9 +341,9 @@ void Tokenizer::State::encode_plain(std::string_view text, std::vector<TokenId>&
 Result<std::vector<TokenId>> Tokenizer::encode(std::string_view text) const {
   const std::size_t valid = valid_utf8(text);
   if (valid != text.size()) {
-    return Status(Code::kInvalidArgument,
-                  "text is not UTF-8: byte " + std::to_string(valid) + " of " +
-                      std::to_string(text.size()) + "; convert it first, for example with iconv");
+    return Status(Code::kInvalidArgument, "text is not UTF-8: byte " + std::to_string(valid) +
+                                              " of " + std::to_string(text.size()) +
+                                              "; convert it first, for example with iconv");
   }
   std::vector<TokenId> tokens;
   while (!text.empty()) {

@@ -2,12 +2,11 @@
 #define HWY_TARGET_INCLUDE "engine/vector_ops.cc"
 #include "hwy/foreach_target.h"  // compiles this file once per instruction set
 // The order matters: the code below needs the target.
-#include "hwy/contrib/math/math-inl.h"
-#include "hwy/highway.h"
-
 #include <cmath>
 
 #include "engine/vector_ops.h"
+#include "hwy/contrib/math/math-inl.h"
+#include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace icefield {

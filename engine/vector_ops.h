@@ -15,7 +15,7 @@ void silu_multiply(float* gate, const float* up, std::int64_t count);
 // x += y.
 void add(float* x, const float* y, std::int64_t count);
 
-// Cosines and sines of one position: [d / 2] pairs, as trained models compute them (angles in fp32).
+// Cosines and sines of one position: [d / 2] pairs, angles in fp32 as trained models have them.
 struct RopeRow {
   std::vector<float> cosine, sine;
 };

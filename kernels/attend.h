@@ -29,7 +29,7 @@ struct SegmentAccount {
   bool fault = false;  // its terms stand in for something that did not arrive
 };
 
-// One partial result of G rows (step 7). Where a row has no terms: out 0, lse -inf, tail 0, fault 0.
+// One partial result of G rows (step 7). A row without terms has out 0, lse -inf, tail 0, fault 0.
 struct Partial {
   float* out = nullptr;    // [G, d_v]
   float* lse = nullptr;    // [G]

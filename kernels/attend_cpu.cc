@@ -4,13 +4,12 @@
 #define HWY_TARGET_INCLUDE "kernels/attend_cpu.cc"
 #include "hwy/foreach_target.h"  // compiles this file once per instruction set
 // The order matters: simd-inl.h needs the target.
-#include "hwy/highway.h"
-#include "kernels/simd-inl.h"
-
 #include <cmath>
 
 #include "common/check.h"
+#include "hwy/highway.h"
 #include "kernels/attend.h"
+#include "kernels/simd-inl.h"
 
 #if HWY_TARGET == HWY_SCALAR
 namespace icefield::HWY_NAMESPACE {
@@ -25,7 +24,7 @@ namespace {
 constexpr int kBlock = RowRun::kMaxRows;  // rows per softmax block
 constexpr int kMaxDim = 256;
 
-// Sums of up to kRowBlock query rows, unnormalised: out = Σ e^(t - largest) x, total = Σ e^(t - largest).
+// Sums of up to kRowBlock query rows, unnormalised: out = Σ w x, total = Σ w, w = e^(t - largest).
 struct Sums {
   HWY_ALIGN float out[kRowBlock][kMaxDim];
   float largest[kRowBlock];
@@ -74,7 +73,7 @@ HWY_INLINE void scale_rows(Sums& sums, const float* factor, std::int32_t d_v) {
   }
 }
 
-// out[r] += Σ_i weight[r * stride + i] x_i for vectors x_i that `load(i, j)` gives, lanes from j on.
+// out[r] += Σ_i weight[r * stride + i] x_i for the vectors x_i of `load(i, j)`, lanes from j on.
 template <int kRows, class Load>
 HWY_INLINE void add_weighted(Sums& sums, const float* weight, std::int64_t stride,
                              std::int64_t count, std::int32_t d_v, const Load& load) {
@@ -162,9 +161,8 @@ void add_rows(const HeadShape& shape, const AttendGroup& group, const float* q,
     }
     scale_rows<kRows>(sums, factor, shape.d_v);
     add_weighted<kRows>(sums, logit[0], kBlock, count, shape.d_v,
-                        [&](std::int64_t i, std::int32_t j) HWY_ATTR {
-                          return load_bf16(d, rows[i] + shape.d_k + j);
-                        });
+                        [&](std::int64_t i, std::int32_t j)
+                            HWY_ATTR { return load_bf16(d, rows[i] + shape.d_k + j); });
     done += count;
   }
 }
@@ -180,8 +178,8 @@ struct ClusterCursor {
   std::int32_t count_selected(std::int32_t s, std::int32_t first, std::int32_t end) {
     const auto before = [&](std::int32_t row) {
       return selected < group.selected_count &&
-             (group.selected[selected].segment < s || (group.selected[selected].segment == s &&
-                                                       group.selected[selected].row < row));
+             (group.selected[selected].segment < s ||
+              (group.selected[selected].segment == s && group.selected[selected].row < row));
     };
     while (before(first)) ++selected;
     const std::int32_t begin = selected;
@@ -214,13 +212,11 @@ HWY_INLINE void for_each_ranked(const AttendGroup& group, F&& f) {
   std::int32_t c = 0;
   for (std::int32_t s = 0; s < group.segment_count; ++s) {
     const LevelView& clusters = group.segments[s].clusters;
-    const bool ranked =
-        group.accounts == nullptr || group.accounts[s].by == Accounting::kTokens;
+    const bool ranked = group.accounts == nullptr || group.accounts[s].by == Accounting::kTokens;
     for (std::int32_t i = 0; i < clusters.count; ++i, ++c) {
       if (!ranked) continue;
       const std::int32_t first = clusters.first_row[i];
-      const std::int32_t taken =
-          cursor.count_selected(s, first, first + clusters.token_count[i]);
+      const std::int32_t taken = cursor.count_selected(s, first, first + clusters.token_count[i]);
       f(c, s, i, taken, cursor.selected - taken);
     }
   }
@@ -301,8 +297,8 @@ void tail_weights(const AttendGroup& group, std::int32_t h, const TailSize& size
   const auto lanes = static_cast<std::int32_t>(hn::Lanes(d));
   for (std::int32_t t = 0; t < size.terms(); t += lanes) {
     const FloatVec x = load_first(d, term + t, size.terms() - t, -HUGE_VALF);
-    const FloatVec weight = hn::IfThenZeroElse(
-        hn::Eq(x, hn::Set(d, -HUGE_VALF)), exp_lanes(d, hn::Sub(x, hn::Set(d, largest))));
+    const FloatVec weight = hn::IfThenZeroElse(hn::Eq(x, hn::Set(d, -HUGE_VALF)),
+                                               exp_lanes(d, hn::Sub(x, hn::Set(d, largest))));
     store_first(d, weight, size.terms() - t, term + t);
   }
   const float* logits = group.token_logit + static_cast<std::int64_t>(h) * size.rows;
@@ -357,9 +353,8 @@ void add_means(const LevelView& level, float* weight, std::int64_t stride, Sums&
     for (std::int32_t c = 0; c < level.count; ++c) weight[r * stride + c] *= level.value_scale[c];
   }
   add_weighted<kRows>(sums, weight, stride, level.count, level.d_v,
-                      [&](std::int64_t i, std::int32_t j) HWY_ATTR {
-                        return load_int8(d, level.value_means + i * level.d_v + j);
-                      });
+                      [&](std::int64_t i, std::int32_t j)
+                          HWY_ATTR { return load_int8(d, level.value_means + i * level.d_v + j); });
 }
 
 // The rest of a cluster with selected rows has the vector n/(n-s) ν - Σ_S v/(n-s): takes the second
@@ -376,9 +371,8 @@ void take_selected_out(const HeadShape& shape, const AttendGroup& group, float* 
   std::fill_n(weight[0], kRowBlock * kBlock, 0.0f);
   const auto flush = [&] {
     add_weighted<kRows>(sums, weight[0], kBlock, block_count, shape.d_v,
-                        [&](std::int64_t i, std::int32_t j) HWY_ATTR {
-                          return load_bf16(d, rows[i] + shape.d_k + j);
-                        });
+                        [&](std::int64_t i, std::int32_t j)
+                            HWY_ATTR { return load_bf16(d, rows[i] + shape.d_k + j); });
     std::fill_n(weight[0], kRowBlock * kBlock, 0.0f);
     block_begin += block_count;
     block_count = reader.next(rows);

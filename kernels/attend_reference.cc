@@ -50,8 +50,7 @@ Sum sum_terms(const std::vector<Term>& terms, std::int32_t d_v) {
 
 void write(const Sum& sum, std::int32_t row, const Partial& result) {
   for (std::size_t j = 0; j < sum.out.size(); ++j) {
-    result.out[static_cast<std::size_t>(row) * sum.out.size() + j] =
-        static_cast<float>(sum.out[j]);
+    result.out[static_cast<std::size_t>(row) * sum.out.size() + j] = static_cast<float>(sum.out[j]);
   }
   result.lse[row] = static_cast<float>(sum.lse);
   result.tail[row] = static_cast<float>(sum.tail);

@@ -28,13 +28,13 @@ struct HeadShape {
 };
 
 // Constants of the contract.
-constexpr float kVoteVarianceCap = 4;   // on w σ, in levels and votes
-constexpr float kTermVarianceCap = 1;   // on w σ, in tail terms
-constexpr float kVoteExponentCap = 80;  // on logit - R in votes
-constexpr std::int32_t kMaxQueryTokens = 16;     // of one call
+constexpr float kVoteVarianceCap = 4;         // on w σ, in levels and votes
+constexpr float kTermVarianceCap = 1;         // on w σ, in tail terms
+constexpr float kVoteExponentCap = 80;        // on logit - R in votes
+constexpr std::int32_t kMaxQueryTokens = 16;  // of one call
 constexpr std::int32_t kMinCandidateRows = 1024;
-constexpr std::int32_t kAllClusters = 0;         // as a breadth: every cluster is a candidate
-constexpr std::int32_t kDefaultBreadth = 16;     // beyond kAllClustersUpTo indexed tokens
+constexpr std::int32_t kAllClusters = 0;      // as a breadth: every cluster is a candidate
+constexpr std::int32_t kDefaultBreadth = 16;  // beyond kAllClustersUpTo indexed tokens
 constexpr std::int32_t kAllClustersUpTo = 8192;
 
 // Rows and clusters of a segment table, one segment after the other: the sizes of the per-row and

@@ -9,8 +9,7 @@
 namespace icefield::internal {
 
 // β q·μ of cluster (or list) `index`, μ as stored.
-inline double cluster_dot(const float* q, const LevelView& level, std::int32_t index,
-                          double beta) {
+inline double cluster_dot(const float* q, const LevelView& level, std::int32_t index, double beta) {
   double sum = 0;
   for (std::int32_t j = 0; j < level.d_k; ++j) {
     sum += static_cast<double>(q[j]) * level.key_means[level.key_mean_at(index, j)];
@@ -22,8 +21,8 @@ inline double cluster_dot(const float* q, const LevelView& level, std::int32_t i
 inline double variance_weight(const float* q, const LevelView& level, double beta) {
   double sum = 0;
   for (std::int32_t j = 0; j < level.d_k; ++j) {
-    sum += static_cast<double>(q[j]) * static_cast<double>(q[j]) *
-           static_cast<double>(level.gamma[j]);
+    sum +=
+        static_cast<double>(q[j]) * static_cast<double>(q[j]) * static_cast<double>(level.gamma[j]);
   }
   return beta * beta / 2 * sum;
 }

@@ -49,8 +49,8 @@ void rotate(const float* x, std::int32_t count, std::int32_t d, float* out) {
   std::array<float, kMaxDim> row;
   for (std::int32_t r = 0; r < count; ++r) {
     for (std::int32_t j = 0; j < d; ++j) {
-      row[static_cast<std::size_t>(j)] = x[static_cast<std::int64_t>(r) * d + j] *
-                                         signs()[static_cast<std::size_t>(j)] * factor;
+      row[static_cast<std::size_t>(j)] =
+          x[static_cast<std::int64_t>(r) * d + j] * signs()[static_cast<std::size_t>(j)] * factor;
     }
     for (std::int32_t begin = 0; begin < d; begin += block) hadamard(row.data() + begin, block);
     std::memcpy(out + static_cast<std::int64_t>(r) * d, row.data(),

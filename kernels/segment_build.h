@@ -39,11 +39,11 @@ struct DescribeArgs {
   std::int32_t d_v = 0;
   std::int32_t row_count = 0;
   std::int32_t first_indexed_row = 0;
-  const Bf16* rows = nullptr;             // [row_count, d_k + d_v] in stored order
+  const Bf16* rows = nullptr;  // [row_count, d_k + d_v] in stored order
   const Partition* partition = nullptr;
-  MutableLevelView lists;                 // out: everything but the padding
-  MutableLevelView clusters;              // out
-  MutableCodesView codes;                 // out: codes and scales; checks are the caller's
+  MutableLevelView lists;     // out: everything but the padding
+  MutableLevelView clusters;  // out
+  MutableCodesView codes;     // out: codes and scales; checks are the caller's
 };
 
 // Means, variance scalars, variance shapes and codes as docs/formats/attention.md step 2 defines

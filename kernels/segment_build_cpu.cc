@@ -4,16 +4,15 @@
 #define HWY_TARGET_INCLUDE "kernels/segment_build_cpu.cc"
 #include "hwy/foreach_target.h"  // compiles this file once per instruction set
 // The order matters: simd-inl.h needs the target.
-#include "hwy/highway.h"
-#include "kernels/simd-inl.h"
-
 #include <numeric>
 #include <span>
 #include <vector>
 
+#include "hwy/highway.h"
 #include "kernels/cluster_plan.h"
 #include "kernels/rotation.h"
 #include "kernels/segment_build.h"
+#include "kernels/simd-inl.h"
 
 #if HWY_TARGET == HWY_SCALAR
 namespace icefield::HWY_NAMESPACE {
@@ -29,7 +28,7 @@ namespace HWY_NAMESPACE {
 namespace {
 
 using Tokens = std::vector<std::int32_t>;
-using Floats = std::vector<float, AlignedAllocator<float>>;
+using Floats = std::vector<float, AlignedAllocator<float> >;
 
 // Keys as floats, by token: [token_count, d].
 struct Keys {
@@ -45,11 +44,12 @@ struct Centroids {
   std::int32_t count = 0;
   std::int32_t width = 0;  // count rounded up to whole vectors
   Floats transposed;
-  Floats half_norm;        // [width] ‖c‖²/2, +inf in the padding
+  Floats half_norm;  // [width] ‖c‖²/2, +inf in the padding
 
   void reset(std::int32_t k, std::int32_t d) {
     count = k;
-    width = static_cast<std::int32_t>(round_up(k, static_cast<std::int64_t>(hn::Lanes(FloatTag()))));
+    width =
+        static_cast<std::int32_t>(round_up(k, static_cast<std::int64_t>(hn::Lanes(FloatTag()))));
     transposed.assign(static_cast<std::size_t>(width) * static_cast<std::size_t>(d), 0.0f);
     half_norm.assign(static_cast<std::size_t>(width), HUGE_VALF);
   }
@@ -145,8 +145,7 @@ void improve(Workspace& work, std::span<const std::int32_t> sample) {
     float* sum = work.sums.data() + static_cast<std::int64_t>(c) * d;
     const std::int32_t count = work.counts[static_cast<std::size_t>(c)];
     if (count == 0) {
-      const std::int32_t at =
-          internal::strided(c, k, static_cast<std::int32_t>(sample.size()));
+      const std::int32_t at = internal::strided(c, k, static_cast<std::int32_t>(sample.size()));
       work.centroids.set(c, work.keys[sample[static_cast<std::size_t>(at)]], d);
       continue;
     }
@@ -159,8 +158,8 @@ void improve(Workspace& work, std::span<const std::int32_t> sample) {
 // See the reference. The groups are appended to `order`, their sizes to `sizes`; empty ones are
 // dropped.
 void k_means(Workspace& work, std::span<const std::int32_t> tokens,
-             std::span<const std::int32_t> sample, std::int32_t k, int iterations,
-             Tokens& order, std::vector<std::int32_t>& sizes) {
+             std::span<const std::int32_t> sample, std::int32_t k, int iterations, Tokens& order,
+             std::vector<std::int32_t>& sizes) {
   const auto total = static_cast<std::int32_t>(tokens.size());
   work.centroids.reset(k, work.keys.d);
   for (std::int32_t c = 0; c < k; ++c) {
@@ -213,7 +212,7 @@ void bisect(const Keys& keys, std::span<std::int32_t> group, std::vector<std::ui
       farthest = keys[token];
     }
   }
-  std::vector<std::pair<float, std::int32_t>> projected;
+  std::vector<std::pair<float, std::int32_t> > projected;
   for (const std::int32_t token : group) {
     float sum = 0;
     for (std::size_t j = 0; j < mean.size(); ++j) sum += keys[token][j] * (farthest[j] - mean[j]);
@@ -228,8 +227,8 @@ void bisect(const Keys& keys, std::span<std::int32_t> group, std::vector<std::ui
   }
 }
 
-void partition_run(Workspace& work, std::int32_t begin, std::int32_t end,
-                   std::int32_t segment_rows, Partition& out) {
+void partition_run(Workspace& work, std::int32_t begin, std::int32_t end, std::int32_t segment_rows,
+                   Partition& out) {
   Tokens tokens(static_cast<std::size_t>(end - begin));
   std::iota(tokens.begin(), tokens.end(), begin);
   const std::int32_t list_count = internal::planned_lists(end - begin, segment_rows);
@@ -265,15 +264,14 @@ void partition_run(Workspace& work, std::int32_t begin, std::int32_t end,
 
 Status load_keys(const PartitionArgs& args, Keys& keys) {
   keys.d = args.d_k;
-  keys.values.resize(static_cast<std::size_t>(args.row_count) *
-                     static_cast<std::size_t>(args.d_k));
+  keys.values.resize(static_cast<std::size_t>(args.row_count) * static_cast<std::size_t>(args.d_k));
   for (std::int32_t i = 0; i < args.row_count; ++i) {
     const Bf16* row = args.rows + static_cast<std::int64_t>(i) * (args.d_k + args.d_v);
     bool finite = true;
     for (std::int32_t j = 0; j < args.d_k + args.d_v; ++j) finite &= (row[j] & 0x7f80u) != 0x7f80u;
     if (!finite) {
-      return Status(Code::kInvalidArgument, "key or value of token " + std::to_string(i) +
-                                                " of the segment is not finite");
+      return Status(Code::kInvalidArgument,
+                    "key or value of token " + std::to_string(i) + " of the segment is not finite");
     }
     float* key = keys.values.data() + static_cast<std::int64_t>(i) * args.d_k;
     for (std::int32_t j = 0; j < args.d_k; ++j) key[j] = bf16_to_float(row[j]);
@@ -325,9 +323,8 @@ void describe_level(const DescribeArgs& args, std::span<const std::uint16_t> run
     for (float& value : key_mean) value *= inverse;
     for (float& value : value_mean) value *= inverse;
     level.key_scale[c] = quantise_mean(key_mean.data(), args.d_k, key_codes.data());
-    level.value_scale[c] =
-        quantise_mean(value_mean.data(), args.d_v,
-                      level.value_means + static_cast<std::int64_t>(c) * args.d_v);
+    level.value_scale[c] = quantise_mean(
+        value_mean.data(), args.d_v, level.value_means + static_cast<std::int64_t>(c) * args.d_v);
     for (std::int32_t j = 0; j < args.d_k; ++j) {
       level.key_means[level.key_mean_at(static_cast<std::int32_t>(c), j)] =
           key_codes[static_cast<std::size_t>(j)];
@@ -459,8 +456,8 @@ Status partition_target(const PartitionArgs& args, Partition& out) {
   if (last_extent > args.first_indexed_row) {
     partition_run(work, args.first_indexed_row, last_extent, args.row_count, out);
   }
-  partition_run(work, std::max(last_extent, args.first_indexed_row), args.row_count,
-                args.row_count, out);
+  partition_run(work, std::max(last_extent, args.first_indexed_row), args.row_count, args.row_count,
+                out);
   return Status();
 }
 

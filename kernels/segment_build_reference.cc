@@ -73,9 +73,8 @@ std::vector<Tokens> k_means(const Keys& keys, const Tokens& tokens, const Tokens
     }
     for (std::size_t c = 0; c < centroids.size(); ++c) {
       if (counts[c] == 0) {
-        const auto at = static_cast<std::size_t>(
-            internal::strided(static_cast<std::int32_t>(c), k,
-                              static_cast<std::int32_t>(sample.size())));
+        const auto at = static_cast<std::size_t>(internal::strided(
+            static_cast<std::int32_t>(c), k, static_cast<std::int32_t>(sample.size())));
         centroids[c].assign(keys[sample[at]], keys[sample[at]] + keys.dim());
       } else {
         for (std::size_t j = 0; j < sums[c].size(); ++j) centroids[c][j] = sums[c][j] / counts[c];
@@ -114,9 +113,8 @@ void bisect(const Keys& keys, Tokens group, std::vector<Tokens>& out) {
     for (std::size_t j = 0; j < mean.size(); ++j) sum += keys[token][j] * (farthest[j] - mean[j]);
     return sum;
   };
-  std::stable_sort(group.begin(), group.end(), [&](std::int32_t a, std::int32_t b) {
-    return projection(a) < projection(b);
-  });
+  std::stable_sort(group.begin(), group.end(),
+                   [&](std::int32_t a, std::int32_t b) { return projection(a) < projection(b); });
   const auto middle = group.begin() + static_cast<std::ptrdiff_t>(group.size() / 2);
   for (Tokens half : {Tokens(group.begin(), middle), Tokens(middle, group.end())}) {
     std::sort(half.begin(), half.end());
@@ -135,8 +133,7 @@ void partition_run(const Keys& keys, std::int32_t begin, std::int32_t end,
   for (std::int32_t i = 0; i < sample_count; ++i) {
     sample.push_back(begin + internal::strided(i, sample_count, end - begin));
   }
-  for (const Tokens& list :
-       k_means(keys, tokens, sample, list_count, internal::kListIterations)) {
+  for (const Tokens& list : k_means(keys, tokens, sample, list_count, internal::kListIterations)) {
     const auto rows = static_cast<std::int32_t>(list.size());
     std::vector<Tokens> clusters;
     for (Tokens& group : k_means(keys, list, list, internal::planned_clusters(rows),
@@ -186,16 +183,16 @@ std::vector<std::vector<double>> describe_level(const DescribeArgs& args,
                                                 const std::vector<std::uint16_t>& run_rows,
                                                 const MutableLevelView& level) {
   std::vector<std::vector<double>> means;
-  std::vector<double> spread;                                           // Σ_j n_c var_cj per run
-  std::vector<double> shape(static_cast<std::size_t>(args.d_k), 0.0);   // Σ_c n_c var_cj per dim
+  std::vector<double> spread;                                          // Σ_j n_c var_cj per run
+  std::vector<double> shape(static_cast<std::size_t>(args.d_k), 0.0);  // Σ_c n_c var_cj per dim
   std::int32_t row = args.first_indexed_row;
   for (std::size_t c = 0; c < run_rows.size(); ++c) {
     const std::int32_t count = run_rows[c];
     std::vector<double> key_mean;
     std::vector<double> value_mean;
     std::vector<std::int8_t> key_codes(static_cast<std::size_t>(args.d_k));
-    quantise_mean(mean_of(args, row, count, 0, args.d_k), key_codes.data(), 1,
-                  level.key_scale[c], key_mean);
+    quantise_mean(mean_of(args, row, count, 0, args.d_k), key_codes.data(), 1, level.key_scale[c],
+                  key_mean);
     for (std::int32_t j = 0; j < args.d_k; ++j) {
       level.key_means[level.key_mean_at(static_cast<std::int32_t>(c), j)] =
           key_codes[static_cast<std::size_t>(j)];
@@ -303,8 +300,8 @@ Status partition_reference(const PartitionArgs& args, Partition& out) {
   if (last_extent > args.first_indexed_row) {
     partition_run(keys, args.first_indexed_row, last_extent, args.row_count, out);
   }
-  partition_run(keys, std::max(last_extent, args.first_indexed_row), args.row_count,
-                args.row_count, out);
+  partition_run(keys, std::max(last_extent, args.first_indexed_row), args.row_count, args.row_count,
+                out);
   return Status();
 }
 

@@ -16,9 +16,9 @@ namespace icefield {
 // ---- step 3: the reference level, from what a worker always holds
 
 struct ScoreListsGroup {
-  std::int32_t row_count = 0;           // G
-  const float* q = nullptr;             // [G, d_k]
-  const float* exact_lse = nullptr;     // [G] LSE of the logits of E; -inf where E is empty
+  std::int32_t row_count = 0;        // G
+  const float* q = nullptr;          // [G, d_k]
+  const float* exact_lse = nullptr;  // [G] LSE of the logits of E; -inf where E is empty
   std::int32_t segment_count = 0;
   const HeadIndex* segments = nullptr;  // [segment_count], oldest first
 
@@ -94,10 +94,10 @@ struct RankGroup {
   const std::uint8_t* candidate = nullptr;  // [clusters] from propose
   SelectionRule rule;
 
-  float* token_logit = nullptr;      // out [G, rows] x̂ of the rows of C; others are left alone
-  float* vote = nullptr;             // out [rows] p; -1 outside C
-  RankedRow* ranking = nullptr;      // scratch rank_scratch_rows()
-  TableRow* selected = nullptr;      // out [B] S, ascending
+  float* token_logit = nullptr;  // out [G, rows] x̂ of the rows of C; others are left alone
+  float* vote = nullptr;         // out [rows] p; -1 outside C
+  RankedRow* ranking = nullptr;  // scratch rank_scratch_rows()
+  TableRow* selected = nullptr;  // out [B] S, ascending
   std::int32_t* selected_count = nullptr;  // out
 };
 struct RankArgs {

@@ -4,13 +4,12 @@
 #define HWY_TARGET_INCLUDE "kernels/select_cpu.cc"
 #include "hwy/foreach_target.h"  // compiles this file once per instruction set
 // The order matters: simd-inl.h needs the target.
-#include "hwy/highway.h"
-#include "kernels/simd-inl.h"
-
 #include <cmath>
 #include <numeric>
 
+#include "hwy/highway.h"
 #include "kernels/select.h"
+#include "kernels/simd-inl.h"
 
 #if HWY_TARGET == HWY_SCALAR
 namespace icefield::HWY_NAMESPACE {
@@ -40,13 +39,13 @@ void score_lists(const HeadShape& shape, const ScoreListsGroup& group) {
     const LevelView& lists = group.segments[s].lists;
     all_level_dots(lists, group.q, group.row_count, shape.beta, group.list_logit + first, total);
     for (std::int32_t h = 0; h < group.row_count; ++h) {
-      const FloatVec weight = hn::Set(
-          d, variance_weight(d, group.q + static_cast<std::int64_t>(h) * shape.d_k, lists,
-                             shape.beta));
+      const FloatVec weight =
+          hn::Set(d, variance_weight(d, group.q + static_cast<std::int64_t>(h) * shape.d_k, lists,
+                                     shape.beta));
       float* logit = group.list_logit + static_cast<std::int64_t>(h) * total + first;
       for (std::int32_t l = 0; l < lists.count; l += lanes) {
-        const FloatVec spread = hn::Min(hn::Mul(weight, load_fp16(d, lists.sigma + l)),
-                                        hn::Set(d, kVoteVarianceCap));
+        const FloatVec spread =
+            hn::Min(hn::Mul(weight, load_fp16(d, lists.sigma + l)), hn::Set(d, kVoteVarianceCap));
         const FloatVec dot = load_first(d, logit + l, lists.count - l, 0);
         store_first(d, hn::Add(hn::Add(hn::LoadU(d, lists.ln_count + l), dot), spread),
                     lists.count - l, logit + l);
@@ -59,8 +58,8 @@ void score_lists(const HeadShape& shape, const ScoreListsGroup& group) {
     const float largest = std::max(max_of(d, logit, total), group.exact_lse[h]);
     float reference = largest;
     if (std::isfinite(largest)) {
-      reference += std::log(sum_exp(d, logit, total, largest) +
-                            std::exp(group.exact_lse[h] - largest));
+      reference +=
+          std::log(sum_exp(d, logit, total, largest) + std::exp(group.exact_lse[h] - largest));
     }
     group.reference_level[h] = reference;
     // λ <= R, so the cap of 80 never bites here.
@@ -88,8 +87,8 @@ void add_cluster_votes(const HeadShape& shape, const ProposeGroup& group, const 
     for (std::int32_t c = 0; c < clusters.count; c += lanes) {
       const std::int32_t left = clusters.count - c;
       const FloatVec deviation = hn::Sqrt(hn::Mul(two_weight, load_fp16(d, clusters.sigma + c)));
-      const FloatVec reach = hn::MulAdd(hn::Set(d, 2.0f), deviation,
-                                        load_first(d, logit + c, left, 0));
+      const FloatVec reach =
+          hn::MulAdd(hn::Set(d, 2.0f), deviation, load_first(d, logit + c, left, 0));
       const FloatVec before = h == 0 ? hn::Zero(d) : load_first(d, votes + c, left, 0);
       store_first(d, hn::Add(before, vote_lanes(d, reach, reference)), left, votes + c);
     }
@@ -171,8 +170,8 @@ HWY_INLINE void panel_dots(const CodesView& codes, std::int32_t panel, const flo
       const auto code = hn::And(hn::Shr(hn::Set(du, words[j]), shifts), hn::Set(du, 3u));
       const auto level = hn::TableLookupLanes(table, hn::IndicesFromVec(d, hn::BitCast(di, code)));
       for (int r = 0; r < kRows; ++r) {
-        sum[r] = hn::MulAdd(level, hn::Set(d, q[static_cast<std::int64_t>(r) * codes.d_k + j]),
-                            sum[r]);
+        sum[r] =
+            hn::MulAdd(level, hn::Set(d, q[static_cast<std::int64_t>(r) * codes.d_k + j]), sum[r]);
       }
     }
     const std::int64_t row = static_cast<std::int64_t>(panel) * kCodePanel + lane;
@@ -272,8 +271,7 @@ void rank(const HeadShape& shape, const RankGroup& group) {
                         std::int32_t segment, std::int32_t segment_begin) {
     const std::int32_t count = take_rows(group.vote, begin, end, budget, group.ranking);
     for (std::int32_t i = 0; i < count; ++i) {
-      while (group.ranking[i].index >=
-             segment_begin + group.segments[segment].codes.row_count) {
+      while (group.ranking[i].index >= segment_begin + group.segments[segment].codes.row_count) {
         segment_begin += group.segments[segment++].codes.row_count;
       }
       group.selected[selected++] = {segment, group.ranking[i].index - segment_begin};
@@ -282,11 +280,10 @@ void rank(const HeadShape& shape, const RankGroup& group) {
   for (std::int32_t s = 0; s < group.segment_count; ++s) {
     const HeadIndex& segment = group.segments[s];
     for_row_blocks(group.row_count, [&](auto rows, std::int32_t row) {
-      segment_dots<rows()>(segment, group.candidate + first_cluster,
-                           group.q_rotated + static_cast<std::int64_t>(row) * shape.d_k, shape.beta,
-                           group.token_logit + static_cast<std::int64_t>(row) * total.rows +
-                               first_row,
-                           total.rows);
+      segment_dots<rows()>(
+          segment, group.candidate + first_cluster,
+          group.q_rotated + static_cast<std::int64_t>(row) * shape.d_k, shape.beta,
+          group.token_logit + static_cast<std::int64_t>(row) * total.rows + first_row, total.rows);
     });
     finish_logits(group, segment, first_cluster, first_row, total);
     if (group.rule.segment_budgets != nullptr) {

@@ -26,8 +26,8 @@ struct Offsets {
 
 // C: the shortest prefix in order of vote that holds enough rows, among clusters [begin, end).
 void take_candidates(const std::vector<double>& votes, const std::vector<std::int32_t>& rows,
-                     std::size_t begin, std::size_t end, std::int32_t budget,
-                     std::int32_t breadth, std::uint8_t* candidate) {
+                     std::size_t begin, std::size_t end, std::int32_t budget, std::int32_t breadth,
+                     std::uint8_t* candidate) {
   std::fill(candidate + begin, candidate + end, std::uint8_t{0});
   if (budget == 0) return;
   std::vector<std::size_t> order(end - begin);
@@ -73,9 +73,9 @@ void score_lists_reference(const ScoreListsArgs& args) {
         const LevelView& lists = group.segments[s].lists;
         const double weight = variance_weight(q, lists, args.shape.beta);
         for (std::int32_t l = 0; l < lists.count; ++l) {
-          logits.push_back(lists.ln_count[l] + cluster_dot(q, lists, l, args.shape.beta) +
-                           std::min(weight * sigma_of(lists, l),
-                                    static_cast<double>(kVoteVarianceCap)));
+          logits.push_back(
+              lists.ln_count[l] + cluster_dot(q, lists, l, args.shape.beta) +
+              std::min(weight * sigma_of(lists, l), static_cast<double>(kVoteVarianceCap)));
         }
       }
       double sum = 0;
@@ -159,8 +159,8 @@ void rank_reference(const RankArgs& args) {
           double sum = 0;
           for (std::int32_t h = 0; h < group.row_count; ++h) {
             const double logit =
-                group.cluster_logit[static_cast<std::int64_t>(h) * size.clusters +
-                                    offset.cluster + c] +
+                group.cluster_logit[static_cast<std::int64_t>(h) * size.clusters + offset.cluster +
+                                    c] +
                 internal::code_dot(group.q_rotated + static_cast<std::int64_t>(h) * args.shape.d_k,
                                    segment.codes, row, args.shape.beta);
             group.token_logit[static_cast<std::int64_t>(h) * size.rows + offset.row + row] =

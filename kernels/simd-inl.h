@@ -140,8 +140,7 @@ HWY_NOINLINE void level_dots(const LevelView& level, const float* q, std::int64_
       const FloatVec scale =
           hn::Mul(hn::LoadU(d, level.key_scale + first + lane), hn::Set(d, beta));
       for (int r = 0; r < kRows; ++r) {
-        store_first(d, hn::Mul(sum[r], scale), used - lane,
-                    out + r * out_stride + first + lane);
+        store_first(d, hn::Mul(sum[r], scale), used - lane, out + r * out_stride + first + lane);
       }
     }
   }

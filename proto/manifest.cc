@@ -167,9 +167,9 @@ Status validate_alignment(std::int64_t first_token, std::int64_t token_count) {
                                               " tokens, expected 256, 1024 or 4096");
   }
   if (first_token < 0 || first_token % token_count != 0) {
-    return Status(Code::kInvalidArgument,
-                  "segment of " + std::to_string(token_count) + " tokens at position " +
-                      std::to_string(first_token) + ", expected a multiple of its length");
+    return Status(Code::kInvalidArgument, "segment of " + std::to_string(token_count) +
+                                              " tokens at position " + std::to_string(first_token) +
+                                              ", expected a multiple of its length");
   }
   return Status();
 }

@@ -26,11 +26,11 @@ struct Slice {
 
 // A segment: which tokens, after which, and how their K/V came about.
 struct SegmentName {
-  PrefixHash before;            // h_a
-  PrefixHash end;               // h_b
+  PrefixHash before;  // h_a
+  PrefixHash end;     // h_b
   Origin origin;
-  std::int64_t first_token = 0; // position of its first token
-  std::int32_t token_count = 0; // 256, 1024 or 4096
+  std::int64_t first_token = 0;  // position of its first token
+  std::int32_t token_count = 0;  // 256, 1024 or 4096
 
   SegmentId id() const { return segment_id(before, end, origin); }
   std::int64_t end_token() const { return first_token + token_count; }
@@ -48,7 +48,7 @@ struct PartEntry {
 struct Manifest {
   FingerprintHash fingerprint;
   SegmentName segment;
-  KvShape model;                 // all layers and heads of the model
+  KvShape model;  // all layers and heads of the model
   Slice slice;
   std::vector<PartEntry> parts;  // sorted by id; complete
 

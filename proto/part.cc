@@ -76,8 +76,10 @@ CodesOffsets codes_offsets(std::int32_t rows, std::int32_t d_k) {
 bool has_gamma(PartKind kind) { return kind == PartKind::kLists || kind == PartKind::kClusters; }
 
 std::int64_t gamma_offset(std::int32_t kv_head_count) {
-  return round_up(static_cast<std::int64_t>(sizeof(PartHeader) + sizeof(HeadEntry) *
-                                            static_cast<std::size_t>(kv_head_count)), kPartAlign);
+  return round_up(
+      static_cast<std::int64_t>(sizeof(PartHeader) +
+                                sizeof(HeadEntry) * static_cast<std::size_t>(kv_head_count)),
+      kPartAlign);
 }
 
 std::int64_t blocks_offset(PartKind kind, std::int32_t kv_head_count, std::int32_t d_k) {
@@ -95,13 +97,14 @@ std::int64_t block_bytes(PartKind kind, std::int32_t count, const PartShape& sha
   }
 }
 
-AlignedBytes make_part(PartKind kind, const PartShape& shape, std::span<const std::int32_t> counts) {
+AlignedBytes make_part(PartKind kind, const PartShape& shape,
+                       std::span<const std::int32_t> counts) {
   ICE_CHECK(counts.size() == static_cast<std::size_t>(shape.kv_head_count));
   std::int64_t at = blocks_offset(kind, shape.kv_head_count, shape.d_k);
   std::vector<HeadEntry> table;
   for (const std::int32_t count : counts) {
-    table.push_back({.offset = static_cast<std::uint64_t>(at),
-                     .count = static_cast<std::uint32_t>(count)});
+    table.push_back(
+        {.offset = static_cast<std::uint64_t>(at), .count = static_cast<std::uint32_t>(count)});
     at += block_bytes(kind, count, shape);
   }
   AlignedBytes part(static_cast<std::size_t>(at));
@@ -198,14 +201,17 @@ Status check_header(ConstByteSpan part, PartKind kind, const PartHeader& header)
     return bad_part(kind, std::to_string(part.size()) + " bytes, its header says " +
                               std::to_string(header.total_bytes));
   }
-  ICE_TRY(validate(KvShape{.layer_count = 1, .kv_head_count = header.kv_head_count,
-                           .d_k = header.d_k, .d_v = header.d_v}).with_context("part header"));
+  ICE_TRY(validate(KvShape{.layer_count = 1,
+                           .kv_head_count = header.kv_head_count,
+                           .d_k = header.d_k,
+                           .d_v = header.d_v})
+              .with_context("part header"));
   if (header.row_count < static_cast<std::uint32_t>(kExtentRows) ||
       header.row_count > static_cast<std::uint32_t>(kMaxSegmentTokens) ||
       header.row_count % static_cast<std::uint32_t>(kExtentRows) != 0 ||
       (header.first_indexed_row != 0 && header.first_indexed_row != kSinkTokens)) {
-    return bad_part(kind, "segment of " + std::to_string(header.row_count) + " rows, indexed from " +
-                              std::to_string(header.first_indexed_row));
+    return bad_part(kind, "segment of " + std::to_string(header.row_count) +
+                              " rows, indexed from " + std::to_string(header.first_indexed_row));
   }
   return Status();
 }
@@ -227,12 +233,12 @@ Result<PartHeader> check_part(ConstByteSpan part, PartKind kind) {
     const bool level = has_gamma(kind);
     const auto rows = static_cast<std::uint32_t>(shape.row_count);
     if (level ? (entry.count == 0 || entry.count > rows) : entry.count != rows) {
-      return bad_part(kind, "head " + std::to_string(head) + " has " +
-                                std::to_string(entry.count) + " entries");
+      return bad_part(kind, "head " + std::to_string(head) + " has " + std::to_string(entry.count) +
+                                " entries");
     }
     if (entry.offset != static_cast<std::uint64_t>(at)) {
-      return bad_part(kind, "head " + std::to_string(head) + " at offset " +
-                                std::to_string(entry.offset));
+      return bad_part(
+          kind, "head " + std::to_string(head) + " at offset " + std::to_string(entry.offset));
     }
     at += block_bytes(kind, static_cast<std::int32_t>(entry.count), shape);
   }
@@ -279,7 +285,7 @@ Status check_numbers(const LevelView& level, PartKind kind) {
 }  // namespace
 
 AlignedBytes make_level_part(PartKind kind, const PartShape& shape,
-                      std::span<const std::int32_t> counts) {
+                             std::span<const std::int32_t> counts) {
   ICE_CHECK(has_gamma(kind));
   AlignedBytes part = make_part(kind, shape, counts);
   for (std::int32_t head = 0; head < shape.kv_head_count; ++head) {
@@ -292,15 +298,15 @@ AlignedBytes make_level_part(PartKind kind, const PartShape& shape,
 }
 
 AlignedBytes make_codes_part(const PartShape& shape) {
-  return make_part(PartKind::kCodes, shape,
-                   std::vector<std::int32_t>(static_cast<std::size_t>(shape.kv_head_count),
-                                             shape.row_count));
+  return make_part(
+      PartKind::kCodes, shape,
+      std::vector<std::int32_t>(static_cast<std::size_t>(shape.kv_head_count), shape.row_count));
 }
 
 AlignedBytes make_order_part(const PartShape& shape) {
-  return make_part(PartKind::kOrder, shape,
-                   std::vector<std::int32_t>(static_cast<std::size_t>(shape.kv_head_count),
-                                             shape.row_count));
+  return make_part(
+      PartKind::kOrder, shape,
+      std::vector<std::int32_t>(static_cast<std::size_t>(shape.kv_head_count), shape.row_count));
 }
 
 MutableLevelView mutable_level(AlignedBytes& part, std::int32_t head_index) {
@@ -312,8 +318,7 @@ MutableCodesView mutable_codes(AlignedBytes& part, std::int32_t head_index) {
 }
 
 std::uint16_t* mutable_order(AlignedBytes& part, std::int32_t head_index) {
-  return reinterpret_cast<std::uint16_t*>(part.data() +
-                                          head_entry(part.data(), head_index).offset);
+  return reinterpret_cast<std::uint16_t*>(part.data() + head_entry(part.data(), head_index).offset);
 }
 
 Result<LevelPart> parse_level_part(ConstByteSpan part, PartKind kind) {
@@ -347,13 +352,14 @@ Result<OrderPart> parse_order_part(ConstByteSpan part) {
   ICE_TRY(const PartHeader header, check_part(part, PartKind::kOrder));
   OrderPart result{.shape = shape_of(header), .heads = {}};
   for (std::int32_t head = 0; head < header.kv_head_count; ++head) {
-    const auto* order = reinterpret_cast<const std::uint16_t*>(
-        part.data() + head_entry(part.data(), head).offset);
+    const auto* order =
+        reinterpret_cast<const std::uint16_t*>(part.data() + head_entry(part.data(), head).offset);
     std::vector<bool> seen(header.row_count, false);
     for (std::uint32_t row = 0; row < header.row_count; ++row) {
       if (order[row] >= header.row_count || seen[order[row]]) {
         return bad_part(PartKind::kOrder, "row " + std::to_string(row) + " holds token " +
-                                              std::to_string(order[row]) + " again or out of range");
+                                              std::to_string(order[row]) +
+                                              " again or out of range");
       }
       seen[order[row]] = true;
     }

@@ -22,20 +22,20 @@ namespace icefield {
 // T is const-qualified for readers.
 template <template <class> class Qualify>
 struct BasicLevelView {
-  std::int32_t count = 0;         // clusters in use; a reader may lower it to leave the last ones out
+  std::int32_t count = 0;  // clusters in use; a reader may lower it to leave the last ones out
   std::int32_t stored_count = 0;  // clusters stored: decides where things are
   std::int32_t d_k = 0;
   std::int32_t d_v = 0;
 
-  Qualify<std::int8_t>* key_means = nullptr;     // panels, see key_panel()
-  Qualify<std::int8_t>* value_means = nullptr;   // [stored_count, d_v]
-  Qualify<float>* key_scale = nullptr;           // [padded] mean = scale × int8
-  Qualify<float>* value_scale = nullptr;         // [padded]
-  Qualify<float>* ln_count = nullptr;            // [padded]
-  Qualify<Fp16>* sigma = nullptr;                // [padded] variance scalar
-  Qualify<std::uint16_t>* token_count = nullptr; // [padded]
-  Qualify<std::uint16_t>* first_row = nullptr;   // [padded] first stored row
-  Qualify<float>* gamma = nullptr;               // [d_k] variance shape
+  Qualify<std::int8_t>* key_means = nullptr;      // panels, see key_panel()
+  Qualify<std::int8_t>* value_means = nullptr;    // [stored_count, d_v]
+  Qualify<float>* key_scale = nullptr;            // [padded] mean = scale × int8
+  Qualify<float>* value_scale = nullptr;          // [padded]
+  Qualify<float>* ln_count = nullptr;             // [padded]
+  Qualify<Fp16>* sigma = nullptr;                 // [padded] variance scalar
+  Qualify<std::uint16_t>* token_count = nullptr;  // [padded]
+  Qualify<std::uint16_t>* first_row = nullptr;    // [padded] first stored row
+  Qualify<float>* gamma = nullptr;                // [d_k] variance shape
 
   static std::int32_t padded(std::int32_t count) {
     return static_cast<std::int32_t>(round_up(count, kClusterPanelGrain));
@@ -73,17 +73,16 @@ template <template <class> class Qualify>
 struct BasicCodesView {
   std::int32_t row_count = 0;
   std::int32_t d_k = 0;
-  Qualify<std::uint32_t>* codes = nullptr;   // [⌈rows/16⌉, d_k]: 2 bits per row of the panel,
-                                             // the first row in the lowest bits
-  Qualify<Fp16>* scale = nullptr;            // [rows padded to 16]
-  Qualify<std::uint32_t>* check = nullptr;   // [rows] row_check()
+  Qualify<std::uint32_t>* codes = nullptr;  // [⌈rows/16⌉, d_k]: 2 bits per row of the panel,
+                                            // the first row in the lowest bits
+  Qualify<Fp16>* scale = nullptr;           // [rows padded to 16]
+  Qualify<std::uint32_t>* check = nullptr;  // [rows] row_check()
 
   std::int32_t panel_count() const {
     return static_cast<std::int32_t>(ceil_div(row_count, kCodePanel));
   }
   std::uint32_t code(std::int32_t row, std::int32_t dim) const {
-    const std::uint32_t word =
-        codes[static_cast<std::int64_t>(row / kCodePanel) * d_k + dim];
+    const std::uint32_t word = codes[static_cast<std::int64_t>(row / kCodePanel) * d_k + dim];
     return (word >> (kCodeBits * (row % kCodePanel))) & 3u;
   }
 };
@@ -97,8 +96,8 @@ struct PartShape {
   std::int32_t kv_head_count = 0;
   std::int32_t d_k = 0;
   std::int32_t d_v = 0;
-  std::int32_t row_count = 0;         // tokens of the segment
-  std::int32_t first_indexed_row = 0; // kSinkTokens in the segment at position 0, else 0
+  std::int32_t row_count = 0;          // tokens of the segment
+  std::int32_t first_indexed_row = 0;  // kSinkTokens in the segment at position 0, else 0
 
   friend bool operator==(const PartShape&, const PartShape&) = default;
 };
@@ -107,7 +106,7 @@ struct PartShape {
 
 // An empty L0 or L1 part; counts[head] clusters each. Padding is filled in.
 AlignedBytes make_level_part(PartKind kind, const PartShape& shape,
-                      std::span<const std::int32_t> counts);
+                             std::span<const std::int32_t> counts);
 AlignedBytes make_codes_part(const PartShape& shape);
 AlignedBytes make_order_part(const PartShape& shape);
 

@@ -28,8 +28,8 @@ Result<std::unique_ptr<DramTier>> DramTier::open(Options options) {
   void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) {
-    return Status(Code::kResourceExhausted, "DRAM tier of " + std::to_string(bytes) +
-                                                " bytes: " + std::strerror(errno));
+    return Status(Code::kResourceExhausted,
+                  "DRAM tier of " + std::to_string(bytes) + " bytes: " + std::strerror(errno));
   }
   return std::unique_ptr<DramTier>(
       new DramTier(std::move(options), {static_cast<std::byte*>(memory), bytes}));
@@ -54,8 +54,8 @@ std::vector<ConstByteSpan> DramTier::pieces_of(const Entry& entry) const {
   std::vector<ConstByteSpan> pieces;
   std::int64_t left = entry.info.bytes;
   for (const std::uint32_t index : entry.slots) {
-    pieces.push_back(slot(index).first(
-        static_cast<std::size_t>(std::min(left, options_.slot_bytes))));
+    pieces.push_back(
+        slot(index).first(static_cast<std::size_t>(std::min(left, options_.slot_bytes))));
     left -= options_.slot_bytes;
   }
   return pieces;
@@ -71,10 +71,10 @@ Status DramTier::make_room(std::size_t slots) {
     if (options_.on_evict) options_.on_evict(key);
   }
   if (free_.size() >= slots) return Status();
-  return Status(Code::kResourceExhausted,
-                "DRAM tier: " + std::to_string(slots) + " slots wanted, " +
-                    std::to_string(free_.size()) + " of " + std::to_string(slot_count_) +
-                    " free, the others are in use");
+  return Status(Code::kResourceExhausted, "DRAM tier: " + std::to_string(slots) +
+                                              " slots wanted, " + std::to_string(free_.size()) +
+                                              " of " + std::to_string(slot_count_) +
+                                              " free, the others are in use");
 }
 
 void DramTier::drop(const ObjectKey& key) {
@@ -100,9 +100,9 @@ Task<PutOutcome> DramTier::put(ObjectKey key, std::span<const ConstByteSpan> pie
   if (entries_.contains(key)) co_return PutOutcome::kAlreadyThere;
   const auto slots = static_cast<std::size_t>(ceil_div(info.bytes, options_.slot_bytes));
   if (static_cast<std::int64_t>(slots) > slot_count_) {
-    co_return Status(Code::kResourceExhausted,
-                     "object of " + std::to_string(info.bytes) + " bytes, DRAM tier of " +
-                         std::to_string(slab_.size()));
+    co_return Status(Code::kResourceExhausted, "object of " + std::to_string(info.bytes) +
+                                                   " bytes, DRAM tier of " +
+                                                   std::to_string(slab_.size()));
   }
   ICE_CO_TRY(make_room(slots));
   auto entry = std::make_shared<Entry>();

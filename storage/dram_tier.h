@@ -20,8 +20,8 @@ namespace icefield {
 class DramTier final : public Tier {
  public:
   struct Options {
-    std::int64_t capacity_bytes = 0;          // rounded down to whole slots
-    std::int64_t slot_bytes = 16 * 1024;      // multiple of 4096
+    std::int64_t capacity_bytes = 0;      // rounded down to whole slots
+    std::int64_t slot_bytes = 16 * 1024;  // multiple of 4096
     // Called after an object was evicted to make room. It must not call the tier.
     std::function<void(const ObjectKey&)> on_evict;
 
@@ -68,8 +68,8 @@ class DramTier final : public Tier {
   const Options options_;
   const ByteSpan slab_;
   std::unordered_map<ObjectKey, EntryPtr, ObjectKeyHasher> entries_;
-  std::list<ObjectKey> by_age_;        // the least recently used first
-  std::vector<std::uint32_t> free_;    // slots
+  std::list<ObjectKey> by_age_;      // the least recently used first
+  std::vector<std::uint32_t> free_;  // slots
   std::int64_t slot_count_ = 0;
   int leases_ = 0;
 };

@@ -94,15 +94,14 @@ Result<std::unique_ptr<NvmeTier>> NvmeTier::open(Options options) {
   const bool exists = std::filesystem::exists(options.path + "/CURRENT", error);
   if (!options.create && !exists) {
     return Status::miss(MissReason::kNeverStored,
-                        "no store at " + options.path +
-                            "; icefield run --store=DIR makes one");
+                        "no store at " + options.path + "; icefield run --store=DIR makes one");
   }
   std::filesystem::create_directories(options.path, error);
   if (error || !std::filesystem::is_directory(options.path)) {
     const bool file = std::filesystem::exists(options.path);
     return Status(Code::kInvalidArgument,
-                  "store directory " + options.path + " cannot be made: " +
-                      (file ? std::string("it is a file") : error.message()) +
+                  "store directory " + options.path +
+                      " cannot be made: " + (file ? std::string("it is a file") : error.message()) +
                       "; choose another with --store");
   }
   std::unique_ptr<NvmeTier> tier(new NvmeTier(std::move(options), false));
@@ -167,8 +166,8 @@ Status NvmeTier::from_rocksdb(const rocksdb::Status& status, const char* operati
     return Status(Code::kUnimplemented, where + status.ToString());
   }
   if (says(status, "Permission denied") || says(status, "Read-only file system")) {
-    return Status(Code::kInvalidArgument,
-                  where + "it cannot be written (" + status.ToString() + "); choose another --store");
+    return Status(Code::kInvalidArgument, where + "it cannot be written (" + status.ToString() +
+                                              "); choose another --store");
   }
   return Status(Code::kInternal, where + status.ToString());
 }
@@ -195,9 +194,10 @@ Status NvmeTier::check_version() {
       database_->Get(rocksdb::ReadOptions(), catalog_family_, kVersionKey, &stored);
   const std::string ours = std::to_string(options_.layout_version);
   if (found.IsNotFound()) {
-    ICE_TRY(from_rocksdb(database_->Put(without_log(), catalog_family_, kVersionKey, ours), "open"));
-    return from_rocksdb(database_->Flush(rocksdb::FlushOptions(), {catalog_family_, object_family_}),
-                        "open");
+    ICE_TRY(
+        from_rocksdb(database_->Put(without_log(), catalog_family_, kVersionKey, ours), "open"));
+    return from_rocksdb(
+        database_->Flush(rocksdb::FlushOptions(), {catalog_family_, object_family_}), "open");
   }
   ICE_TRY(from_rocksdb(found, "open"));
   if (stored != ours) {
@@ -218,8 +218,9 @@ Status NvmeTier::load_catalog() {
             ObjectKey::parse(as_bytes(std::string_view(records->key().data(), ObjectKey::kBytes))));
     if (records->value().size() != sizeof(CatalogRecord)) {
       return Status(Code::kDataLoss, "store " + options_.path + ": catalog record of object " +
-                                         to_string(key) + " is damaged; delete the directory, the "
-                                                          "cache is rebuilt from the documents");
+                                         to_string(key) +
+                                         " is damaged; delete the directory, the "
+                                         "cache is rebuilt from the documents");
     }
     const auto record =
         load<CatalogRecord>(reinterpret_cast<const std::byte*>(records->value().data()));
@@ -241,10 +242,10 @@ Status NvmeTier::write(const ObjectKey& key, std::span<const ConstByteSpan> piec
   const rocksdb::Slice name_slice = slice(name);
   const rocksdb::Slice record_slice = slice(std::as_bytes(std::span(&record, 1)));
   rocksdb::WriteBatch batch;
-  ICE_TRY(from_rocksdb(batch.Put(object_family_, rocksdb::SliceParts(&name_slice, 1),
-                                 rocksdb::SliceParts(slices.data(),
-                                                     static_cast<int>(slices.size()))),
-                       "write"));
+  ICE_TRY(
+      from_rocksdb(batch.Put(object_family_, rocksdb::SliceParts(&name_slice, 1),
+                             rocksdb::SliceParts(slices.data(), static_cast<int>(slices.size()))),
+                   "write"));
   ICE_TRY(from_rocksdb(batch.Put(catalog_family_, name_slice, record_slice), "write"));
   return from_rocksdb(database_->Write(without_log(), &batch), "write");
 }

@@ -23,24 +23,24 @@ namespace icefield {
 // it had not happened, because flushes keep the order of puts. The catalog (key, length, checksum)
 // is read at open, so find() and for_each() never touch the disk. Every get is verified.
 //
-// Threads  Calls from one shard; blocking work runs on the tier's own I/O threads. Leases may end on
-//          any thread.
+// Threads  Calls from one shard; blocking work runs on the tier's own I/O threads. Leases may end
+//          on any thread.
 // Errors   open: kInvalidArgument (cannot be created or written), kUnavailable (another process has
 //          it open), kFailedPrecondition (made with another layout version), kDataLoss (damaged).
-//          open and put: kResourceExhausted when less than the reserve is left of the disk. (RocksDB
-//          7.8 as Debian builds it stops the process when a write finds no space, so it must not
-//          come to that.)
+//          open and put: kResourceExhausted when less than the reserve is left of the disk.
+//          (RocksDB 7.8 as Debian builds it stops the process when a write finds no space, so it
+//          must not come to that.)
 class NvmeTier final : public Tier {
  public:
   struct Options {
-    std::string path;                 // a directory, made when it is missing
-    int io_threads = 16;              // enough to keep an NVMe device busy
-    bool direct_io = true;            // falls back, with one warning, where there is none
+    std::string path;       // a directory, made when it is missing
+    int io_threads = 16;    // enough to keep an NVMe device busy
+    bool direct_io = true;  // falls back, with one warning, where there is none
     std::int64_t write_buffer_bytes = 64 << 20;
-    // Left free on the file system, on top of what is not flushed yet; on small file systems at most
-    // a sixteenth of them.
+    // Left free on the file system, on top of what is not flushed yet; on small file systems at
+    // most a sixteenth of them.
     std::int64_t reserve_bytes = 64 << 20;
-    bool create = true;               // false: opening what is not there is kNotFound
+    bool create = true;                   // false: opening what is not there is kNotFound
     int layout_version = kLayoutVersion;  // of the objects; a store keeps the one it was made with
 
     Status validate() const;

@@ -143,14 +143,15 @@ def main():
           "by both.\n")
     same = [ours("encode", text) == tokenizer(text, split_special_tokens=True)["input_ids"]
             for text in TEXTS + [prose[:200000]]]
-    print(f"**Tokens**: {sum(same)} of {len(same)} texts (200 KB of prose among them) give the same "
-          "ids.\n")
+    print(f"**Tokens**: {sum(same)} of {len(same)} texts (200 KB of prose among them) give the "
+          "same ids.\n")
     print("**Logits**, largest and mean absolute difference. Our contexts keep K and V in bf16, so "
           "the reference rounds them too, in fp64 arithmetic; how far transformers itself is from "
           "that in fp32 is the noise that rounding leaves (a value next to a rounding boundary "
           "falls on either side).\n")
-    print("| tokens | computed as | logit scale | ours − reference | transformers fp32 − reference | "
-          "ours − transformers with fp32 K/V | same most likely token |")
+    print("| tokens | computed as | logit scale | ours − reference | "
+          "transformers fp32 − reference | ours − transformers with fp32 K/V | "
+          "same most likely token |")
     print("|---|---|---|---|---|---|---|")
     tokens = tokenizer(prose[5000:60000])["input_ids"]
     for mode, count in (("steps", 64), ("prefill", 512), ("prefill", 4096)):
@@ -162,7 +163,8 @@ def main():
     print()
     equal = [greedy(model, tokenizer(prompt)["input_ids"], 48) ==
              ours("greedy", tokenizer(prompt)["input_ids"], 48) for prompt in PROMPTS]
-    print(f"**Greedy text**: {sum(equal)} of {len(equal)} prompts continue with the same 48 tokens.\n")
+    print(f"**Greedy text**: {sum(equal)} of {len(equal)} prompts continue with the same 48 "
+          "tokens.\n")
     times = {"ours": [], "theirs": []}
     for _ in range(options.runs):
         times["ours"].append(ours("time", tokens[:7168]))
@@ -171,8 +173,8 @@ def main():
             model(torch.tensor([tokens[:7168]]), use_cache=True, logits_to_keep=1)
         times["theirs"].append(time.perf_counter() - begin)
     mine, other = (statistics.median(times[key]) for key in ("ours", "theirs"))
-    print(f"**Prefill** of 7168 tokens, median of {options.runs} alternating runs: ours {mine:.1f} s, "
-          f"transformers {other:.1f} s: {mine / other:.2f} of its time.")
+    print(f"**Prefill** of 7168 tokens, median of {options.runs} alternating runs: ours {mine:.1f} "
+          f"s, transformers {other:.1f} s: {mine / other:.2f} of its time.")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-// icefield demo — the main job on a real model: a document is prefilled, sealed and stored; questions
-// are answered at small budgets; a second process attaches to the store and answers again.
+// icefield demo — the main job on a real model: a document is prefilled, sealed and stored,
+// questions are answered at small budgets; a second process attaches to the store and answers too.
 #include <gflags/gflags.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -30,7 +30,8 @@ constexpr char kUsage[] =
     R"(icefield demo — one document, many questions, two processes
 
 The first process prefills a document of real prose with facts hidden in it, seals it into clusters
-and stores it (memory and RocksDB), then asks for the facts with full attention and at small budgets.
+and stores it (memory and RocksDB), then asks for the facts with full attention and at small
+budgets.
 The second one attaches to the store, without prefill, and asks again.
 
   icefield demo
@@ -44,12 +45,12 @@ struct Line {
   std::string attention;
   std::int64_t questions = 0;
   std::int64_t right = 0;
-  std::int64_t lost = 0;     // against full attention in the first process
+  std::int64_t lost = 0;  // against full attention in the first process
   double hot_bytes = 0;
   double full_bytes = 0;
-  double rows = 0;           // per token, layer and KV head
+  double rows = 0;  // per token, layer and KV head
   double pages = 0;
-  double cold_bytes = 0;     // per token
+  double cold_bytes = 0;  // per token
   double tail_share = 0;
   double ms_per_token = 0;
   double hit_rate = 0;
@@ -91,9 +92,9 @@ Result<Setup> set_up(const std::string& store) {
                          .threads = FLAGS_threads}));
   ICE_TRY(setup.document, make_document(text, setup.session->model().tokenizer(),
                                         FLAGS_context_tokens, FLAGS_seed));
-  std::erase_if(setup.document.questions,
-                [](const EvalQuestion& question) { return question.turns.size() > 1 ||
-                                                          question.task == EvalTask::kPassage; });
+  std::erase_if(setup.document.questions, [](const EvalQuestion& question) {
+    return question.turns.size() > 1 || question.task == EvalTask::kPassage;
+  });
   return setup;
 }
 
@@ -127,10 +128,10 @@ Result<Line> ask_all(Setup& setup, const Context& context, const std::string& na
     progress.set(++asked);
   }
   const StepReport steps = session.decoder().take_report();
-  const double per_head = static_cast<double>(tokens) * config.kv.layer_count *
-                          config.kv.kv_head_count;
-  line.hot_bytes = static_cast<double>(
-      dense ? context.token_count() * config.kv.token_bytes() : most_hot);
+  const double per_head =
+      static_cast<double>(tokens) * config.kv.layer_count * config.kv.kv_head_count;
+  line.hot_bytes =
+      static_cast<double>(dense ? context.token_count() * config.kv.token_bytes() : most_hot);
   line.full_bytes = static_cast<double>(context.token_count() * config.kv.token_bytes());
   line.rows = static_cast<double>(steps.rows_selected) / per_head;
   line.pages = static_cast<double>(steps.pages_touched) / per_head;
@@ -147,15 +148,15 @@ Result<Line> ask_all(Setup& setup, const Context& context, const std::string& na
 Status ask_at_budgets(Setup& setup, const Context& context, const std::string& process,
                       PhaseResult& result) {
   std::int64_t asked = 0;
-  Progress progress(process + " process asks",
-                    static_cast<std::int64_t>(setup.document.questions.size() *
-                                              setup.budgets.size()));
+  Progress progress(
+      process + " process asks",
+      static_cast<std::int64_t>(setup.document.questions.size() * setup.budgets.size()));
   for (const std::int64_t budget : setup.budgets) {
     std::vector<bool> right;
     double first_question_ms = 0;
     ICE_TRY(Line line, ask_all(setup, context, "budget " + number_text(budget),
-                               budget == kAllNumber ? kBudgetAll : budget, right,
-                               first_question_ms, progress, asked));
+                               budget == kAllNumber ? kBudgetAll : budget, right, first_question_ms,
+                               progress, asked));
     if (result.first_question_ms == 0) result.first_question_ms = first_question_ms;
     for (std::size_t i = 0; i < right.size() && i < result.full_right.size(); ++i) {
       line.lost += result.full_right[i] && !right[i];
@@ -182,9 +183,9 @@ Status write_phase(const std::string& store, PhaseResult& result) {
   const auto begin = std::chrono::steady_clock::now();
   ICE_TRY(session.worker().seal(sealed, dense.token_count()));
   result.seal_ms = ms_since(begin);
-  ICE_TRY(const ListBuildsReply listed,
-          sync_wait(session.node().executor(),
-                    session.node().store().list_builds(Deadline::never())));
+  ICE_TRY(
+      const ListBuildsReply listed,
+      sync_wait(session.node().executor(), session.node().store().list_builds(Deadline::never())));
   for (const StoredBuild& build : listed.builds) {
     result.stored_bytes += static_cast<double>(build.stored_bytes);
   }
@@ -226,9 +227,14 @@ Status run_process(const std::string& phase, const std::string& store, PhaseResu
     out << Json(result).dump();
   }
   const std::vector<std::string> arguments = {
-      "icefield-demo", "--phase=" + phase, "--store=" + store, "--document=" + FLAGS_document,
-      "--model=" + FLAGS_model, "--context_tokens=" + std::to_string(FLAGS_context_tokens),
-      "--budget=" + FLAGS_budget, "--seed=" + std::to_string(FLAGS_seed),
+      "icefield-demo",
+      "--phase=" + phase,
+      "--store=" + store,
+      "--document=" + FLAGS_document,
+      "--model=" + FLAGS_model,
+      "--context_tokens=" + std::to_string(FLAGS_context_tokens),
+      "--budget=" + FLAGS_budget,
+      "--seed=" + std::to_string(FLAGS_seed),
       "--threads=" + std::to_string(FLAGS_threads)};
   std::vector<char*> argv;
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
@@ -263,20 +269,19 @@ void print_table(const PhaseResult& written, const PhaseResult& attached) {
                  full ? "–" : percent_text(line.hit_rate)});
     }
   }
-  const double with_prefill =
-      written.prefill_ms + written.seal_ms + written.first_question_ms;
+  const double with_prefill = written.prefill_ms + written.seal_ms + written.first_question_ms;
   const double after_attach = attached.attach_ms + attached.first_question_ms;
   std::cout << "\nA document of " << written.prefill_tokens << " tokens with "
-            << written.lines[0].questions << " hidden facts, "
-            << bytes_text(written.stored_bytes) << " stored; pages per layer and KV head.\n\n"
+            << written.lines[0].questions << " hidden facts, " << bytes_text(written.stored_bytes)
+            << " stored; pages per layer and KV head.\n\n"
             << table.text() << "\nFirst answer after " << number_text(with_prefill / 1000, 2)
             << " s with prefill (" << number_text(written.prefill_ms / 1000, 2) << " prefill, "
             << number_text(written.seal_ms / 1000, 2) << " seal and store, "
             << number_text(written.first_question_ms / 1000, 2) << " question),\nafter "
             << number_text(after_attach / 1000, 2) << " s attached ("
             << number_text(attached.attach_ms / 1000, 2) << " attach, "
-            << number_text(attached.first_question_ms / 1000, 2) << " question): "
-            << number_text(with_prefill / after_attach, 1) << " times sooner.\n";
+            << number_text(attached.first_question_ms / 1000, 2)
+            << " question): " << number_text(with_prefill / after_attach, 1) << " times sooner.\n";
 }
 
 void print_json(const PhaseResult& written, const PhaseResult& attached) {
@@ -301,8 +306,7 @@ void print_json(const PhaseResult& written, const PhaseResult& attached) {
       add("pool_hit_rate", line.hit_rate, "share");
     }
   }
-  const double with_prefill =
-      written.prefill_ms + written.seal_ms + written.first_question_ms;
+  const double with_prefill = written.prefill_ms + written.seal_ms + written.first_question_ms;
   const double after_attach = attached.attach_ms + attached.first_question_ms;
   report.add({.name = "prefill_tokens",
               .params = {{"process", "second"}},

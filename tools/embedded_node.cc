@@ -16,8 +16,7 @@ Result<std::unique_ptr<EmbeddedNode>> EmbeddedNode::open(Options options) {
   memory.on_evict = [raw = embedded.get()](const ObjectKey& key) { raw->node_->note_evicted(key); };
   ICE_TRY(embedded->memory_, DramTier::open(std::move(memory)));
   if (!options.store.empty()) {
-    ICE_TRY(embedded->disk_,
-            NvmeTier::open({.path = options.store, .create = options.create}));
+    ICE_TRY(embedded->disk_, NvmeTier::open({.path = options.store, .create = options.create}));
   }
   embedded->node_ = std::make_unique<CacheNode>(*embedded->memory_, embedded->disk_.get());
   embedded->server_ = std::make_unique<NodeServer>(*embedded->node_);

@@ -20,13 +20,13 @@ constexpr std::array<std::string_view, 10> kFacts = {
 };
 
 constexpr std::array<std::string_view, 60> kWords = {
-    "amber",  "birch",   "cedar",  "delta",  "ember",   "falcon", "garnet", "harbor",  "indigo",
-    "jasper", "kestrel", "lagoon", "meadow", "nectar",  "onyx",   "pepper", "quartz",  "raven",
-    "saffron", "timber", "umber",  "velvet", "willow",  "xenon",  "yonder", "zephyr",  "anchor",
-    "bramble", "copper", "drift",  "eagle",  "forest",  "glacier", "hazel", "island",  "juniper",
-    "kettle", "lemon",   "marble", "needle", "orchid",  "pigeon", "quiver", "ribbon",  "silver",
-    "tunnel", "violet",  "walnut", "yellow", "zebra",   "basket", "candle", "donkey",  "engine",
-    "feather", "guitar", "hammer", "igloo",  "jacket",  "ladder",
+    "amber",   "birch",   "cedar",  "delta",  "ember",  "falcon",  "garnet", "harbor", "indigo",
+    "jasper",  "kestrel", "lagoon", "meadow", "nectar", "onyx",    "pepper", "quartz", "raven",
+    "saffron", "timber",  "umber",  "velvet", "willow", "xenon",   "yonder", "zephyr", "anchor",
+    "bramble", "copper",  "drift",  "eagle",  "forest", "glacier", "hazel",  "island", "juniper",
+    "kettle",  "lemon",   "marble", "needle", "orchid", "pigeon",  "quiver", "ribbon", "silver",
+    "tunnel",  "violet",  "walnut", "yellow", "zebra",  "basket",  "candle", "donkey", "engine",
+    "feather", "guitar",  "hammer", "igloo",  "jacket", "ladder",
 };
 
 constexpr int kMultikeyCount = 10;
@@ -81,8 +81,8 @@ std::vector<Fact> make_facts(Rng& rng) {
   return facts;
 }
 
-// Sentences from a seeded place on with the facts between them, long enough for `token_count` tokens
-// and what follows.
+// Sentences from a seeded place on with the facts between them, long enough for `token_count`
+// tokens and what follows.
 struct Assembled {
   std::string text;
   std::vector<std::string> inside;  // prose sentences that lie inside the document
@@ -175,9 +175,8 @@ Result<std::vector<EvalQuestion>> make_questions(const Tokenizer& tokenizer,
     shuffle(multikey, rng);
     EvalQuestion question{.task = EvalTask::kMultiquery, .text = multikey[0]->prompt, .turns = {}};
     for (int t = 0; t < kMultiqueryTurns; ++t) {
-      ICE_TRY(question.turns.emplace_back(),
-              turn_for(tokenizer, t == 0 ? "\n\n" : "\". ",
-                       *multikey[static_cast<std::size_t>(t)]));
+      ICE_TRY(question.turns.emplace_back(), turn_for(tokenizer, t == 0 ? "\n\n" : "\". ",
+                                                      *multikey[static_cast<std::size_t>(t)]));
     }
     questions.push_back(std::move(question));
   }
@@ -191,10 +190,9 @@ Result<std::vector<EvalQuestion>> make_questions(const Tokenizer& tokenizer,
     ICE_TRY(std::vector<TokenId> prompt, tokenizer.encode("\n\n"));
     prompt.insert(prompt.end(), tokens.begin(), tokens.begin() + kPassagePrompt);
     EvalQuestion question{.task = EvalTask::kPassage, .text = sentence, .turns = {}};
-    question.turns.push_back(
-        {.prompt = std::move(prompt),
-         .answer = {tokens.begin() + kPassagePrompt,
-                    tokens.begin() + kPassagePrompt + kPassageAnswer}});
+    question.turns.push_back({.prompt = std::move(prompt),
+                              .answer = {tokens.begin() + kPassagePrompt,
+                                         tokens.begin() + kPassagePrompt + kPassageAnswer}});
     questions.push_back(std::move(question));
     ++passages;
   }

@@ -51,8 +51,8 @@ class EvalText {
 
 constexpr std::int64_t kContinuationTokens = 128;
 
-// A document of exactly `token_count` tokens. kInvalidArgument when that is too few for the facts or
-// too many for the text.
+// A document of exactly `token_count` tokens. kInvalidArgument when that is too few for the facts
+// or too many for the text.
 Result<EvalDocument> make_document(const EvalText& text, const Tokenizer& tokenizer,
                                    std::int64_t token_count, std::uint64_t seed);
 

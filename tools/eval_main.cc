@@ -56,9 +56,8 @@ Result<Plan> make_plan() {
   ICE_TRY(const auto breadths, parse_numbers("breadth", FLAGS_breadth, 1));
   for (const std::int64_t budget : budgets) {
     for (const std::int64_t breadth : breadths) {
-      plan.options.arms.push_back(
-          {.budget = budget == kAllNumber ? kBudgetAll : budget,
-           .breadth = breadth == kAllNumber ? kAllClusters : breadth});
+      plan.options.arms.push_back({.budget = budget == kAllNumber ? kBudgetAll : budget,
+                                   .breadth = breadth == kAllNumber ? kAllClusters : breadth});
     }
   }
   plan.options.group_tokens = FLAGS_group_tokens;
@@ -128,8 +127,8 @@ void add_figures(const Plan& plan, std::int64_t length, const EvalArm& arm, cons
     const auto tokens = static_cast<double>(sums.continuation_tokens);
     add("continuation", "kl", sums.kl / tokens, "nats/token");
     add("continuation", "top1_agreement", static_cast<double>(sums.top1_agree) / tokens, "share");
-    add("continuation", "top1_disagreements",
-        tokens - static_cast<double>(sums.top1_agree), "tokens");
+    add("continuation", "top1_disagreements", tokens - static_cast<double>(sums.top1_agree),
+        "tokens");
     add("continuation", "near_ties", static_cast<double>(sums.near_ties), "tokens");
     add("continuation", "decode_ms_per_token", sums.decode_ms / tokens, "ms/token",
         sums.full_decode_ms / tokens, "lower");
@@ -137,17 +136,20 @@ void add_figures(const Plan& plan, std::int64_t length, const EvalArm& arm, cons
   if (plan.options.probes) {
     add("all", "strong_pairs", static_cast<double>(sums.strong_pairs), "pairs");
     add("all", "strong_misses",
-        static_cast<double>(sums.strong_misses) / std::max(1.0, static_cast<double>(sums.strong_pairs)),
+        static_cast<double>(sums.strong_misses) /
+            std::max(1.0, static_cast<double>(sums.strong_pairs)),
         "share");
     add("all", "recall64",
-        static_cast<double>(sums.top64_found) / std::max(1.0, static_cast<double>(sums.top64_wanted)),
+        static_cast<double>(sums.top64_found) /
+            std::max(1.0, static_cast<double>(sums.top64_wanted)),
         "share");
   }
   const auto documents = static_cast<double>(sums.documents);
   const auto tokens = static_cast<double>(std::max<std::int64_t>(1, sums.step_tokens));
   const double heads = static_cast<double>(shape.layer_count) * shape.kv_head_count;
   const StepReport& steps = sums.steps;
-  add("all", "hot_bytes", sums.hot_bytes / documents, "bytes", sums.full_bytes / documents, "lower");
+  add("all", "hot_bytes", sums.hot_bytes / documents, "bytes", sums.full_bytes / documents,
+      "lower");
   add("all", "full_bytes", sums.full_bytes / documents, "bytes");
   add("all", "rows_per_token", static_cast<double>(steps.rows_selected) / tokens / heads,
       "rows/head");
@@ -156,7 +158,8 @@ void add_figures(const Plan& plan, std::int64_t length, const EvalArm& arm, cons
   add("all", "cold_bytes_per_token", static_cast<double>(steps.bytes_moved) / tokens, "bytes");
   add("all", "tail_share", steps.tail_share(), "share");
   add("all", "pool_hit_rate",
-      static_cast<double>(steps.page_hits) / std::max(1.0, static_cast<double>(steps.pages_touched)),
+      static_cast<double>(steps.page_hits) /
+          std::max(1.0, static_cast<double>(steps.pages_touched)),
       "share");
   add("all", "coverage", static_cast<double>(steps.coverage_min), "share");
   add("all", "prefill_tokens", sums.prefill_tokens / documents, "tokens");
@@ -165,9 +168,9 @@ void add_figures(const Plan& plan, std::int64_t length, const EvalArm& arm, cons
 }
 
 std::string table_of(const Plan& plan, const std::vector<EvalSums>& sums, const KvShape& shape) {
-  Table table({"budget", "breadth", "right", "full", "lost", "gained", "NLL", "full", "KL", "top-1",
-               "strong missed", "recall64", "hot", "rows", "pages", "cold/token", "tail", "ms/token",
-               "full", "hits"});
+  Table table({"budget", "breadth",    "right", "full",          "lost",     "gained", "NLL",
+               "full",   "KL",         "top-1", "strong missed", "recall64", "hot",    "rows",
+               "pages",  "cold/token", "tail",  "ms/token",      "full",     "hits"});
   for (std::size_t i = 0; i < sums.size(); ++i) {
     const EvalSums& arm = sums[i];
     const EvalCounts total = arm.total();
@@ -176,27 +179,30 @@ std::string table_of(const Plan& plan, const std::vector<EvalSums>& sums, const 
     const auto tokens = static_cast<double>(arm.continuation_tokens);
     const auto answers = static_cast<double>(total.answer_tokens);
     const auto maybe = [](bool known, const std::string& text) { return known ? text : "–"; };
-    table.add(
-        {budget_text(plan.options.arms[i]), breadth_text(plan.options.arms[i]),
-         std::to_string(total.right), std::to_string(total.full_right), std::to_string(total.lost),
-         std::to_string(total.gained), maybe(answers > 0, number_text(total.nll / answers, 3)),
-         maybe(answers > 0, number_text(total.full_nll / answers, 3)),
-         maybe(tokens > 0, number_text(arm.kl / tokens, 4)),
-         maybe(tokens > 0, number_text(static_cast<double>(arm.top1_agree) / tokens, 3)),
-         maybe(arm.strong_pairs > 0,
-               std::to_string(arm.strong_misses) + "/" + std::to_string(arm.strong_pairs)),
-         maybe(arm.top64_wanted > 0, number_text(static_cast<double>(arm.top64_found) /
-                                                     static_cast<double>(arm.top64_wanted),
-                                                 3)),
-         percent_text(arm.hot_bytes / arm.full_bytes),
-         number_text(static_cast<double>(arm.steps.rows_selected) / steps / heads, 0),
-         number_text(static_cast<double>(arm.steps.pages_touched) / steps / heads, 0),
-         bytes_text(static_cast<double>(arm.steps.bytes_moved) / steps),
-         percent_text(arm.steps.tail_share()),
-         maybe(tokens > 0, number_text(arm.decode_ms / tokens, 1)),
-         maybe(tokens > 0, number_text(arm.full_decode_ms / tokens, 1)),
-         percent_text(static_cast<double>(arm.steps.page_hits) /
-                      std::max(1.0, static_cast<double>(arm.steps.pages_touched)))});
+    table.add({budget_text(plan.options.arms[i]),
+               breadth_text(plan.options.arms[i]),
+               std::to_string(total.right),
+               std::to_string(total.full_right),
+               std::to_string(total.lost),
+               std::to_string(total.gained),
+               maybe(answers > 0, number_text(total.nll / answers, 3)),
+               maybe(answers > 0, number_text(total.full_nll / answers, 3)),
+               maybe(tokens > 0, number_text(arm.kl / tokens, 4)),
+               maybe(tokens > 0, number_text(static_cast<double>(arm.top1_agree) / tokens, 3)),
+               maybe(arm.strong_pairs > 0,
+                     std::to_string(arm.strong_misses) + "/" + std::to_string(arm.strong_pairs)),
+               maybe(arm.top64_wanted > 0, number_text(static_cast<double>(arm.top64_found) /
+                                                           static_cast<double>(arm.top64_wanted),
+                                                       3)),
+               percent_text(arm.hot_bytes / arm.full_bytes),
+               number_text(static_cast<double>(arm.steps.rows_selected) / steps / heads, 0),
+               number_text(static_cast<double>(arm.steps.pages_touched) / steps / heads, 0),
+               bytes_text(static_cast<double>(arm.steps.bytes_moved) / steps),
+               percent_text(arm.steps.tail_share()),
+               maybe(tokens > 0, number_text(arm.decode_ms / tokens, 1)),
+               maybe(tokens > 0, number_text(arm.full_decode_ms / tokens, 1)),
+               percent_text(static_cast<double>(arm.steps.page_hits) /
+                            std::max(1.0, static_cast<double>(arm.steps.pages_touched)))});
   }
   return table.text();
 }
@@ -221,9 +227,11 @@ Status run() {
   Report report("eval");
   for (const std::int64_t length : plan.lengths) {
     if (length + kContinuationTokens > config.max_positions) {
-      return Status(Code::kInvalidArgument,
-                    "--context_tokens=" + std::to_string(length) + ": with what follows it is more "
-                    "than the model's " + std::to_string(config.max_positions) + " positions");
+      return Status(Code::kInvalidArgument, "--context_tokens=" + std::to_string(length) +
+                                                ": with what follows it is more "
+                                                "than the model's " +
+                                                std::to_string(config.max_positions) +
+                                                " positions");
     }
     std::vector<EvalSums> sums(plan.options.arms.size());
     Progress progress("eval " + std::to_string(length), 1000 * FLAGS_documents);

@@ -8,7 +8,7 @@
 namespace icefield {
 namespace {
 
-constexpr double kStrong = 0.1;       // share of a row's attention that makes a token strong
+constexpr double kStrong = 0.1;  // share of a row's attention that makes a token strong
 constexpr std::size_t kTopCount = 64;
 
 }  // namespace

@@ -8,14 +8,14 @@
 
 namespace icefield {
 
-// Follows a full-attention pass over a dense context: keeps a clustered twin per arm in step with it
-// and, on probed tokens, selects with the same queries and compares S with the true attention.
+// Follows a full-attention pass over a dense context: keeps a clustered twin per arm in step with
+// it and, on probed tokens, selects with the same queries and compares S with the true attention.
 //
 // Threads  The decoder's caller.
 class SelectionProbe final : public AttentionObserver {
  public:
-  // `sealed` is the clustered document, `dense` the context that the pass runs on; orders[s] are the
-  // order parts of sealed's segments.
+  // `sealed` is the clustered document, `dense` the context that the pass runs on; orders[s] are
+  // the order parts of sealed's segments.
   SelectionProbe(Session& session, const Context& sealed, const Context& dense,
                  const std::vector<std::vector<AlignedBytes>>& orders,
                  const std::vector<EvalArm>& arms, std::vector<EvalSums>& sums);

@@ -119,8 +119,8 @@ class DocumentEval {
       sums.prefill_ms += prefill_ms;
       sums.build_ms += build_ms;
       sums.prefill_tokens += static_cast<double>(document_.tokens.size());
-      sums.full_bytes += static_cast<double>(dense_.token_count() *
-                                             session_.model().config().kv.token_bytes());
+      sums.full_bytes +=
+          static_cast<double>(dense_.token_count() * session_.model().config().kv.token_bytes());
     }
     return Status();
   }
@@ -129,9 +129,9 @@ class DocumentEval {
   Status load_orders() {
     ICE_TRY(const PrefixMatch match, session_.worker().match(document_.tokens));
     for (const auto& segment : sealed_.segments()) {
-      const auto build = std::find_if(
-          match.chain.begin(), match.chain.end(),
-          [&](const StoredBuild& stored) { return stored.build == segment->build; });
+      const auto build =
+          std::find_if(match.chain.begin(), match.chain.end(),
+                       [&](const StoredBuild& stored) { return stored.build == segment->build; });
       if (build == match.chain.end()) {
         return Status(Code::kInternal, "a sealed segment is not in the store");
       }
@@ -171,7 +171,8 @@ class DocumentEval {
       const auto begin = std::chrono::steady_clock::now();
       const double spent = probe.spent_ms();
       ICE_TRY(const std::span<const float> logits,
-              one_token(session_.decoder(), context, document_.continuation[i], {}, probed ? &probe : nullptr, probed));
+              one_token(session_.decoder(), context, document_.continuation[i], {},
+                        probed ? &probe : nullptr, probed));
       ms += ms_since(begin) - (probe.spent_ms() - spent);
       full_logits_.emplace_back(logits.begin(), logits.end());
       advance(1);
@@ -207,7 +208,8 @@ class DocumentEval {
     for (std::size_t i = 0; options_.continuation && i < document_.continuation.size(); ++i) {
       const auto begin = std::chrono::steady_clock::now();
       ICE_TRY(const std::span<const float> logits,
-              one_token(session_.decoder(), context, document_.continuation[i], attend, nullptr, false));
+              one_token(session_.decoder(), context, document_.continuation[i], attend, nullptr,
+                        false));
       sums.decode_ms += ms_since(begin);
       ++sums.continuation_tokens;
       ++sums.step_tokens;
@@ -230,7 +232,8 @@ class DocumentEval {
     sums.near_ties += !agree && margin(full) < kNearTie;
   }
 
-  static void count(EvalTask task, const EvalOutcome& full, const EvalOutcome& outcome, EvalSums& sums) {
+  static void count(EvalTask task, const EvalOutcome& full, const EvalOutcome& outcome,
+                    EvalSums& sums) {
     EvalCounts& counts = sums.tasks[task];
     ++counts.questions;
     counts.full_right += full.right;
@@ -252,7 +255,7 @@ class DocumentEval {
   Context dense_;
   Context sealed_;
   std::vector<std::vector<AlignedBytes>> orders_;  // [segment][layer]
-  std::vector<EvalOutcome> full_outcomes_;             // by question
+  std::vector<EvalOutcome> full_outcomes_;         // by question
   std::vector<std::vector<float>> full_logits_;    // by continuation token
   double done_ = 0;
   double total_ = 0;
@@ -271,8 +274,8 @@ Result<EvalOutcome> ask_question(Decoder& decoder, Context& context, const EvalQ
     const auto begin = std::chrono::steady_clock::now();
     std::span<const float> logits;
     if (probe == nullptr) {
-      ICE_TRY(logits, decoder.forward(context, prompt,
-                                      {.attend = attend, .group_tokens = group_tokens}));
+      ICE_TRY(logits,
+              decoder.forward(context, prompt, {.attend = attend, .group_tokens = group_tokens}));
     } else {
       for (std::size_t i = 0; i < prompt.size(); ++i) {
         ICE_TRY(logits,
@@ -309,9 +312,8 @@ EvalCounts EvalSums::total() const {
   return sum;
 }
 
-Status evaluate_document(Session& session, const EvalDocument& document,
-                         const EvalOptions& options, std::vector<EvalSums>& sums,
-                         const std::function<void(double)>& progress) {
+Status evaluate_document(Session& session, const EvalDocument& document, const EvalOptions& options,
+                         std::vector<EvalSums>& sums, const std::function<void(double)>& progress) {
   return DocumentEval(session, document, options, sums, progress).run();
 }
 

@@ -28,7 +28,7 @@ struct EvalCounts {
   std::int64_t lost = 0;    // full right, this wrong
   std::int64_t gained = 0;  // the reverse
   std::int64_t answer_tokens = 0;
-  double full_nll = 0;      // of the answer tokens
+  double full_nll = 0;  // of the answer tokens
   double nll = 0;
   void add(const EvalCounts& other);
 };
@@ -39,8 +39,8 @@ struct EvalSums {
   std::int64_t continuation_tokens = 0;
   double kl = 0;
   std::int64_t top1_agree = 0;
-  std::int64_t near_ties = 0;    // disagreements where full attention's two best logits differ < 1e-3
-  double full_decode_ms = 0;     // sums over the continuation's tokens
+  std::int64_t near_ties = 0;  // disagreements where full attention's two best logits differ < 1e-3
+  double full_decode_ms = 0;   // sums over the continuation's tokens
   double decode_ms = 0;
   // Probes (docs/formats/attention.md step 11).
   std::int64_t strong_pairs = 0;
@@ -88,8 +88,7 @@ struct EvalOptions {
 };
 
 // Measures one document; sums[i] belongs to arms[i] and is added to. `progress` gets 0 … 1.
-Status evaluate_document(Session& session, const EvalDocument& document,
-                         const EvalOptions& options, std::vector<EvalSums>& sums,
-                         const std::function<void(double)>& progress);
+Status evaluate_document(Session& session, const EvalDocument& document, const EvalOptions& options,
+                         std::vector<EvalSums>& sums, const std::function<void(double)>& progress);
 
 }  // namespace icefield

@@ -15,7 +15,8 @@ DEFINE_bool(json, false, "print one JSON object instead of a table");
 namespace icefield {
 namespace {
 
-constexpr char kUsage[] = R"(icefield inspect — shows which segments a store holds and what they take
+constexpr char kUsage[] =
+    R"(icefield inspect — shows which segments a store holds and what they take
 
   icefield inspect --store=/tmp/store
 )";
@@ -41,8 +42,7 @@ Status run() {
                  to_string(segment.id()).substr(0, 8), to_string(build.build).substr(0, 8),
                  to_string(build.fingerprint).substr(0, 8),
                  segment.origin.exact() ? "exact" : "approx",
-                 std::to_string(build.slice.layer_count),
-                 std::to_string(build.slice.kv_head_count),
+                 std::to_string(build.slice.layer_count), std::to_string(build.slice.kv_head_count),
                  bytes_text(static_cast<double>(build.stored_bytes))});
     }
     std::cout << table.text() << "\n";

@@ -61,7 +61,7 @@ std::string machine_name() {
     }
   }
   const std::int64_t targets = hwy::SupportedTargets();
-  const char* vectors = (targets & HWY_AVX3) != 0 ? "AVX-512"
+  const char* vectors = (targets & HWY_AVX3) != 0   ? "AVX-512"
                         : (targets & HWY_AVX2) != 0 ? "AVX2"
                         : (targets & HWY_NEON) != 0 ? "NEON"
                                                     : "no vector kernels";

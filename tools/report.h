@@ -48,8 +48,8 @@ class Table {
   std::vector<std::vector<std::string>> rows_;
 };
 
-std::string bytes_text(double bytes);             // "37.2 MB"
-std::string percent_text(double share);           // "22.5 %"
+std::string bytes_text(double bytes);               // "37.2 MB"
+std::string percent_text(double share);             // "22.5 %"
 std::string number_text(double value, int digits);  // fixed, "0.0031"
 
 }  // namespace icefield

@@ -16,12 +16,15 @@ DEFINE_string(model, "", "GGUF file; empty: what ./dev model fetched");
 DEFINE_string(store, "", "directory that keeps the document's context; empty: memory only");
 DEFINE_string(name_space, "default", "contexts of different name spaces are never shared");
 DEFINE_string(budget, "256", "tokens attended exactly per KV head beyond sink and window, or all");
-DEFINE_string(breadth, "", "clusters' tokens ranked per budget token, or all; empty: all up to "
-                           "8192 tokens, 16 beyond");
+DEFINE_string(breadth, "",
+              "clusters' tokens ranked per budget token, or all; empty: all up to "
+              "8192 tokens, 16 beyond");
 DEFINE_int32(group_tokens, 1, "question tokens that share a selection, 1 to 16");
-DEFINE_int64(dense_suffix_tokens, 64, "a longer rest of a document that is stored in part is "
-                                      "computed with full attention");
-DEFINE_string(prompt, "raw", "raw: document, blank line, question; chat: the model's chat template");
+DEFINE_int64(dense_suffix_tokens, 64,
+             "a longer rest of a document that is stored in part is "
+             "computed with full attention");
+DEFINE_string(prompt, "raw",
+              "raw: document, blank line, question; chat: the model's chat template");
 DEFINE_int64(max_tokens, 64, "most tokens of an answer");
 DEFINE_double(temperature, 0, "0: always the most likely token");
 DEFINE_uint64(seed, 1, "of the sampling");
@@ -132,30 +135,81 @@ nlohmann::ordered_json run_params() {
   return {{"budget", FLAGS_budget}, {"breadth", FLAGS_breadth.empty() ? "default" : FLAGS_breadth}};
 }
 
-void add_figures(Report& report, const Session::Opened& opened, std::int64_t hot_bytes,
-                 std::int64_t full_bytes, double tokens_per_second, const StepReport& steps,
-                 double first_token_ms) {
+// What one run did, for the summary line and for --json.
+struct Summary {
+  const Session::Opened& opened;
+  StepReport steps;
+  double hot_bytes = 0;
+  double full_bytes = 0;
+  double first_token_ms = 0;
+  double tokens_per_second = 0;
+};
+
+Summary summarize(Session& session, const Session::Opened& opened,
+                  std::span<const Question> questions) {
+  double decode_ms = 0;
+  std::int64_t tokens = 0;
+  for (const Question& question : questions) {
+    decode_ms += question.decode_ms;
+    tokens += question.tokens;
+  }
+  const Context* contexts[] = {&opened.context};
+  return {
+      .opened = opened,
+      .steps = session.decoder().take_report(),
+      .hot_bytes = static_cast<double>(session.worker().hot_bytes(contexts)),
+      .full_bytes = static_cast<double>(opened.context.token_count() *
+                                        session.model().config().kv.token_bytes()),
+      .first_token_ms =
+          opened.attach_ms + opened.prefill_ms + opened.seal_ms + questions[0].first_token_ms,
+      .tokens_per_second = decode_ms > 0 ? 1000.0 * static_cast<double>(tokens) / decode_ms : 0};
+}
+
+void print_json(const Summary& run, std::span<const Question> questions) {
+  Report report("run");
   const auto add = [&](const char* name, double value, const char* unit) {
     report.add({.name = name, .params = run_params(), .value = value, .unit = unit});
   };
-  add("prefill_tokens", static_cast<double>(opened.prefill_tokens), "tokens");
-  add("attached_tokens", static_cast<double>(opened.attached_tokens), "tokens");
-  add("prefill_ms", opened.prefill_ms, "ms");
-  add("seal_ms", opened.seal_ms, "ms");
-  add("attach_ms", opened.attach_ms, "ms");
-  add("first_token_ms", first_token_ms, "ms");
-  add("tokens_per_second", tokens_per_second, "tokens/s");
-  add("hot_bytes", static_cast<double>(hot_bytes), "bytes");
-  add("full_bytes", static_cast<double>(full_bytes), "bytes");
-  add("tail_share", steps.tail_share(), "share");
-  add("coverage", static_cast<double>(steps.coverage_min), "share");
+  add("prefill_tokens", static_cast<double>(run.opened.prefill_tokens), "tokens");
+  add("attached_tokens", static_cast<double>(run.opened.attached_tokens), "tokens");
+  add("prefill_ms", run.opened.prefill_ms, "ms");
+  add("seal_ms", run.opened.seal_ms, "ms");
+  add("attach_ms", run.opened.attach_ms, "ms");
+  add("first_token_ms", run.first_token_ms, "ms");
+  add("tokens_per_second", run.tokens_per_second, "tokens/s");
+  add("hot_bytes", run.hot_bytes, "bytes");
+  add("full_bytes", run.full_bytes, "bytes");
+  add("tail_share", run.steps.tail_share(), "share");
+  add("coverage", static_cast<double>(run.steps.coverage_min), "share");
+  nlohmann::ordered_json answers = nlohmann::ordered_json::array();
+  for (const Question& question : questions) {
+    answers.push_back({{"question", question.text},
+                       {"answer", question.answer},
+                       {"tokens", question.tokens},
+                       {"first_token_ms", question.first_token_ms}});
+  }
+  std::cout << report.json({{"answers", answers}});
 }
 
-Status run() {
-  ICE_TRY(std::vector<Question> questions, read_questions());
-  ICE_TRY(const std::string text, read_document());
-  std::int64_t pool_budget = 0;
-  ICE_TRY(const AttendOptions attend, attend_options(pool_budget));
+void print_summary(const Summary& run) {
+  std::cout << "\n";
+  if (run.opened.attached_tokens > 0) {
+    std::cout << run.opened.attached_tokens << " tokens attached from the store, ";
+  }
+  std::cout << run.opened.prefill_tokens << " prefilled; first token after "
+            << number_text(run.first_token_ms / 1000, 2) << " s, then "
+            << number_text(run.tokens_per_second, 1) << " tokens/s; hot "
+            << bytes_text(run.hot_bytes) << " of " << bytes_text(run.full_bytes) << " ("
+            << percent_text(run.hot_bytes / run.full_bytes) << "); tail share "
+            << percent_text(run.steps.tail_share()) << "\n";
+  if (run.steps.page_failures > 0) {
+    std::cerr << "warning: " << run.steps.page_failures << " pages could not be read ("
+              << run.steps.first_fault.to_string() << "); coverage at least "
+              << percent_text(static_cast<double>(run.steps.coverage_min)) << "\n";
+  }
+}
+
+Status check_flags() {
   if (FLAGS_prompt != "raw" && FLAGS_prompt != "chat") {
     return Status(Code::kInvalidArgument, "--prompt=" + FLAGS_prompt + ": expected raw or chat");
   }
@@ -165,6 +219,30 @@ Status run() {
   if (!(FLAGS_temperature >= 0)) {
     return Status(Code::kInvalidArgument, "--temperature must be 0 or more");
   }
+  return Status();
+}
+
+// The tokens of the document, behind what the chat template puts before it.
+Result<std::vector<TokenId>> document_tokens(const Model& model, const ChatFrame& frame,
+                                             const std::string& text) {
+  ICE_TRY(const std::vector<TokenId> body, model.tokenizer().encode(text));
+  std::vector<TokenId> tokens = frame.before;
+  tokens.insert(tokens.end(), body.begin(), body.end());
+  const std::int64_t room = model.config().max_positions;
+  if (static_cast<std::int64_t>(tokens.size()) >= room) {
+    return Status(Code::kInvalidArgument, "document of " + std::to_string(tokens.size()) +
+                                              " tokens, but the model has " + std::to_string(room) +
+                                              " positions; shorten the document");
+  }
+  return tokens;
+}
+
+Status run() {
+  ICE_TRY(std::vector<Question> questions, read_questions());
+  ICE_TRY(const std::string text, read_document());
+  std::int64_t pool_budget = 0;
+  ICE_TRY(const AttendOptions attend, attend_options(pool_budget));
+  ICE_TRY(check_flags());
   ICE_TRY(std::unique_ptr<Session> session,
           Session::open({.model_path = FLAGS_model.empty() ? default_model_path() : FLAGS_model,
                          .store = FLAGS_store,
@@ -174,71 +252,29 @@ Status run() {
                          .pool_budget = pool_budget,
                          .page_rows = FLAGS_page_rows,
                          .threads = FLAGS_threads}));
-  ICE_TRY(attend.validate(session->model().config().kv.layer_count));
+  const Model& model = session->model();
+  ICE_TRY(attend.validate(model.config().kv.layer_count));
   ChatFrame frame;
   if (FLAGS_prompt == "chat") {
-    ICE_TRY(frame, chat_frame(session->model().file(), session->model().tokenizer()));
+    ICE_TRY(frame, chat_frame(model.file(), model.tokenizer()));
   }
-  ICE_TRY(const std::vector<TokenId> body, session->model().tokenizer().encode(text));
-  std::vector<TokenId> tokens = frame.before;
-  tokens.insert(tokens.end(), body.begin(), body.end());
-  const std::int64_t room = session->model().config().max_positions;
-  if (static_cast<std::int64_t>(tokens.size()) >= room) {
-    return Status(Code::kInvalidArgument,
-                  "document of " + std::to_string(tokens.size()) + " tokens, but the model has " +
-                      std::to_string(room) + " positions; shorten the document");
-  }
+  ICE_TRY(const std::vector<TokenId> tokens, document_tokens(model, frame, text));
   ICE_TRY(Session::Opened opened,
           session->open_document(tokens, FLAGS_dense_suffix_tokens, attend));
   if (opened.miss.reason() == MissReason::kFingerprint && !FLAGS_json) {
     std::cerr << "note: " << opened.miss.message() << "; the document is computed anew\n";
   }
   (void)session->decoder().take_report();
-  double decode_ms = 0;
-  std::int64_t answer_tokens = 0;
   for (Question& question : questions) {
     if (!FLAGS_json) std::cout << question.text << std::flush;
     ICE_TRY(answer(*session, opened.context, frame, attend, question));
     if (!FLAGS_json) std::cout << "\n";
-    decode_ms += question.decode_ms;
-    answer_tokens += question.tokens;
   }
-  const StepReport steps = session->decoder().take_report();
-  const Context* contexts[] = {&opened.context};
-  const std::int64_t hot_bytes = session->worker().hot_bytes(contexts);
-  const std::int64_t full_bytes =
-      opened.context.token_count() * session->model().config().kv.token_bytes();
-  const double tokens_per_second =
-      decode_ms > 0 ? 1000.0 * static_cast<double>(answer_tokens) / decode_ms : 0;
-  const double first_token_ms = opened.attach_ms + opened.prefill_ms + opened.seal_ms +
-                                questions[0].first_token_ms;
+  const Summary summary = summarize(*session, opened, questions);
   if (FLAGS_json) {
-    Report report("run");
-    add_figures(report, opened, hot_bytes, full_bytes, tokens_per_second, steps, first_token_ms);
-    nlohmann::ordered_json answers = nlohmann::ordered_json::array();
-    for (const Question& question : questions) {
-      answers.push_back({{"question", question.text},
-                         {"answer", question.answer},
-                         {"tokens", question.tokens},
-                         {"first_token_ms", question.first_token_ms}});
-    }
-    std::cout << report.json({{"answers", answers}});
-    return Status();
-  }
-  std::cout << "\n"
-            << (opened.attached_tokens > 0
-                    ? std::to_string(opened.attached_tokens) + " tokens attached from the store, "
-                    : std::string())
-            << opened.prefill_tokens << " prefilled; first token after "
-            << number_text(first_token_ms / 1000, 2) << " s, then "
-            << number_text(tokens_per_second, 1) << " tokens/s; hot " << bytes_text(static_cast<double>(hot_bytes))
-            << " of " << bytes_text(static_cast<double>(full_bytes)) << " ("
-            << percent_text(static_cast<double>(hot_bytes) / static_cast<double>(full_bytes))
-            << "); tail share " << percent_text(steps.tail_share()) << "\n";
-  if (steps.page_failures > 0) {
-    std::cerr << "warning: " << steps.page_failures << " pages could not be read ("
-              << steps.first_fault.to_string() << "); coverage at least "
-              << percent_text(static_cast<double>(steps.coverage_min)) << "\n";
+    print_json(summary, questions);
+  } else {
+    print_summary(summary);
   }
   return Status();
 }

@@ -10,13 +10,14 @@ namespace icefield {
 std::int64_t default_pool_bytes(const KvShape& shape, std::int64_t budget, std::int32_t page_rows) {
   constexpr std::int64_t kRowsPerBudget = 4;
   constexpr std::int64_t kBookkeeping = 24;  // bytes per slot
-  const std::int64_t pages = kRowsPerBudget * std::max<std::int64_t>(budget, 16) *
-                             shape.layer_count * shape.kv_head_count;
+  const std::int64_t pages =
+      kRowsPerBudget * std::max<std::int64_t>(budget, 16) * shape.layer_count * shape.kv_head_count;
   return std::max<std::int64_t>(1 << 20, pages * (page_rows * shape.row_bytes() + kBookkeeping));
 }
 
 double ms_since(std::chrono::steady_clock::time_point begin) {
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin)
+      .count();
 }
 
 Result<std::unique_ptr<Session>> Session::open(Options options) {
@@ -35,21 +36,21 @@ Result<std::unique_ptr<Session>> Session::open(Options options) {
       options.pool_bytes != 0
           ? options.pool_bytes
           : default_pool_bytes(config.kv, options.pool_budget, options.page_rows);
-  ICE_TRY(session->worker_, Worker::create({.model = config.kv,
-                                            .slice = Slice::whole(config.kv),
-                                            .softmax_scale = session->model_->softmax_scale(),
-                                            .query_group = config.query_group(),
-                                            .name_space = options.name_space,
-                                            .fingerprint_text =
-                                                session->model_->fingerprint().text(),
-                                            .pool_bytes = pool_bytes,
-                                            .page_rows = options.page_rows},
-                                           {.kernels = cpu_kernels(),
-                                            .threads = *session->threads_,
-                                            .store = session->node_->store(),
-                                            .executor = session->node_->executor(),
-                                            .clock = session->clock_,
-                                            .rng = session->rng_}));
+  ICE_TRY(session->worker_,
+          Worker::create({.model = config.kv,
+                          .slice = Slice::whole(config.kv),
+                          .softmax_scale = session->model_->softmax_scale(),
+                          .query_group = config.query_group(),
+                          .name_space = options.name_space,
+                          .fingerprint_text = session->model_->fingerprint().text(),
+                          .pool_bytes = pool_bytes,
+                          .page_rows = options.page_rows},
+                         {.kernels = cpu_kernels(),
+                          .threads = *session->threads_,
+                          .store = session->node_->store(),
+                          .executor = session->node_->executor(),
+                          .clock = session->clock_,
+                          .rng = session->rng_}));
   session->decoder_ =
       std::make_unique<Decoder>(*session->model_, *session->worker_, *session->threads_);
   return session;
@@ -90,8 +91,8 @@ Result<Session::Opened> Session::open_document(std::span<const TokenId> tokens,
   }
   {
     Progress progress("prefill", opened.prefill_tokens);
-    ICE_TRY(decoder_->prefill(opened.context, rest,
-                              [&](std::int64_t done) { progress.set(done); }));
+    ICE_TRY(
+        decoder_->prefill(opened.context, rest, [&](std::int64_t done) { progress.set(done); }));
   }
   opened.prefill_ms = ms_since(begin);
   begin = std::chrono::steady_clock::now();

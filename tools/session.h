@@ -15,13 +15,13 @@ class Session {
  public:
   struct Options {
     std::string model_path;
-    std::string store;                // empty: memory only
+    std::string store;  // empty: memory only
     std::string name_space = "default";
     std::int64_t dram_bytes = 0;
-    std::int64_t pool_bytes = 0;      // 0: room for 4 × pool_budget rows of every layer and head
+    std::int64_t pool_bytes = 0;  // 0: room for 4 × pool_budget rows of every layer and head
     std::int64_t pool_budget = 64;
     std::int32_t page_rows = 1;
-    std::int32_t threads = 0;         // 0: one per core
+    std::int32_t threads = 0;  // 0: one per core
   };
 
   static Result<std::unique_ptr<Session>> open(Options options);

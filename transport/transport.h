@@ -13,13 +13,14 @@
 
 namespace icefield {
 
-using Address = std::string;         // "host:port", or a name in loopback
-using MethodId = std::uint16_t;      // of the service behind the address
+using Address = std::string;     // "host:port", or a name in loopback
+using MethodId = std::uint16_t;  // of the service behind the address
 
 // A request: a small header and bulk bytes gathered from the caller's memory, which must stay in
 // place until the call returns.
 struct Request {
-  Request(MethodId method_in, std::string header_in) : method(method_in), header(std::move(header_in)) {}
+  Request(MethodId method_in, std::string header_in)
+      : method(method_in), header(std::move(header_in)) {}
 
   MethodId method;
   std::string header;
@@ -70,7 +71,7 @@ class Transport {
   // Serves `service` at `self` on `executor`. Both must live until stop() is done.
   virtual Status listen(Address self, asio::any_io_executor executor, Service& service) = 0;
 
-  // Takes no more requests for `self` and waits for those it has. Call it on the service's executor.
+  // Takes no more requests for `self` and waits for those it has. Runs on the service's executor.
   virtual Task<> stop(Address self) = 0;
 };
 

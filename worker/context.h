@@ -34,9 +34,9 @@ class Context {
   Context& operator=(Context&&) = default;
 
   std::int64_t token_count() const { return end_; }
-  std::int64_t sealed_tokens() const;                     // covered by segments
+  std::int64_t sealed_tokens() const;  // covered by segments
   bool dense() const { return rows_.begin() == 0; }
-  bool exact() const { return !approx_tag_.has_value(); } // all K/V from dense attention
+  bool exact() const { return !approx_tag_.has_value(); }  // all K/V from dense attention
   std::span<const std::shared_ptr<const AttachedSegment>> segments() const { return segments_; }
 
   // h_0 … h_n of the whole blocks so far.
@@ -60,18 +60,18 @@ class Context {
 
   Context fork() const;
   void append_tokens(std::span<const std::uint32_t> tokens);
-  void keep_sink();             // copies the sink out of the rows
-  void rebuild_tables();        // after segments or the window have changed
+  void keep_sink();       // copies the sink out of the rows
+  void rebuild_tables();  // after segments or the window have changed
 
   KvShape shape_;  // of the slice
   std::int64_t end_ = 0;
   std::vector<PrefixHash> prefix_;
   std::vector<std::uint32_t> partial_block_;  // tokens after the last whole block
   std::vector<std::shared_ptr<const AttachedSegment>> segments_;
-  std::shared_ptr<const SinkRows> sink_;      // null while the context is dense
-  ExactRows rows_;                            // may extend beyond end_ during a step
+  std::shared_ptr<const SinkRows> sink_;  // null while the context is dense
+  ExactRows rows_;                        // may extend beyond end_ during a step
   std::optional<std::uint64_t> approx_tag_;
-  std::int64_t seal_not_before_ = 0;          // tokens; after a seal that failed
+  std::int64_t seal_not_before_ = 0;            // tokens; after a seal that failed
   std::vector<std::vector<HeadIndex>> tables_;  // [layer, KV head]
 };
 

@@ -57,8 +57,8 @@ void ExactRows::append_runs(std::int32_t layer, std::int32_t kv_head, std::int64
   for (std::int64_t position = std::max(first, begin_); position < end_;) {
     const std::int64_t in_block = (position - begin_) % kBlockRows;
     const std::int64_t count = std::min(kBlockRows - in_block, end_ - position);
-    runs.push_back({.rows = row(layer, kv_head, position),
-                    .mask = ~std::uint64_t{0} >> (kBlockRows - count)});
+    runs.push_back(
+        {.rows = row(layer, kv_head, position), .mask = ~std::uint64_t{0} >> (kBlockRows - count)});
     position += count;
   }
 }

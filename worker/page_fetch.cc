@@ -135,9 +135,9 @@ class PageFetch {
 
   void note_damage(const WantedPage& page) {
     if (!result_.first_error.ok()) return;
-    result_.first_error = Status::miss(
-        MissReason::kIntegrity, "row " + std::to_string(page.first_row) + " of segment " +
-                                    to_string(page.segment->name.id()) + " fails its check");
+    result_.first_error = Status::miss(MissReason::kIntegrity,
+                                       "row " + std::to_string(page.first_row) + " of segment " +
+                                           to_string(page.segment->name.id()) + " fails its check");
   }
 
   ContextStore& store_;

@@ -11,7 +11,7 @@ namespace icefield {
 // A page that a step wants and the hot pool does not have.
 struct WantedPage {
   const AttachedSegment* segment = nullptr;
-  std::int32_t layer = 0;    // within the slice
+  std::int32_t layer = 0;  // within the slice
   std::int32_t kv_head = 0;
   std::int32_t first_row = 0;
   const std::byte* bytes = nullptr;  // out: verified rows, in FetchedPages; null: it did not come
@@ -21,12 +21,13 @@ struct FetchedPages {
   std::vector<Buffer> buffers;  // own the bytes
   std::int64_t bytes_moved = 0;
   std::int64_t failed_pages = 0;
-  Status first_error;           // of the pages that did not come
+  Status first_error;  // of the pages that did not come
 };
 
-// Reads `wanted`, one list per context, pages of the same (segment, layer, KV head) side by side and
-// by ascending first row, in one gathered request. A page whose rows fail their checks is asked for once more, with the node told to
-// verify what it holds. Never an error: pages that do not come by the deadline stay null.
+// Reads `wanted`, one list per context, pages of the same (segment, layer, KV head) side by side
+// and by ascending first row, in one gathered request. A page whose rows fail their checks is asked
+// for once more, with the node told to verify what it holds. Never an error: pages that do not come
+// by the deadline stay null.
 // Threads  Blocks the calling thread, which must not run `executor`.
 FetchedPages fetch_pages(ContextStore& store, const asio::any_io_executor& executor,
                          const KvShape& shape, const Slice& slice, std::int32_t page_rows,

@@ -89,8 +89,8 @@ std::size_t Step::item_of(std::size_t group) const {
   return group / static_cast<std::size_t>(worker_->slice_shape_.kv_head_count);
 }
 std::int32_t Step::kv_head_of(std::size_t group) const {
-  return static_cast<std::int32_t>(
-      group % static_cast<std::size_t>(worker_->slice_shape_.kv_head_count));
+  return static_cast<std::int32_t>(group %
+                                   static_cast<std::size_t>(worker_->slice_shape_.kv_head_count));
 }
 GroupWork& Step::work(std::size_t group) const { return worker_->work_[group]; }
 
@@ -136,7 +136,8 @@ void Step::attend_exact(std::int32_t layer, std::size_t group, const float* q) {
   const std::int64_t width = static_cast<std::int64_t>(per_token) * shape.d_k;
   for (std::int32_t t = 0; t < tokens; ++t) {
     const std::int64_t token = first_token_[item_of(group)] + t;
-    const float* from = q + (token * heads + static_cast<std::int64_t>(head) * per_token) * shape.d_k;
+    const float* from =
+        q + (token * heads + static_cast<std::int64_t>(head) * per_token) * shape.d_k;
     std::copy_n(from, width, work.q.data() + t * width);
     work.hidden.insert(work.hidden.end(), static_cast<std::size_t>(per_token), tokens - 1 - t);
   }
@@ -167,8 +168,8 @@ void Step::select(std::int32_t layer, std::size_t group) {
   if (!work.everything) {
     const std::int32_t default_breadth =
         size.indexed_rows <= kAllClustersUpTo ? kAllClusters : kDefaultBreadth;
-    rank(group, table, {.budget = wanted,
-                        .breadth = item.options.breadth.value_or(default_breadth)});
+    rank(group, table,
+         {.budget = wanted, .breadth = item.options.breadth.value_or(default_breadth)});
     return;
   }
   for (std::int32_t s = 0; s < static_cast<std::int32_t>(table.size()); ++s) {
@@ -240,79 +241,86 @@ void Step::rank(std::size_t group, std::span<const HeadIndex> table, const Selec
   work.selected.resize(static_cast<std::size_t>(selected_count));
 }
 
+// f(page's segment, its key, first and end of the selected rows it holds) for every page of `group`.
+template <class F>
+void Step::for_each_page(std::int32_t layer, std::size_t group, F&& f) const {
+  const std::int32_t page_rows = worker_->options_.page_rows;
+  const GroupWork& work = this->work(group);
+  const Context& context = *items_[item_of(group)].context;
+  for (std::size_t begin = 0; begin < work.selected.size();) {
+    const TableRow& at = work.selected[begin];
+    const std::int32_t first = at.row / page_rows * page_rows;
+    std::size_t end = begin + 1;
+    while (end < work.selected.size() && work.selected[end].segment == at.segment &&
+           work.selected[end].row < first + page_rows) {
+      ++end;
+    }
+    const AttachedSegment& segment = *context.segments_[static_cast<std::size_t>(at.segment)];
+    f(segment, page_key(segment.number, layer, kv_head_of(group), first), begin, end);
+    begin = end;
+  }
+}
+
 // Finds the page of every selected row, in the hot pool or from the nodes.
 void Step::find_pages(std::int32_t layer) {
   const std::int32_t page_rows = worker_->options_.page_rows;
-  const auto page_bytes =
-      static_cast<std::size_t>(page_rows * worker_->slice_shape_.row_bytes());
   HotPool& pool = worker_->pool_;
   pool.begin_step();
   std::vector<std::vector<WantedPage>> wanted(items_.size());
-  // f(page's segment, its key, its first row, range of selected rows it holds)
-  const auto for_each_page = [&](std::size_t group, auto&& f) {
-    const GroupWork& work = this->work(group);
-    const Context& context = *items_[item_of(group)].context;
-    for (std::size_t i = 0; i < work.selected.size();) {
-      const TableRow& at = work.selected[i];
-      const std::int32_t first = at.row / page_rows * page_rows;
-      std::size_t end = i + 1;
-      while (end < work.selected.size() && work.selected[end].segment == at.segment &&
-             work.selected[end].row < first + page_rows) {
-        ++end;
-      }
-      const AttachedSegment& segment = *context.segments_[static_cast<std::size_t>(at.segment)];
-      f(segment, page_key(segment.number, layer, kv_head_of(group), first), first, i, end);
-      i = end;
-    }
-  };
   for (std::size_t group = 0; group < group_count(); ++group) {
     GroupWork& work = this->work(group);
     work.pages.assign(work.selected.size(), nullptr);
-    for_each_page(group, [&](const AttachedSegment& segment, PageKey key, std::int32_t first,
-                             std::size_t begin, std::size_t end) {
-      const std::byte* page = pool.find(key);
-      ++report_.pages_touched;
-      if (page == nullptr) {
-        wanted[item_of(group)].push_back({.segment = &segment,
-                                          .layer = layer,
-                                          .kv_head = kv_head_of(group),
-                                          .first_row = first});
-        return;
-      }
-      ++report_.page_hits;
-      std::fill(work.pages.begin() + static_cast<std::ptrdiff_t>(begin),
-                work.pages.begin() + static_cast<std::ptrdiff_t>(end), page);
-    });
+    for_each_page(
+        layer, group,
+        [&](const AttachedSegment& segment, PageKey key, std::size_t begin, std::size_t end) {
+          ++report_.pages_touched;
+          if (const std::byte* page = pool.find(key); page != nullptr) {
+            ++report_.page_hits;
+            work.set_page(begin, end, page);
+            return;
+          }
+          wanted[item_of(group)].push_back(
+              {.segment = &segment,
+               .layer = layer,
+               .kv_head = kv_head_of(group),
+               .first_row = work.selected[begin].row / page_rows * page_rows});
+        });
   }
-  const bool all_hit = std::all_of(wanted.begin(), wanted.end(),
-                                   [](const auto& pages) { return pages.empty(); });
+  const bool all_hit =
+      std::all_of(wanted.begin(), wanted.end(), [](const auto& pages) { return pages.empty(); });
   if (all_hit) return;
-  fetched_ = fetch_pages(
-      worker_->environment_.store, worker_->environment_.executor, worker_->slice_shape_,
-      worker_->options_.slice, page_rows, wanted,
-      Deadline::after(worker_->environment_.clock, worker_->options_.fetch_timeout));
+  fetched_ =
+      fetch_pages(worker_->environment_.store, worker_->environment_.executor,
+                  worker_->slice_shape_, worker_->options_.slice, page_rows, wanted,
+                  Deadline::after(worker_->environment_.clock, worker_->options_.fetch_timeout));
   report_.bytes_moved += fetched_.bytes_moved;
   report_.page_failures += fetched_.failed_pages;
   if (report_.first_fault.ok()) report_.first_fault = fetched_.first_error;
+  place_fetched(layer, wanted);
+}
+
+// Moves pages that were fetched into the pool. Two contexts of the batch may have wanted the same
+// page; when every slot is pinned by this step, the page is attended where it arrived.
+void Step::place_fetched(std::int32_t layer, std::span<const std::vector<WantedPage>> wanted) {
+  const auto page_bytes =
+      static_cast<std::size_t>(worker_->options_.page_rows * worker_->slice_shape_.row_bytes());
+  HotPool& pool = worker_->pool_;
   std::vector<std::size_t> next(items_.size(), 0);
   for (std::size_t group = 0; group < group_count(); ++group) {
     GroupWork& work = this->work(group);
-    for_each_page(group, [&](const AttachedSegment&, PageKey key, std::int32_t, std::size_t begin,
-                             std::size_t end) {
-      if (work.pages[begin] != nullptr) return;
-      const std::byte* page = wanted[item_of(group)][next[item_of(group)]++].bytes;
-      if (page == nullptr) return;
-      // Two contexts of the batch may have wanted the same page. When every slot is pinned by this
-      // step, the page is attended where it arrived.
-      if (const std::byte* there = pool.find(key); there != nullptr) {
-        page = there;
-      } else if (std::byte* slot = pool.insert(key); slot != nullptr) {
-        std::copy_n(page, page_bytes, slot);
-        page = slot;
-      }
-      std::fill(work.pages.begin() + static_cast<std::ptrdiff_t>(begin),
-                work.pages.begin() + static_cast<std::ptrdiff_t>(end), page);
-    });
+    for_each_page(layer, group,
+                  [&](const AttachedSegment&, PageKey key, std::size_t begin, std::size_t end) {
+                    if (work.pages[begin] != nullptr) return;
+                    const std::byte* page = wanted[item_of(group)][next[item_of(group)]++].bytes;
+                    if (page == nullptr) return;
+                    if (const std::byte* there = pool.find(key); there != nullptr) {
+                      page = there;
+                    } else if (std::byte* slot = pool.insert(key); slot != nullptr) {
+                      std::copy_n(page, page_bytes, slot);
+                      page = slot;
+                    }
+                    work.set_page(begin, end, page);
+                  });
   }
 }
 
@@ -367,8 +375,7 @@ void Step::attend_selected(std::int32_t layer, std::size_t group, float* out) {
   const bool tail = !work.everything || work.any_fault;
   const auto segments = static_cast<std::int32_t>(table.size());
   if (tail) {
-    fit(work.scratch,
-        attend_scratch_floats(work.row_count, table_size(table.data(), segments)));
+    fit(work.scratch, attend_scratch_floats(work.row_count, table_size(table.data(), segments)));
   }
   work.chosen.resize(work.row_count, shape.d_v);
   const AttendGroup chosen{.row_count = work.row_count,
@@ -455,9 +462,8 @@ Status Step::add_to_report(std::int32_t layer) {
         return Status(Code::kUnavailable,
                       "coverage " + std::to_string(coverage) + " of layer " +
                           std::to_string(worker_->options_.slice.first_layer + layer) +
-                          " is below the floor of " +
-                          std::to_string(item.options.coverage_floor) + " (" +
-                          report_.first_fault.to_string() + ")");
+                          " is below the floor of " + std::to_string(item.options.coverage_floor) +
+                          " (" + report_.first_fault.to_string() + ")");
       }
     }
     report_.tail_rows += work.row_count;

@@ -1,6 +1,7 @@
 // worker/step.h — one step of the engine over a batch of contexts: append, attend, commit.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -21,7 +22,8 @@ struct AttendOptions {
   std::int64_t budget = kBudgetAll;
   // Overrides `budget` by layer when it is not empty: [layer of the slice].
   std::vector<std::int64_t> layer_budgets;
-  // M of the contract; kAllClusters; empty: all up to kAllClustersUpTo tokens, kDefaultBreadth beyond.
+  // M of the contract; kAllClusters; empty: all up to kAllClustersUpTo tokens, then
+  // kDefaultBreadth.
   std::optional<std::int32_t> breadth;
   // The step fails with kUnavailable when less of the attention than this is fault-free.
   float coverage_floor = 0;
@@ -40,19 +42,22 @@ struct StepItem {
 
 // Sums over the layers and KV heads of a step.
 struct StepReport {
-  std::int64_t attend_groups = 0;   // (layer, context, KV head) that selected; what averages divide by
+  std::int64_t attend_groups =
+      0;  // (layer, context, KV head) that selected; what averages divide by
   std::int64_t rows_selected = 0;
   std::int64_t pages_touched = 0;
-  std::int64_t page_hits = 0;       // in the hot pool
-  std::int64_t page_failures = 0;   // did not come, or failed verification
-  std::int64_t bytes_moved = 0;     // from the nodes
-  double tail_share_sum = 0;        // over all rows of all groups
+  std::int64_t page_hits = 0;      // in the hot pool
+  std::int64_t page_failures = 0;  // did not come, or failed verification
+  std::int64_t bytes_moved = 0;    // from the nodes
+  double tail_share_sum = 0;       // over all rows of all groups
   std::int64_t tail_rows = 0;
   float tail_share_max = 0;
   float coverage_min = 1;
-  Status first_fault;               // why pages failed
+  Status first_fault;  // why pages failed
 
-  double tail_share() const { return tail_rows == 0 ? 0 : tail_share_sum / static_cast<double>(tail_rows); }
+  double tail_share() const {
+    return tail_rows == 0 ? 0 : tail_share_sum / static_cast<double>(tail_rows);
+  }
   void add(const StepReport& other);
 };
 
@@ -87,6 +92,12 @@ struct GroupWork {
   std::vector<const std::byte*> pages;  // the page of each selected row; null: it did not come
   bool everything = false;              // B = N: full attention
   bool any_fault = false;
+
+  // `page` holds the selected rows [begin, end).
+  void set_page(std::size_t begin, std::size_t end, const std::byte* page) {
+    std::fill(pages.begin() + static_cast<std::ptrdiff_t>(begin),
+              pages.begin() + static_cast<std::ptrdiff_t>(end), page);
+  }
 };
 
 // append() and attend() for each layer in order, then finish(). A step that is dropped before
@@ -109,8 +120,8 @@ class Step {
   // each one; out [tokens, query heads, d_v]. kUnavailable below an item's coverage floor.
   Status attend(std::int32_t layer, const float* q, float* out);
 
-  // Commits the tokens. Windows that advance seal what has left them; when that fails, the rows stay
-  // in the window and are sealed by a later step.
+  // Commits the tokens. Windows that advance seal what has left them; when that fails, the rows
+  // stay in the window and are sealed by a later step.
   Result<StepReport> finish();
 
   // S of the last attend(): rows of `item`'s segment table for one KV head.
@@ -130,7 +141,10 @@ class Step {
   void attend_exact(std::int32_t layer, std::size_t group, const float* q);
   void select(std::int32_t layer, std::size_t group);
   void rank(std::size_t group, std::span<const HeadIndex> table, const SelectionRule& rule);
+  template <class F>
+  void for_each_page(std::int32_t layer, std::size_t group, F&& f) const;
   void find_pages(std::int32_t layer);
+  void place_fetched(std::int32_t layer, std::span<const std::vector<WantedPage>> wanted);
   void drop_missing(std::int32_t layer, std::size_t group);
   void attend_selected(std::int32_t layer, std::size_t group, float* out);
   void write_rows(std::size_t group, const PartialRows& rows, float* out) const;
@@ -140,8 +154,8 @@ class Step {
   std::vector<StepItem> items_;
   std::vector<std::int64_t> first_token_;  // of each item in the packed batch
   std::int64_t token_count_ = 0;
-  std::vector<bool> approximate_;          // items that attended less than everything
-  FetchedPages fetched_;                   // of the layer under way
+  std::vector<bool> approximate_;  // items that attended less than everything
+  FetchedPages fetched_;           // of the layer under way
   StepReport report_;
 };
 

@@ -21,12 +21,12 @@ Status Worker::Options::validate() const {
     return Status(Code::kInvalidArgument, "softmax scale must be positive");
   }
   if (query_group < 1 || query_group > 64) {
-    return Status(Code::kInvalidArgument, std::to_string(query_group) +
-                                              " query heads per KV head, expected 1 to 64");
+    return Status(Code::kInvalidArgument,
+                  std::to_string(query_group) + " query heads per KV head, expected 1 to 64");
   }
   if (page_rows < 1 || page_rows > 16 || (page_rows & (page_rows - 1)) != 0) {
-    return Status(Code::kInvalidArgument, "pages of " + std::to_string(page_rows) +
-                                              " rows, expected 1, 2, 4, 8 or 16");
+    return Status(Code::kInvalidArgument,
+                  "pages of " + std::to_string(page_rows) + " rows, expected 1, 2, 4, 8 or 16");
   }
   return Status();
 }
@@ -149,17 +149,16 @@ Result<FetchedPages> Worker::read_layer(const AttachedSegment& segment, std::int
   pages.clear();
   for (std::int32_t head = 0; head < slice_shape_.kv_head_count; ++head) {
     for (std::int32_t row = first_row; row < end_row; row += kRows) {
-      pages.push_back(
-          {.segment = &segment, .layer = layer, .kv_head = head, .first_row = row});
+      pages.push_back({.segment = &segment, .layer = layer, .kv_head = head, .first_row = row});
     }
   }
   FetchedPages fetched = fetch_pages(environment_.store, environment_.executor, slice_shape_,
                                      options_.slice, kRows, std::span(&pages, 1), store_deadline());
   if (fetched.failed_pages > 0) {
     const Status& why = fetched.first_error;
-    return Status::miss(why.code() == Code::kNotFound ? why.reason() : MissReason::kNodeDown,
-                        "rows of segment " + to_string(segment.name.id()) +
-                            " cannot be read: " + why.to_string());
+    return Status::miss(
+        why.code() == Code::kNotFound ? why.reason() : MissReason::kNodeDown,
+        "rows of segment " + to_string(segment.name.id()) + " cannot be read: " + why.to_string());
   }
   return fetched;
 }
@@ -182,8 +181,8 @@ Status Worker::place_rows(Context& context, const AttachedSegment& segment,
     for (const WantedPage& page : pages) {
       for (std::int32_t i = 0; i < 16; ++i) {
         const std::int32_t row = page.first_row + i;
-        const std::int64_t token = segment.name.first_token +
-                                   part.heads[static_cast<std::size_t>(page.kv_head)][row];
+        const std::int64_t token =
+            segment.name.first_token + part.heads[static_cast<std::size_t>(page.kv_head)][row];
         if (token < context.rows_.begin()) {
           return Status::miss(MissReason::kIntegrity, "order part mixes window and older rows");
         }
@@ -217,18 +216,16 @@ Result<std::shared_ptr<const AttachedSegment>> Worker::store_segment(Context& co
   const auto block = [](std::int64_t token) {
     return static_cast<std::size_t>(token / kBlockTokens);
   };
-  const SegmentName name{
-      .before = context.prefix_[block(piece.first_token)],
-      .end = context.prefix_[block(piece.first_token + piece.token_count)],
-      .origin = {.approx_tag = context.approx_tag_},
-      .first_token = piece.first_token,
-      .token_count = piece.token_count};
+  const SegmentName name{.before = context.prefix_[block(piece.first_token)],
+                         .end = context.prefix_[block(piece.first_token + piece.token_count)],
+                         .origin = {.approx_tag = context.approx_tag_},
+                         .first_token = piece.first_token,
+                         .token_count = piece.token_count};
   const FingerprintHash fingerprint = fingerprint_hash(options_.fingerprint_text);
   const auto find_stored = [&]() -> Result<std::vector<StoredBuild>> {
     if (!name.origin.exact()) return std::vector<StoredBuild>();
-    return sync_wait(environment_.executor, environment_.store.find(name, fingerprint,
-                                                                    options_.slice,
-                                                                    store_deadline()));
+    return sync_wait(environment_.executor,
+                     environment_.store.find(name, fingerprint, options_.slice, store_deadline()));
   };
   ICE_TRY(std::vector<StoredBuild> stored, find_stored());
   if (!stored.empty()) {
@@ -249,15 +246,14 @@ Result<std::shared_ptr<const AttachedSegment>> Worker::store_segment(Context& co
         for (std::int64_t i = 0; i < piece.token_count; ++i) {
           std::memcpy(reinterpret_cast<std::byte*>(out) + static_cast<std::size_t>(i) * row_bytes,
                       context.rows_.row(layer - options_.slice.first_layer,
-                                        head - options_.slice.first_kv_head,
-                                        piece.first_token + i),
+                                        head - options_.slice.first_kv_head, piece.first_token + i),
                       row_bytes);
         }
       }};
   ICE_TRY(BuiltSegment built, build_segment(input, environment_.kernels, environment_.threads));
-  ICE_TRY(sync_wait(environment_.executor,
-                    environment_.store.publish(built, options_.fingerprint_text,
-                                               store_deadline())));
+  ICE_TRY(
+      sync_wait(environment_.executor,
+                environment_.store.publish(built, options_.fingerprint_text, store_deadline())));
   segments_built.add();
   // Somebody else may have stored the same segment meanwhile: everybody uses the smallest id.
   ICE_TRY(stored, find_stored());
@@ -265,8 +261,7 @@ Result<std::shared_ptr<const AttachedSegment>> Worker::store_segment(Context& co
     Result<std::shared_ptr<const AttachedSegment>> other = adopt(stored[0]);
     if (other.has_value()) {
       ICE_TRY(sync_wait(environment_.executor,
-                        environment_.store.remove(built.manifest, built.build,
-                                                  store_deadline())));
+                        environment_.store.remove(built.manifest, built.build, store_deadline())));
       return other;
     }
   }
@@ -326,11 +321,10 @@ Result<Step> Worker::begin_step(std::vector<StepItem> items) {
       return Status(Code::kInvalidArgument, "a context may be in a step once");
     }
     if (item.tokens.empty()) return Status(Code::kInvalidArgument, "a step without new tokens");
-    if (!item.context->dense() &&
-        item.tokens.size() > static_cast<std::size_t>(kMaxQueryTokens)) {
-      return Status(Code::kInvalidArgument,
-                    std::to_string(item.tokens.size()) + " tokens share a selection, at most " +
-                        std::to_string(kMaxQueryTokens) + " may");
+    if (!item.context->dense() && item.tokens.size() > static_cast<std::size_t>(kMaxQueryTokens)) {
+      return Status(Code::kInvalidArgument, std::to_string(item.tokens.size()) +
+                                                " tokens share a selection, at most " +
+                                                std::to_string(kMaxQueryTokens) + " may");
     }
     ICE_TRY(item.options.validate(slice_shape_.layer_count));
   }

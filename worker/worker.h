@@ -19,12 +19,12 @@
 
 namespace icefield {
 
-// What a worker lets go of when a context is attached: the rows outside the window (they are read as
-// steps want them), or nothing (the context is dense).
+// What a worker lets go of when a context is attached: the rows outside the window (they are read
+// as steps want them), or nothing (the context is dense).
 enum class AttachRows { kWindow, kAll };
 
-// Keeps L0 to L2 of attached segments, a hot pool of pages, windows and sinks; everything else lives
-// on the nodes.
+// Keeps L0 to L2 of attached segments, a hot pool of pages, windows and sinks; everything else
+// lives on the nodes.
 //
 // Ownership  Borrows what create() is given. Must outlive its contexts and steps.
 // Threads    One caller at a time; it blocks on the nodes, so it must not run `executor`. Heads are
@@ -33,15 +33,15 @@ class Worker {
  public:
   struct Options {
     KvShape model;
-    Slice slice;                       // what this worker holds of the model
+    Slice slice;  // what this worker holds of the model
     float softmax_scale = 0;
-    std::int32_t query_group = 1;      // query heads per KV head
+    std::int32_t query_group = 1;  // query heads per KV head
     std::string name_space = "default";
-    std::string fingerprint_text;      // ModelFingerprint::text()
-    std::int64_t pool_bytes = 8 << 20; // hot pool, bookkeeping included
-    std::int32_t page_rows = 1;        // 1, 2, 4, 8 or 16
-    std::chrono::milliseconds fetch_timeout{2000};    // pages of one step
-    std::chrono::milliseconds store_timeout{60000};   // attach, match, publish
+    std::string fingerprint_text;                    // ModelFingerprint::text()
+    std::int64_t pool_bytes = 8 << 20;               // hot pool, bookkeeping included
+    std::int32_t page_rows = 1;                      // 1, 2, 4, 8 or 16
+    std::chrono::milliseconds fetch_timeout{2000};   // pages of one step
+    std::chrono::milliseconds store_timeout{60000};  // attach, match, publish
 
     Status validate() const;
   };
@@ -76,9 +76,9 @@ class Worker {
   Context fork(const Context& context) const { return context.fork(); }
 
   // Puts the tokens up to `position` (rounded down to a block, at most token_count()) into segments
-  // and stores them; a match can end there. Rows that have left the window are then dropped: a dense
-  // context of 512 tokens or more stops being dense. Segments that are stored already are attached
-  // instead of built. On an error nothing is lost: the context keeps its rows.
+  // and stores them; a match can end there. Rows that have left the window are then dropped: a
+  // dense context of 512 tokens or more stops being dense. Segments that are stored already are
+  // attached instead of built. On an error nothing is lost: the context keeps its rows.
   Status seal(Context& context, std::int64_t position);
 
   // Starts a step: `items` are the contexts of a batch with their new tokens.
@@ -91,7 +91,8 @@ class Worker {
   std::int64_t hot_bytes(std::span<const Context* const> contexts) const;
 
   Counter segments_built{"icefield_worker_built_segments_total", "segments clustered and stored"};
-  Counter segments_found{"icefield_worker_found_segments_total", "segments that were stored already"};
+  Counter segments_found{"icefield_worker_found_segments_total",
+                         "segments that were stored already"};
   Counter seal_failures{"icefield_worker_seal_failures_total", "seals that failed; rows were kept"};
 
  private:

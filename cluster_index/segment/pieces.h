@@ -32,7 +32,7 @@ struct StoredBuild {
   BuildId build;
   Slice slice;
   FingerprintHash fingerprint;
-  std::int64_t stored_bytes = 0;    // of all its parts
+  std::int64_t stored_bytes = 0;  // of all its parts
   std::int64_t manifest_bytes = 0;
 };
 

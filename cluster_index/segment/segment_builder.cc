@@ -130,11 +130,10 @@ class Builder {
     const SegmentId segment = input_.name.id();
     const std::size_t row_bytes = rows.size() / static_cast<std::size_t>(part.row_count);
     for (std::int32_t row = 0; row < part.row_count; ++row) {
-      codes.check[row] =
-          row_check(ConstByteSpan(rows).subspan(static_cast<std::size_t>(row) * row_bytes, row_bytes),
-                    segment, static_cast<std::uint16_t>(part.layer),
-                    static_cast<std::uint16_t>(part.first_kv_head + head),
-                    static_cast<std::uint32_t>(row));
+      codes.check[row] = row_check(
+          ConstByteSpan(rows).subspan(static_cast<std::size_t>(row) * row_bytes, row_bytes),
+          segment, static_cast<std::uint16_t>(part.layer),
+          static_cast<std::uint16_t>(part.first_kv_head + head), static_cast<std::uint32_t>(row));
     }
     std::copy(partition.order.begin(), partition.order.end(),
               mutable_order(built_.order[static_cast<std::size_t>(layer)], head));

@@ -33,9 +33,9 @@ Result<std::shared_ptr<const SegmentIndex>> SegmentIndex::parse(const Manifest& 
     ICE_TRY(const LevelPart clusters, parse_level_part(parts.clusters, PartKind::kClusters));
     ICE_TRY(const CodesPart codes, parse_codes_part(parts.codes));
     if (lists.shape != expected || clusters.shape != expected || codes.shape != expected) {
-      return Status(Code::kInvalidArgument,
-                    "parts of layer " + std::to_string(expected.layer) +
-                        " do not belong to segment " + to_string(manifest.segment.id()));
+      return Status(Code::kInvalidArgument, "parts of layer " + std::to_string(expected.layer) +
+                                                " do not belong to segment " +
+                                                to_string(manifest.segment.id()));
     }
     for (std::size_t head = 0; head < lists.heads.size(); ++head) {
       index->heads_.push_back({.lists = lists.heads[head],
@@ -48,8 +48,8 @@ Result<std::shared_ptr<const SegmentIndex>> SegmentIndex::parse(const Manifest& 
           {.lists = count_before(lists.heads[head], last_extent),
            .clusters = count_before(clusters.heads[head], last_extent)});
     }
-    index->bytes_ += static_cast<std::int64_t>(parts.lists.size() + parts.clusters.size() +
-                                               parts.codes.size());
+    index->bytes_ +=
+        static_cast<std::int64_t>(parts.lists.size() + parts.clusters.size() + parts.codes.size());
   }
   return std::shared_ptr<const SegmentIndex>(std::move(index));
 }

@@ -50,8 +50,8 @@ class SegmentIndex {
   std::int32_t kv_head_count_ = 0;
   std::int64_t bytes_ = 0;
   std::vector<LayerParts> parts_;
-  std::vector<HeadIndex> heads_;                 // [layer, KV head]
-  std::vector<Counts> before_last_extent_;       // likewise
+  std::vector<HeadIndex> heads_;            // [layer, KV head]
+  std::vector<Counts> before_last_extent_;  // likewise
 };
 
 }  // namespace icefield

@@ -58,14 +58,14 @@ class TransportConformance : public testing::TestWithParam<MakeTransport> {
                      std::int64_t capacity, Deadline deadline = Deadline::never()) {
     Request request(method, "hello");
     request.payload = std::move(payload);
-    return run_task(client_, transport_->call(peer, std::move(request), Buffer(capacity), deadline));
+    return run_task(client_,
+                    transport_->call(peer, std::move(request), Buffer(capacity), deadline));
   }
 
   EchoService echo_;
   asio::io_context client_;
   asio::io_context server_;
-  asio::executor_work_guard<asio::io_context::executor_type> work_ =
-      asio::make_work_guard(server_);
+  asio::executor_work_guard<asio::io_context::executor_type> work_ = asio::make_work_guard(server_);
   std::thread server_thread_;
   std::unique_ptr<Transport> transport_;
   SystemClock clock_;
@@ -76,9 +76,9 @@ TEST_P(TransportConformance, HeaderAndGatheredPayloadArrive) {
   for (const std::size_t size : {0u, 1u, 1000u, 1000000u}) {
     const Bytes bytes = random_bytes(rng_, size);
     const ConstByteSpan whole = bytes;
-    const Result<Reply> reply = call(
-        "node", 1, {whole.first(size / 3), {}, whole.subspan(size / 3)},
-        static_cast<std::int64_t>(size));
+    const Result<Reply> reply =
+        call("node", 1, {whole.first(size / 3), {}, whole.subspan(size / 3)},
+             static_cast<std::int64_t>(size));
     ASSERT_TRUE(reply.has_value()) << reply.error().to_string();
     EXPECT_EQ(reply->header, "re: hello");
     EXPECT_TRUE(std::ranges::equal(reply->payload.bytes(), bytes));
@@ -127,8 +127,7 @@ TEST_P(TransportConformance, StoppedServiceIsUnavailable) {
 }
 
 TEST_P(TransportConformance, AddressInUseIsRefused) {
-  EXPECT_EQ(transport_->listen("node", server_.get_executor(), echo_).code(),
-            Code::kAlreadyExists);
+  EXPECT_EQ(transport_->listen("node", server_.get_executor(), echo_).code(), Code::kAlreadyExists);
 }
 
 std::unique_ptr<Transport> make_loopback() { return std::make_unique<LoopbackTransport>(); }

@@ -56,6 +56,7 @@ def main():
     key = exact + build + struct.pack(">BHHH", 5, 29, 2, 15)
     row = bytes((i * 37 + 11) % 256 for i in range(256))
     row_seed = seed(exact, 5, 29, 2, 4095)
+    megabyte = bytes(i % 251 for i in range(1 << 20))
     print(json.dumps({
         "fingerprint_text": text,
         "fingerprint": fingerprint.hex(),
@@ -69,7 +70,7 @@ def main():
         "row_xxh3": f"{xxhash.xxh3_64_intdigest(row, row_seed):016x}",
         "row_check": f"{xxhash.xxh3_64_intdigest(row, row_seed) & 0xffffffff:08x}",
         "xxh3_empty_seed_1": f"{xxhash.xxh3_64_intdigest(b'', 1):016x}",
-        "xxh3_1mb_seed_2": f"{xxhash.xxh3_64_intdigest(bytes(i % 251 for i in range(1 << 20)), 2):016x}",
+        "xxh3_1mb_seed_2": f"{xxhash.xxh3_64_intdigest(megabyte, 2):016x}",
     }, indent=1))
 
 

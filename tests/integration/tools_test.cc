@@ -28,9 +28,12 @@ class Tools : public testing::Test {
     std::ofstream(dir_.file("document.txt")) << document_;
   }
   std::vector<std::string> run_arguments(std::vector<std::string> more = {}) {
-    std::vector<std::string> arguments = {"run", "--model=" + dir_.file("model.gguf"),
-                                          "--document=" + dir_.file("document.txt"), "--ask=why?",
-                                          "--max_tokens=4", "--budget=64"};
+    std::vector<std::string> arguments = {"run",
+                                          "--model=" + dir_.file("model.gguf"),
+                                          "--document=" + dir_.file("document.txt"),
+                                          "--ask=why?",
+                                          "--max_tokens=4",
+                                          "--budget=64"};
     arguments.insert(arguments.end(), more.begin(), more.end());
     return arguments;
   }
@@ -94,10 +97,9 @@ TEST_F(Tools, TwoRunsWithOneOrTwoThreadsGiveTheSameTokens) {
 
 TEST_F(Tools, QuestionsFileIsAskedLineByLine) {
   std::ofstream(dir_.file("questions.txt")) << "one?\n\n  \ntwo?\n";
-  const auto result =
-      run_icefield({"run", "--model=" + dir_.file("model.gguf"), "--json", "--max_tokens=2",
-                    "--document=" + dir_.file("document.txt"),
-                    "--questions=" + dir_.file("questions.txt")});
+  const auto result = run_icefield({"run", "--model=" + dir_.file("model.gguf"), "--json",
+                                    "--max_tokens=2", "--document=" + dir_.file("document.txt"),
+                                    "--questions=" + dir_.file("questions.txt")});
   ASSERT_EQ(result.exit_code, 0) << result.err;
   const json answers = json::parse(result.out)["answers"];
   ASSERT_EQ(answers.size(), 2u);
@@ -155,7 +157,8 @@ TEST_F(Tools, MissingAndEmptyInputsAreExplained) {
   expect_refused({"run", "--ask=x", "--document=" + dir_.file("empty.txt")}, 2, "is empty");
   std::ofstream(dir_.file("questions.txt")) << "\n";
   expect_refused({"run", "--document=" + dir_.file("document.txt"),
-                  "--questions=" + dir_.file("questions.txt")}, 2, "nothing to ask");
+                  "--questions=" + dir_.file("questions.txt")},
+                 2, "nothing to ask");
   expect_refused(run_arguments({"--model=" + dir_.file("none.gguf")}), 2, "no such file");
   expect_refused(run_arguments({"--model=" + dir_.file("document.txt")}), 2, "not a GGUF file");
   expect_refused({"inspect"}, 2, "give --store=DIR");
@@ -209,8 +212,8 @@ TEST_F(Tools, StoreOfAnotherModelIsNamedAndLeftAlone) {
   const auto result = run_icefield(run_arguments({store, "--model=" + dir_.file("other.gguf")}));
   EXPECT_EQ(result.exit_code, 0) << "it is computed anew, beside the other model's";
   EXPECT_NE(result.err.find("its weight_revision is"), std::string::npos) << result.err;
-  const json report = json::parse(
-      run_icefield({"inspect", "--store=" + dir_.file("store"), "--json"}).out);
+  const json report =
+      json::parse(run_icefield({"inspect", "--store=" + dir_.file("store"), "--json"}).out);
   EXPECT_EQ(figure(report, "segments"), 4);
 }
 
@@ -221,7 +224,7 @@ TEST_F(Tools, FullDiskIsExplainedAndLosesNothing) {
   if (mount("tmpfs", mount_point.c_str(), "tmpfs", 0, "size=6m") != 0) {
     GTEST_SKIP() << "no file system can be mounted here: " << std::strerror(errno);
   }
-  // The first document fits (2 layers x 2 heads x 256 B x 1280 tokens = 1.3 MB), the second does not.
+  // The first document fits (2 layers x 2 heads x 256 B x 1280 tokens = 1.3 MB), not the second.
   const std::string store = "--store=" + mount_point + "/store";
   std::ofstream(dir_.file("document.txt")) << document_.substr(0, 1280);
   const auto first = run_icefield(run_arguments({store, "--json"}));

@@ -1,5 +1,5 @@
-// dump_logits MODE TOKENS OUT [COUNT] — what the engine computes, for tests/compare_transformers.py.
-// TOKENS: ids, one per line. Modes:
+// dump_logits MODE TOKENS OUT [COUNT] — what the engine computes, for
+// tests/compare_transformers.py. TOKENS: ids, one per line. Modes:
 //   steps     all tokens one by one; logits of each to OUT as floats [tokens, vocabulary]
 //   prefill   all but the last 16 tokens by prefill; logits of those 16
 //   greedy    prefill of all tokens, then COUNT greedy tokens; ids to OUT, one per line

@@ -152,10 +152,11 @@ GgufWriter tiny_model(std::uint64_t seed) {
   gguf.metadata["tokenizer.ggml.merges"] = std::vector<std::string>();
   const auto add = [&](const std::string& name, std::uint32_t type, std::uint64_t rows,
                        std::uint64_t cols) {
-    gguf.tensors[name] = {.type = type,
-                          .dims = rows == 1 ? std::vector<std::uint64_t>{cols}
-                                            : std::vector<std::uint64_t>{cols, rows},
-                          .data = random_weights(rng, type, static_cast<std::int64_t>(rows * cols))};
+    gguf.tensors[name] = {
+        .type = type,
+        .dims =
+            rows == 1 ? std::vector<std::uint64_t>{cols} : std::vector<std::uint64_t>{cols, rows},
+        .data = random_weights(rng, type, static_cast<std::int64_t>(rows * cols))};
   };
   const auto add_norm = [&](const std::string& name) {
     add(name, 0, 1, kHidden);

@@ -13,8 +13,8 @@
 namespace icefield {
 
 struct GgufTensorSpec {
-  std::uint32_t type = 0;              // F32
-  std::vector<std::uint64_t> dims;     // the fastest first
+  std::uint32_t type = 0;           // F32
+  std::vector<std::uint64_t> dims;  // the fastest first
   Bytes data;
 };
 

@@ -21,8 +21,8 @@ std::vector<Bf16> random_rows(Rng& rng, std::int32_t rows, std::int32_t d_k, std
     }
     for (std::int32_t j = 0; j < d_k + d_v; ++j) {
       const float outlier = j < d_k && j % 29 == 7 ? 6.0f : 0.0f;
-      out.push_back(float_to_bf16(outlier + topic[static_cast<std::size_t>(j)] +
-                                  0.6f * normal(rng)));
+      out.push_back(
+          float_to_bf16(outlier + topic[static_cast<std::size_t>(j)] + 0.6f * normal(rng)));
     }
   }
   return out;

@@ -7,7 +7,7 @@
 namespace icefield {
 
 struct ProcessResult {
-  int exit_code = -1;   // 128 + signal when it was killed
+  int exit_code = -1;  // 128 + signal when it was killed
   std::string out;
   std::string err;
 };
@@ -15,8 +15,8 @@ struct ProcessResult {
 // Runs build/<preset>/bin/icefield with these arguments to its end, from the project's root.
 ProcessResult run_icefield(const std::vector<std::string>& arguments);
 
-// Starts it and kills it (SIGKILL) as soon as `when` returns true; `when` is called again and again.
-// The result has what was printed until then.
+// Starts it and kills it (SIGKILL) as soon as `when` returns true; `when` is called again and
+// again. The result has what was printed until then.
 ProcessResult kill_icefield(const std::vector<std::string>& arguments, bool (*when)(void*),
                             void* context);
 

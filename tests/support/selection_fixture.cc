@@ -128,8 +128,8 @@ PartialBuffer GroupFixture::attend(const std::vector<SegmentAccount>& accounts,
   return result;
 }
 
-PartialBuffer attend_rows(const Kernels& kernels, const HeadShape& shape, const std::vector<float>& q,
-                          const Bf16* rows, std::int64_t count,
+PartialBuffer attend_rows(const Kernels& kernels, const HeadShape& shape,
+                          const std::vector<float>& q, const Bf16* rows, std::int64_t count,
                           const std::vector<std::int32_t>& hidden) {
   const auto g = static_cast<std::int32_t>(q.size()) / shape.d_k;
   std::vector<RowRun> runs;

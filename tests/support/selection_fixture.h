@@ -56,8 +56,8 @@ class GroupFixture {
 };
 
 // Attention over exact rows only: every row of `rows` [count, d_k + d_v].
-PartialBuffer attend_rows(const Kernels& kernels, const HeadShape& shape, const std::vector<float>& q,
-                          const Bf16* rows, std::int64_t count,
+PartialBuffer attend_rows(const Kernels& kernels, const HeadShape& shape,
+                          const std::vector<float>& q, const Bf16* rows, std::int64_t count,
                           const std::vector<std::int32_t>& hidden = {});
 
 // Merges partial results in order.

@@ -96,10 +96,9 @@ void WorkerFixture::append(Context& context, const FakeSequence& sequence, std::
   }
   const std::int64_t first = context.token_count();
   const auto begin = sequence.tokens.begin() + first;
-  Step step = worker->begin_step({{.context = &context,
-                                   .tokens = {begin, begin + count},
-                                   .options = {}}})
-                  .value();
+  Step step =
+      worker->begin_step({{.context = &context, .tokens = {begin, begin + count}, .options = {}}})
+          .value();
   for (std::int32_t layer = 0; layer < options.shape.layer_count; ++layer) {
     step.append(layer, sequence.k(layer, first, count).data(),
                 sequence.v(layer, first, count).data());
@@ -113,9 +112,10 @@ std::vector<float> WorkerFixture::step(Context& context, const FakeSequence& seq
   const std::int64_t first = context.token_count();
   const auto begin = sequence.tokens.begin() + first;
   const std::int32_t heads = options.shape.kv_head_count * options.query_group;
-  Step step = worker->begin_step({{.context = &context,
-                                   .tokens = {begin, begin + count},
-                                   .options = std::move(attend)}})
+  Step step = worker
+                  ->begin_step({{.context = &context,
+                                 .tokens = {begin, begin + count},
+                                 .options = std::move(attend)}})
                   .value();
   std::vector<float> all;
   for (std::int32_t layer = 0; layer < options.shape.layer_count; ++layer) {

@@ -9,8 +9,8 @@ struct LoopbackTransport::Pending {
   Pending(asio::any_io_executor executor, Buffer into_in)
       : wake(std::move(executor)), into(std::move(into_in)) {}
 
-  asio::steady_timer wake;  // the caller's; cancelled when the reply is there
-  Buffer into;              // the server's until `result` is set
+  asio::steady_timer wake;                    // the caller's; cancelled when the reply is there
+  Buffer into;                                // the server's until `result` is set
   std::optional<Result<std::string>> result;  // the header; the caller's
 };
 
@@ -48,9 +48,9 @@ asio::awaitable<void> LoopbackTransport::serve(std::shared_ptr<Listener> listene
   if (reply.has_value()) {
     const std::int64_t size = payload_bytes(reply->payload);
     if (size > pending->into.capacity()) {
-      result = Status(Code::kResourceExhausted,
-                      "reply of " + std::to_string(size) + " bytes, buffer of " +
-                          std::to_string(pending->into.capacity()));
+      result = Status(Code::kResourceExhausted, "reply of " + std::to_string(size) +
+                                                    " bytes, buffer of " +
+                                                    std::to_string(pending->into.capacity()));
     } else {
       gather(reply->payload, pending->into);
       result = std::move(reply->header);
@@ -63,8 +63,7 @@ asio::awaitable<void> LoopbackTransport::serve(std::shared_ptr<Listener> listene
   asio::post(pending->wake.get_executor(), std::move(deliver));
 }
 
-Task<Reply> LoopbackTransport::call(Address peer, Request request, Buffer into,
-                                    Deadline deadline) {
+Task<Reply> LoopbackTransport::call(Address peer, Request request, Buffer into, Deadline deadline) {
   std::shared_ptr<Listener> listener;
   {
     const std::lock_guard lock(mutex_);
@@ -74,13 +73,11 @@ Task<Reply> LoopbackTransport::call(Address peer, Request request, Buffer into,
   if (listener == nullptr) co_return Status(Code::kUnavailable, "nobody listens at " + peer);
   Buffer payload(payload_bytes(request.payload));
   gather(request.payload, payload);
-  auto pending =
-      std::make_shared<Pending>(co_await asio::this_coro::executor, std::move(into));
+  auto pending = std::make_shared<Pending>(co_await asio::this_coro::executor, std::move(into));
   pending->wake.expires_at(deadline.time_point());
   auto start = [listener, method = request.method, header = std::move(request.header),
                 payload = std::move(payload), pending]() mutable {
-    listener->scope.spawn(
-        serve(listener, method, std::move(header), std::move(payload), pending));
+    listener->scope.spawn(serve(listener, method, std::move(header), std::move(payload), pending));
   };
   asio::post(listener->executor, std::move(start));
   boost::system::error_code ignored;

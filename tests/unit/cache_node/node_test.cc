@@ -28,10 +28,11 @@ class NodeTest : public testing::Test {
                           .fingerprint = fingerprint_hash("model\n"),
                           .model = kShape,
                           .slice = Slice::whole(kShape),
-                          .read_rows = [&](std::int32_t layer, std::int32_t head, Bf16* out) {
-                            std::ranges::copy(
-                                sequence.rows[static_cast<std::size_t>(layer * 2 + head)], out);
-                          }},
+                          .read_rows =
+                              [&](std::int32_t layer, std::int32_t head, Bf16* out) {
+                                std::ranges::copy(
+                                    sequence.rows[static_cast<std::size_t>(layer * 2 + head)], out);
+                              }},
                          cpu_kernels(), pool)
         .value();
   }
@@ -79,7 +80,8 @@ TEST_F(NodeTest, PublishedBuildIsFoundByItsEnd) {
   ASSERT_TRUE(publish(*node_, built).ok());
   std::vector<PrefixHash> ends = {built.manifest.segment.end};
   const MatchReply reply =
-      wait(*node_, node_->stub().match(ends, built.manifest.fingerprint, Deadline::never())).value();
+      wait(*node_, node_->stub().match(ends, built.manifest.fingerprint, Deadline::never()))
+          .value();
   ASSERT_EQ(reply.builds.size(), 1u);
   EXPECT_EQ(reply.builds[0].segment, built.manifest.segment);
   EXPECT_EQ(reply.builds[0].build, built.build);
@@ -120,8 +122,9 @@ TEST_F(NodeTest, BytesThatDoNotHaveTheirChecksumAreRefused) {
   const auto statuses = wait(*node_, node_->stub().put(objects, Deadline::never())).value();
   EXPECT_EQ(statuses[0].code(), Code::kDataLoss);
   std::vector<ObjectKey> keys = {key};
-  EXPECT_EQ(wait(*node_, node_->stub().get(keys, 2000, Deadline::never())).value().items[0].status.code(),
-            Code::kNotFound);
+  EXPECT_EQ(
+      wait(*node_, node_->stub().get(keys, 2000, Deadline::never())).value().items[0].status.code(),
+      Code::kNotFound);
 }
 
 TEST_F(NodeTest, PagesOfEverySizeAreTheRows) {
@@ -157,8 +160,8 @@ TEST_F(NodeTest, PagesThatAreNotThereFailAlone) {
   EXPECT_EQ(reply.heads[0].failed_pages, (std::vector<std::uint16_t>{1, 2}));
   EXPECT_TRUE(reply.heads[1].status.ok());
   const ConstByteSpan rows = built.rows[3];
-  EXPECT_TRUE(std::ranges::equal(reply.pages.bytes().subspan(3 * 256, 256),
-                                 rows.subspan(1000 * 256, 256)));
+  EXPECT_TRUE(
+      std::ranges::equal(reply.pages.bytes().subspan(3 * 256, 256), rows.subspan(1000 * 256, 256)));
 }
 
 TEST_F(NodeTest, RestartKnowsWhatWasPublished) {
@@ -172,7 +175,8 @@ TEST_F(NodeTest, RestartKnowsWhatWasPublished) {
   const PageReply reply =
       wait(*second, second->stub().read_pages(pages_of(built, {7}), Deadline::never())).value();
   EXPECT_TRUE(reply.heads[0].status.ok());
-  EXPECT_TRUE(std::ranges::equal(reply.pages.bytes(), ConstByteSpan(built.rows[3]).subspan(7 * 256, 256)));
+  EXPECT_TRUE(
+      std::ranges::equal(reply.pages.bytes(), ConstByteSpan(built.rows[3]).subspan(7 * 256, 256)));
 }
 
 // A writer that was killed between its parts and its manifest: the parts are removed at the next
@@ -203,7 +207,8 @@ TEST_F(NodeTest, HalfABuildIsRemovedAtTheNextStart) {
 TEST_F(NodeTest, RemovedBuildsAreForgotten) {
   const BuiltSegment built = build(1);
   ASSERT_TRUE(publish(*node_, built).ok());
-  ASSERT_TRUE(wait(*node_, node_->store().remove(built.manifest, built.build, Deadline::never())).ok());
+  ASSERT_TRUE(
+      wait(*node_, node_->store().remove(built.manifest, built.build, Deadline::never())).ok());
   EXPECT_EQ(build_count(*node_), 0);
   EXPECT_EQ(node_->memory().usage().object_count, 1) << "the fingerprint's text stays";
 }
@@ -225,8 +230,7 @@ TEST_F(NodeServerTest, GarbageIsRefusedNotBelieved) {
   for (int method = 0; method < 10; ++method) {
     for (int trial = 0; trial < 200; ++trial) {
       const Bytes bytes = random_bytes(rng, 1 + rng.below(100));
-      const Status status =
-          call(static_cast<NodeMethod>(method), std::string(as_text(bytes)));
+      const Status status = call(static_cast<NodeMethod>(method), std::string(as_text(bytes)));
       EXPECT_TRUE(status.ok() || status.code() == Code::kInvalidArgument) << status.to_string();
     }
   }
@@ -276,9 +280,11 @@ TEST(NodeMessages, RoundTrip) {
   outcome.set_code(200);
   EXPECT_EQ(from_proto(outcome).code(), Code::kInternal) << "a code of a later version";
 
-  StoredBuild build{.segment = {.first_token = 4096, .token_count = 1024},
-                    .slice = {.first_layer = 1, .layer_count = 2, .first_kv_head = 3, .kv_head_count = 4},
-                    .stored_bytes = 5, .manifest_bytes = 6};
+  StoredBuild build{
+      .segment = {.first_token = 4096, .token_count = 1024},
+      .slice = {.first_layer = 1, .layer_count = 2, .first_kv_head = 3, .kv_head_count = 4},
+      .stored_bytes = 5,
+      .manifest_bytes = 6};
   build.segment.origin.approx_tag = 0;
   proto::StoredBuild message;
   to_proto(build, &message);

@@ -9,7 +9,8 @@ namespace icefield {
 namespace {
 
 TEST(AlignedPieces, LargestThatFitFromTheLeft) {
-  EXPECT_EQ(aligned_pieces(0, 7168), (std::vector<Piece>{{0, 4096}, {4096, 1024}, {5120, 1024}, {6144, 1024}}));
+  EXPECT_EQ(aligned_pieces(0, 7168),
+            (std::vector<Piece>{{0, 4096}, {4096, 1024}, {5120, 1024}, {6144, 1024}}));
   EXPECT_EQ(aligned_pieces(256, 1536),
             (std::vector<Piece>{{256, 256}, {512, 256}, {768, 256}, {1024, 256}, {1280, 256}}));
   EXPECT_EQ(aligned_pieces(0, 0), std::vector<Piece>{});
@@ -76,7 +77,8 @@ class BestChain : public testing::Test {
 };
 
 TEST_F(BestChain, ReachesFurthestThenTakesTheFewest) {
-  std::vector<StoredBuild> builds = {build(0, 1), build(1, 1), build(2, 1), build(3, 1), build(4, 1)};
+  std::vector<StoredBuild> builds = {build(0, 1), build(1, 1), build(2, 1), build(3, 1),
+                                     build(4, 1)};
   EXPECT_EQ(chain(builds).size(), 5u);
   builds.push_back(build(0, 4));
   EXPECT_EQ(chain(builds), (Links{{0, 4, 0}, {4, 1, 0}}));
@@ -114,16 +116,17 @@ class SegmentBuild : public testing::Test {
 
   Result<BuiltSegment> build(int threads, std::int32_t tokens = 1024) {
     ThreadPool pool(threads);
-    return build_segment(
-        {.name = {.token_count = tokens},
-         .fingerprint = {},
-         .model = kShape,
-         .slice = Slice::whole(kShape),
-         .read_rows = [&](std::int32_t layer, std::int32_t head, Bf16* out) {
-           const auto& rows = sequence_.rows[static_cast<std::size_t>(layer * 3 + head)];
-           std::copy_n(rows.begin(), tokens * 128, out);
-         }},
-        cpu_kernels(), pool);
+    return build_segment({.name = {.token_count = tokens},
+                          .fingerprint = {},
+                          .model = kShape,
+                          .slice = Slice::whole(kShape),
+                          .read_rows =
+                              [&](std::int32_t layer, std::int32_t head, Bf16* out) {
+                                const auto& rows =
+                                    sequence_.rows[static_cast<std::size_t>(layer * 3 + head)];
+                                std::copy_n(rows.begin(), tokens * 128, out);
+                              }},
+                         cpu_kernels(), pool);
   }
   FakeSequence sequence_{3, kShape, 4096};
 };
@@ -146,7 +149,8 @@ TEST_F(SegmentBuild, ManifestHoldsTheChecksumsOfItsParts) {
   EXPECT_EQ(build_id(built.manifest_bytes), built.build);
   for (std::size_t i = 0; i < built.manifest.parts.size(); ++i) {
     const PartEntry& part = built.manifest.parts[i];
-    const ObjectKey key{.segment = built.manifest.segment.id(), .build = built.build, .part = part.id};
+    const ObjectKey key{
+        .segment = built.manifest.segment.id(), .build = built.build, .part = part.id};
     EXPECT_EQ(xxh3(built.part(i), checksum_seed(key)), part.checksum);
     EXPECT_EQ(built.part(i).size(), part.bytes);
   }
@@ -172,7 +176,8 @@ TEST_F(SegmentBuild, RowChecksAreThoseOfTheStoredRows) {
   BuiltSegment built = build(2).value();
   const auto index = SegmentIndex::parse(built.manifest, built.index).value();
   for (const std::int32_t row : {0, 15, 16, 777, 1023}) {
-    const ConstByteSpan bytes = ConstByteSpan(built.rows[4]).subspan(static_cast<std::size_t>(row) * 256, 256);
+    const ConstByteSpan bytes =
+        ConstByteSpan(built.rows[4]).subspan(static_cast<std::size_t>(row) * 256, 256);
     EXPECT_EQ(index->row_checks(1, 1)[row],
               row_check(bytes, built.manifest.segment.id(), 1, 1, static_cast<std::uint32_t>(row)));
   }
@@ -200,9 +205,10 @@ TEST(SegmentSize, IndexIsASmallShareOfTheKv) {
                      .fingerprint = {},
                      .model = kWide,
                      .slice = Slice::whole(kWide),
-                     .read_rows = [&](std::int32_t, std::int32_t head, Bf16* out) {
-                       std::ranges::copy(sequence.rows[static_cast<std::size_t>(head)], out);
-                     }},
+                     .read_rows =
+                         [&](std::int32_t, std::int32_t head, Bf16* out) {
+                           std::ranges::copy(sequence.rows[static_cast<std::size_t>(head)], out);
+                         }},
                     cpu_kernels(), pool)
           .value();
   const auto kv = static_cast<double>(built.rows[0].size() + built.rows[1].size());
@@ -235,9 +241,10 @@ TEST(SegmentIndex, PartsOfAnotherLayerOrSegmentAreRefused) {
                      .fingerprint = {},
                      .model = kShape,
                      .slice = Slice::whole(kShape),
-                     .read_rows = [&](std::int32_t layer, std::int32_t, Bf16* out) {
-                       std::ranges::copy(sequence.rows[static_cast<std::size_t>(layer)], out);
-                     }},
+                     .read_rows =
+                         [&](std::int32_t layer, std::int32_t, Bf16* out) {
+                           std::ranges::copy(sequence.rows[static_cast<std::size_t>(layer)], out);
+                         }},
                     cpu_kernels(), pool)
           .value();
   auto swapped = built.index;

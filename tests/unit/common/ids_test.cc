@@ -51,9 +51,10 @@ TEST(Ids, AgreeWithThePublishedVectors) {
   EXPECT_EQ(to_string(h2), expected["h2"]);
   const Bytes image = {std::byte{1}, std::byte{2}, std::byte{3}};
   const ConstByteSpan adapter = as_bytes("lora-7");
-  EXPECT_EQ(to_string(prefix_next(h1, second_block(),
-                                  {{"image", image}, {"adapter", {adapter.begin(), adapter.end()}}})),
-            expected["h2_with_extras"])
+  EXPECT_EQ(
+      to_string(prefix_next(h1, second_block(),
+                            {{"image", image}, {"adapter", {adapter.begin(), adapter.end()}}})),
+      expected["h2_with_extras"])
       << "extras are sorted";
   const SegmentId exact = segment_id(h0, h2, {});
   EXPECT_EQ(to_string(exact), expected["segment_exact"]);
@@ -146,14 +147,15 @@ TEST(Ids, RightBytesInAWrongPlaceFailTheirCheck) {
 
 TEST(Fingerprint, TextIsSortedAndNamesEveryField) {
   ModelFingerprint model{.model_name = "m", .weight_revision = "r", .layout_version = 3};
-  model.layers.push_back({.kv_heads = 2, .d_k = 64, .d_v = 64, .softmax_scale = 0.125,
-                          .rope_base = 10000});
+  model.layers.push_back(
+      {.kv_heads = 2, .d_k = 64, .d_v = 64, .softmax_scale = 0.125, .rope_base = 10000});
   const std::string text = model.text();
   EXPECT_NE(text.find("layer.0000.softmax_scale=3fc0000000000000\n"), std::string::npos) << text;
   EXPECT_NE(text.find("layout_version=3\n"), std::string::npos);
   std::vector<std::string> names;
   std::istringstream lines(text);
-  for (std::string line; std::getline(lines, line);) names.push_back(line.substr(0, line.find('=')));
+  for (std::string line; std::getline(lines, line);)
+    names.push_back(line.substr(0, line.find('=')));
   EXPECT_TRUE(std::is_sorted(names.begin(), names.end()));
 }
 

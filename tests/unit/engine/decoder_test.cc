@@ -72,7 +72,8 @@ TEST_F(DecoderTest, PrefillIsDecodingOneByOne) {
   Context stepped = engine.worker->new_context();
   (void)logits_after(engine, stepped, 0, 700);
   // K and V are rounded to bf16: where they differ by a rounding, later layers differ a little.
-  expect_near(logits_after(engine, prefilled, 700, 1), logits_after(engine, stepped, 700, 1), 0.02f);
+  expect_near(logits_after(engine, prefilled, 700, 1), logits_after(engine, stepped, 700, 1),
+              0.02f);
 }
 
 TEST_F(DecoderTest, ThreadsDoNotChangeABit) {
@@ -136,9 +137,17 @@ TEST_F(DecoderTest, DenseAttentionIsFullCausalAttention) {
   std::vector<float> q(kNew * 4 * 64);
   for (float& value : q) value = static_cast<float>(rng.unit()) * 4 - 2;
   std::vector<float> out(q.size(), NAN);
-  dense_attention({.context = &context, .layer = 1, .first_position = kBefore, .token_count = kNew,
-                   .kv_heads = 2, .query_group = 2, .d_k = 64, .d_v = 64, .softmax_scale = 0.125f,
-                   .q = q.data(), .out = out.data()},
+  dense_attention({.context = &context,
+                   .layer = 1,
+                   .first_position = kBefore,
+                   .token_count = kNew,
+                   .kv_heads = 2,
+                   .query_group = 2,
+                   .d_k = 64,
+                   .d_v = 64,
+                   .softmax_scale = 0.125f,
+                   .q = q.data(),
+                   .out = out.data()},
                   engine.threads);
   for (const std::int64_t t : {0, 1, 63, 64, 129}) {
     for (std::int32_t head = 0; head < 2; ++head) {
@@ -152,8 +161,8 @@ TEST_F(DecoderTest, DenseAttentionIsFullCausalAttention) {
                               .runs = runs.data(),
                               .hidden = hidden.data(),
                               .result = {row_out.data(), lse.data(), tail.data(), fault.data()}};
-      attend_reference({.shape = {.d_k = 64, .d_v = 64, .beta = 0.125f}, .group_count = 1,
-                        .groups = &group});
+      attend_reference(
+          {.shape = {.d_k = 64, .d_v = 64, .beta = 0.125f}, .group_count = 1, .groups = &group});
       for (std::size_t j = 0; j < 128; ++j) {
         ASSERT_NEAR(out[static_cast<std::size_t>((t * 4 + head * 2) * 64) + j], row_out[j], 1e-5)
             << "token " << t << " head " << head;
@@ -166,7 +175,8 @@ TEST(Sampler, GreedyTakesTheMostLikelyAndTheLowestOfEquals) {
   const std::vector<float> logits = {1, 3, 3, 2};
   EXPECT_EQ(most_likely(logits), 1u);
   EXPECT_EQ(Sampler(0, 7).next(logits), 1u);
-  EXPECT_NEAR(log_probability(logits, 1), std::log(std::exp(3) / (std::exp(1) + 2 * std::exp(3) + std::exp(2))), 1e-12);
+  EXPECT_NEAR(log_probability(logits, 1),
+              std::log(std::exp(3) / (std::exp(1) + 2 * std::exp(3) + std::exp(2))), 1e-12);
 }
 
 TEST(Sampler, TemperatureDrawsFromTheSoftmaxBySeed) {

@@ -34,8 +34,9 @@ TEST_P(Matmul, AgreesWithFloat64OverDecodedWeightsForAnyTokenCount) {
         double sum = 0;
         double magnitude = 0;
         for (std::int64_t c = 0; c < kCols; ++c) {
-          const double term = static_cast<double>(decoded[static_cast<std::size_t>(r * kCols + c)]) *
-                              static_cast<double>(x[static_cast<std::size_t>(t * kCols + c)]);
+          const double term =
+              static_cast<double>(decoded[static_cast<std::size_t>(r * kCols + c)]) *
+              static_cast<double>(x[static_cast<std::size_t>(t * kCols + c)]);
           sum += term;
           magnitude += std::abs(term);
         }
@@ -81,17 +82,20 @@ TEST(DecodeRow, FollowsTheFormats) {
   writer.put(float_to_fp16(-2.0f));
   for (std::uint32_t i = 0; i < 16; ++i) writer.put(static_cast<std::uint8_t>(i | ((15 - i) << 4)));
   std::vector<float> out(32);
-  decode_row({.type = TensorType::kQ4_1, .rows = 1, .cols = 32, .data = data.data()}, 0, out.data());
+  decode_row({.type = TensorType::kQ4_1, .rows = 1, .cols = 32, .data = data.data()}, 0,
+             out.data());
   for (std::size_t i = 0; i < 16; ++i) {
     EXPECT_EQ(out[i], 0.5f * static_cast<float>(i) - 2.0f);
     EXPECT_EQ(out[i + 16], 0.5f * static_cast<float>(15 - i) - 2.0f);
   }
   data.erase(data.begin() + 2, data.begin() + 4);
-  decode_row({.type = TensorType::kQ4_0, .rows = 1, .cols = 32, .data = data.data()}, 0, out.data());
+  decode_row({.type = TensorType::kQ4_0, .rows = 1, .cols = 32, .data = data.data()}, 0,
+             out.data());
   for (std::size_t i = 0; i < 16; ++i) EXPECT_EQ(out[i], 0.5f * (static_cast<float>(i) - 8.0f));
   data.resize(2);
   for (int i = 0; i < 32; ++i) ByteWriter(data).put(static_cast<std::int8_t>(i - 16));
-  decode_row({.type = TensorType::kQ8_0, .rows = 1, .cols = 32, .data = data.data()}, 0, out.data());
+  decode_row({.type = TensorType::kQ8_0, .rows = 1, .cols = 32, .data = data.data()}, 0,
+             out.data());
   for (std::size_t i = 0; i < 32; ++i) EXPECT_EQ(out[i], 0.5f * (static_cast<float>(i) - 16.0f));
 }
 
@@ -102,17 +106,35 @@ TEST(Sgemm, MultipliesTransposesAndAccumulates) {
   for (float& value : a) value = normal(rng);
   for (float& value : b) value = normal(rng);
   for (std::int64_t i = 0; i < k; ++i) {
-    for (std::int64_t j = 0; j < n; ++j) transposed[static_cast<std::size_t>(j * k + i)] = b[static_cast<std::size_t>(i * n + j)];
+    for (std::int64_t j = 0; j < n; ++j)
+      transposed[static_cast<std::size_t>(j * k + i)] = b[static_cast<std::size_t>(i * n + j)];
   }
   std::vector<float> d = c;
-  sgemm({.m = m, .n = n, .k = k, .a = a.data(), .lda = k, .b = b.data(), .ldb = n, .c = c.data(),
-         .ldc = n, .accumulate = true});
-  sgemm({.m = m, .n = n, .k = k, .a = a.data(), .lda = k, .b = transposed.data(), .ldb = k,
-         .b_transposed = true, .c = d.data(), .ldc = n});
+  sgemm({.m = m,
+         .n = n,
+         .k = k,
+         .a = a.data(),
+         .lda = k,
+         .b = b.data(),
+         .ldb = n,
+         .c = c.data(),
+         .ldc = n,
+         .accumulate = true});
+  sgemm({.m = m,
+         .n = n,
+         .k = k,
+         .a = a.data(),
+         .lda = k,
+         .b = transposed.data(),
+         .ldb = k,
+         .b_transposed = true,
+         .c = d.data(),
+         .ldc = n});
   for (std::int64_t i = 0; i < m; ++i) {
     for (std::int64_t j = 0; j < n; ++j) {
       float sum = 0;
-      for (std::int64_t x = 0; x < k; ++x) sum += a[static_cast<std::size_t>(i * k + x)] * b[static_cast<std::size_t>(x * n + j)];
+      for (std::int64_t x = 0; x < k; ++x)
+        sum += a[static_cast<std::size_t>(i * k + x)] * b[static_cast<std::size_t>(x * n + j)];
       EXPECT_NEAR(c[static_cast<std::size_t>(i * n + j)], sum + 1, 1e-5);
       EXPECT_NEAR(d[static_cast<std::size_t>(i * n + j)], sum, 1e-5);
     }

@@ -1,5 +1,5 @@
-// Model files: a tiny valid one, and every way in which a file can be missing, truncated, foreign or
-// wrong. Each gets one clear sentence.
+// Model files: a tiny valid one, and every way in which a file can be missing, truncated, foreign
+// or wrong. Each gets one clear sentence.
 #include "engine/model.h"
 
 #include <gtest/gtest.h>
@@ -39,7 +39,8 @@ TEST_F(ModelTest, TinyModelLoads) {
   const auto model = load(tiny_model(1)).value();
   EXPECT_EQ(model->config().query_heads, 4);
   EXPECT_EQ(model->config().query_group(), 2);
-  EXPECT_EQ(model->config().kv, (KvShape{.layer_count = 2, .kv_head_count = 2, .d_k = 64, .d_v = 64}));
+  EXPECT_EQ(model->config().kv,
+            (KvShape{.layer_count = 2, .kv_head_count = 2, .d_k = 64, .d_v = 64}));
   EXPECT_EQ(model->config().vocabulary, 257);
   EXPECT_EQ(model->head().data, model->embedding().data) << "tied";
   EXPECT_EQ(model->fingerprint().weight_revision.size(), 64u);
@@ -105,7 +106,9 @@ TEST_F(ModelTest, WhatTheEngineCannotComputeIsRefusedByName) {
          Code::kUnimplemented, "architecture \"mamba\"");
   expect(error([](GgufWriter& g) { g.metadata["llama.rope.scaling.type"] = std::string("yarn"); }),
          Code::kUnimplemented, "RoPE scaling \"yarn\"");
-  expect(error([](GgufWriter& g) { g.tensors["blk.0.attn_q.bias"] = g.tensors["output_norm.weight"]; }),
+  expect(error([](GgufWriter& g) {
+           g.tensors["blk.0.attn_q.bias"] = g.tensors["output_norm.weight"];
+         }),
          Code::kUnimplemented, "attn_q.bias");
   expect(error([](GgufWriter& g) { g.tensors["blk.1.ffn_down.weight"].type = 12; }),
          Code::kUnimplemented, "\"blk.1.ffn_down.weight\" has type Q4_K");
@@ -128,7 +131,9 @@ TEST_F(ModelTest, WhatTheEngineCannotComputeIsRefusedByName) {
 TEST_F(ModelTest, WrongShapesAndMissingPartsAreNamed) {
   expect(error([](GgufWriter& g) { g.tensors.erase("blk.1.attn_k.weight"); }),
          Code::kInvalidArgument, "tensor \"blk.1.attn_k.weight\" is missing");
-  expect(error([](GgufWriter& g) { g.tensors["blk.0.attn_q.weight"].dims = {256, 128}; }),
+  expect(error([](GgufWriter& g) {
+           g.tensors["blk.0.attn_q.weight"].dims = {256, 128};
+         }),
          Code::kInvalidArgument, "is 128 x 256, expected 256 x 256");
   expect(error([](GgufWriter& g) { g.metadata.erase("llama.block_count"); }),
          Code::kInvalidArgument, "\"llama.block_count\" is missing");
@@ -136,13 +141,16 @@ TEST_F(ModelTest, WrongShapesAndMissingPartsAreNamed) {
          Code::kInvalidArgument, "is not an integer");
   expect(error([](GgufWriter& g) { g.metadata["llama.block_count"] = std::uint32_t{0}; }),
          Code::kInvalidArgument, "a size of 0");
-  expect(error([](GgufWriter& g) { g.metadata["llama.attention.head_count_kv"] = std::uint32_t{3}; }),
-         Code::kInvalidArgument, "do not divide");
-  expect(error([](GgufWriter& g) { g.metadata["tokenizer.ggml.token_type"] =
-                                       std::vector<std::int32_t>(5, 1); }),
+  expect(
+      error([](GgufWriter& g) { g.metadata["llama.attention.head_count_kv"] = std::uint32_t{3}; }),
+      Code::kInvalidArgument, "do not divide");
+  expect(error([](GgufWriter& g) {
+           g.metadata["tokenizer.ggml.token_type"] = std::vector<std::int32_t>(5, 1);
+         }),
          Code::kInvalidArgument, "token types");
-  expect(error([](GgufWriter& g) { g.metadata["tokenizer.ggml.merges"] =
-                                       std::vector<std::string>{"a zz"}; }),
+  expect(error([](GgufWriter& g) {
+           g.metadata["tokenizer.ggml.merges"] = std::vector<std::string>{"a zz"};
+         }),
          Code::kInvalidArgument, "merge 0");
 }
 

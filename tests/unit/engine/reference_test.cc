@@ -43,8 +43,7 @@ TEST_F(Reference, TextThatIsNotUtf8IsRefusedWithThePlace) {
 TEST_F(Reference, LogitsAreTransformersLogits) {
   const auto tokens = recorded_["logits"]["tokens"].get<std::vector<TokenId>>();
   Context context = fixture_.worker->new_context();
-  const auto logits =
-      fixture_.decoder->forward(context, tokens, {.all_logits = true}).value();
+  const auto logits = fixture_.decoder->forward(context, tokens, {.all_logits = true}).value();
   const auto vocabulary = static_cast<std::size_t>(fixture_.model->config().vocabulary);
   for (std::size_t t = 0; t < tokens.size(); ++t) {
     const auto row = logits.subspan(t * vocabulary, vocabulary);
@@ -76,8 +75,7 @@ TEST_F(Reference, GreedyTextIsTransformersText) {
 }
 
 TEST_F(Reference, ChatFrameIsChatMl) {
-  const ChatFrame frame =
-      chat_frame(fixture_.model->file(), fixture_.model->tokenizer()).value();
+  const ChatFrame frame = chat_frame(fixture_.model->file(), fixture_.model->tokenizer()).value();
   const Tokenizer& tokenizer = fixture_.model->tokenizer();
   EXPECT_EQ(tokenizer.decode(frame.before),
             "system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "

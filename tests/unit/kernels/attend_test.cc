@@ -138,15 +138,17 @@ TEST_P(Attend, EveryTokenIsAccountedForOnce) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Shapes, Attend,
-    testing::Values(AttendCase{1, {256}, 64, 1, 64, kAllClusters},
-                    AttendCase{2, {1024, 256}, 64, 3, 64, 16},
-                    AttendCase{3, {256, 1024}, 128, 4, 65, 16},
-                    AttendCase{4, {1024, 256}, 64, 48, 256, kAllClusters},
-                    AttendCase{5, {4096}, 64, 3, 64, 4}, AttendCase{6, {256}, 128, 7, 0, 16},
-                    AttendCase{7, {256, 256}, 64, 5, 511, 16}),
-    [](const auto& param) { return "seed" + std::to_string(param.param.seed); });
+INSTANTIATE_TEST_SUITE_P(Shapes, Attend,
+                         testing::Values(AttendCase{1, {256}, 64, 1, 64, kAllClusters},
+                                         AttendCase{2, {1024, 256}, 64, 3, 64, 16},
+                                         AttendCase{3, {256, 1024}, 128, 4, 65, 16},
+                                         AttendCase{4, {1024, 256}, 64, 48, 256, kAllClusters},
+                                         AttendCase{5, {4096}, 64, 3, 64, 4},
+                                         AttendCase{6, {256}, 128, 7, 0, 16},
+                                         AttendCase{7, {256, 256}, 64, 5, 511, 16}),
+                         [](const auto& param) {
+                           return "seed" + std::to_string(param.param.seed);
+                         });
 
 TEST(AttendRows, SimdAgreesWithTheReferenceForEveryRowCount) {
   SeededRng rng(21);

@@ -86,26 +86,35 @@ TEST_P(SegmentBuild, SameInputGivesTheSameBytes) {
 TEST_P(SegmentBuild, StatisticsAgreeWithTheReference) {
   const auto simd = build(cpu_kernels());
   const Case& c = GetParam();
-  const PartShape shape{.kv_head_count = 1, .d_k = c.d_k, .d_v = c.d_v, .row_count = c.rows,
+  const PartShape shape{.kv_head_count = 1,
+                        .d_k = c.d_k,
+                        .d_v = c.d_v,
+                        .row_count = c.rows,
                         .first_indexed_row = c.first_indexed_row};
   const auto list_count = static_cast<std::int32_t>(simd->partition.list_rows.size());
   const auto cluster_count = static_cast<std::int32_t>(simd->partition.cluster_rows.size());
   AlignedBytes lists = make_level_part(PartKind::kLists, shape, std::span(&list_count, 1));
   AlignedBytes clusters = make_level_part(PartKind::kClusters, shape, std::span(&cluster_count, 1));
   AlignedBytes codes = make_codes_part(shape);
-  describe_reference({.d_k = c.d_k, .d_v = c.d_v, .row_count = c.rows,
+  describe_reference({.d_k = c.d_k,
+                      .d_v = c.d_v,
+                      .row_count = c.rows,
                       .first_indexed_row = c.first_indexed_row,
-                      .rows = simd->stored_rows.data(), .partition = &simd->partition,
-                      .lists = mutable_level(lists, 0), .clusters = mutable_level(clusters, 0),
+                      .rows = simd->stored_rows.data(),
+                      .partition = &simd->partition,
+                      .lists = mutable_level(lists, 0),
+                      .clusters = mutable_level(clusters, 0),
                       .codes = mutable_codes(codes, 0)});
-  for (const auto& [ours, theirs] : {std::tuple(simd->index.lists, mutable_level(lists, 0)),
-                                     std::tuple(simd->index.clusters, mutable_level(clusters, 0))}) {
+  for (const auto& [ours, theirs] :
+       {std::tuple(simd->index.lists, mutable_level(lists, 0)),
+        std::tuple(simd->index.clusters, mutable_level(clusters, 0))}) {
     int differences = 0;
     for (std::int32_t i = 0; i < ours.count; ++i) {
       EXPECT_EQ(ours.token_count[i], theirs.token_count[i]);
       EXPECT_EQ(ours.first_row[i], theirs.first_row[i]);
       EXPECT_NEAR(ours.key_scale[i], theirs.key_scale[i], 1e-6f + 1e-5f * theirs.key_scale[i]);
-      EXPECT_NEAR(ours.value_scale[i], theirs.value_scale[i], 1e-6f + 1e-5f * theirs.value_scale[i]);
+      EXPECT_NEAR(ours.value_scale[i], theirs.value_scale[i],
+                  1e-6f + 1e-5f * theirs.value_scale[i]);
       EXPECT_NEAR(ours.ln_count[i], theirs.ln_count[i], 1e-6f);
       EXPECT_NEAR(fp16_to_float(ours.sigma[i]), fp16_to_float(theirs.sigma[i]),
                   2e-3f * fp16_to_float(theirs.sigma[i]) + 1e-6f);
@@ -132,15 +141,22 @@ TEST_P(SegmentBuild, CodesHaveTheLeastSquaredErrorOfTheReferenceSearch) {
   const LevelView& clusters = simd->index.clusters;
   double simd_error = 0;
   double reference_error = 0;
-  AlignedBytes reference_codes = make_codes_part(
-      {.kv_head_count = 1, .d_k = simd->d_k, .d_v = simd->d_v, .row_count = GetParam().rows,
-       .first_indexed_row = GetParam().first_indexed_row});
+  AlignedBytes reference_codes =
+      make_codes_part({.kv_head_count = 1,
+                       .d_k = simd->d_k,
+                       .d_v = simd->d_v,
+                       .row_count = GetParam().rows,
+                       .first_indexed_row = GetParam().first_indexed_row});
   AlignedBytes lists = simd->lists;
   AlignedBytes same_clusters = simd->clusters;
-  describe_reference({.d_k = simd->d_k, .d_v = simd->d_v, .row_count = GetParam().rows,
+  describe_reference({.d_k = simd->d_k,
+                      .d_v = simd->d_v,
+                      .row_count = GetParam().rows,
                       .first_indexed_row = GetParam().first_indexed_row,
-                      .rows = simd->stored_rows.data(), .partition = &simd->partition,
-                      .lists = mutable_level(lists, 0), .clusters = mutable_level(same_clusters, 0),
+                      .rows = simd->stored_rows.data(),
+                      .partition = &simd->partition,
+                      .lists = mutable_level(lists, 0),
+                      .clusters = mutable_level(same_clusters, 0),
                       .codes = mutable_codes(reference_codes, 0)});
   const MutableCodesView other = mutable_codes(reference_codes, 0);
   std::vector<float> residual(static_cast<std::size_t>(simd->d_k));
@@ -172,15 +188,16 @@ TEST_P(SegmentBuild, CodesHaveTheLeastSquaredErrorOfTheReferenceSearch) {
   EXPECT_NEAR(simd_error / power, 0.1175, 0.02);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Shapes, SegmentBuild,
-    testing::Values(Case{256, 0, 64, 64}, Case{256, 16, 64, 64}, Case{1024, 0, 128, 128},
-                    Case{1024, 16, 64, 128}, Case{4096, 0, 64, 64}),
-    [](const auto& param) {
-      const Case& c = param.param;
-      return "rows" + std::to_string(c.rows) + "first" + std::to_string(c.first_indexed_row) + "k" +
-             std::to_string(c.d_k) + "v" + std::to_string(c.d_v);
-    });
+INSTANTIATE_TEST_SUITE_P(Shapes, SegmentBuild,
+                         testing::Values(Case{256, 0, 64, 64}, Case{256, 16, 64, 64},
+                                         Case{1024, 0, 128, 128}, Case{1024, 16, 64, 128},
+                                         Case{4096, 0, 64, 64}),
+                         [](const auto& param) {
+                           const Case& c = param.param;
+                           return "rows" + std::to_string(c.rows) + "first" +
+                                  std::to_string(c.first_indexed_row) + "k" +
+                                  std::to_string(c.d_k) + "v" + std::to_string(c.d_v);
+                         });
 
 TEST(SegmentBuildEdge, EqualKeysMakeClustersOfAtMost48WithZeroVariance) {
   std::vector<Bf16> rows(256 * 128, float_to_bf16(1.5f));

@@ -107,8 +107,8 @@ TEST_P(Select, SimdAgreesWithTheReferenceStepByStep) {
     first_row.push_back(first_row.back() + segment.codes.row_count);
   }
   const auto vote_of = [&](const TableRow& row) {
-    return reference.vote[static_cast<std::size_t>(
-        first_row[static_cast<std::size_t>(row.segment)] + row.row)];
+    return reference
+        .vote[static_cast<std::size_t>(first_row[static_cast<std::size_t>(row.segment)] + row.row)];
   };
   float least = std::numeric_limits<float>::infinity();
   for (const TableRow& row : reference.selected) least = std::min(least, vote_of(row));
@@ -125,10 +125,8 @@ INSTANTIATE_TEST_SUITE_P(
                     SelectCase{3, {1024, 1024, 256}, 128, 4, 17, 16},
                     SelectCase{4, {4096}, 64, 3, 64, kAllClusters},
                     SelectCase{5, {4096, 1024}, 128, 8, 256, 4},
-                    SelectCase{6, {1024}, 64, 48, 64, 16},
-                    SelectCase{7, {256, 256}, 64, 5, 1, 16},
-                    SelectCase{8, {1024}, 128, 7, 0, 16},
-                    SelectCase{9, {4096, 256}, 64, 2, 64, 1}),
+                    SelectCase{6, {1024}, 64, 48, 64, 16}, SelectCase{7, {256, 256}, 64, 5, 1, 16},
+                    SelectCase{8, {1024}, 128, 7, 0, 16}, SelectCase{9, {4096, 256}, 64, 2, 64, 1}),
     [](const auto& param) { return "seed" + std::to_string(param.param.seed); });
 
 TEST(SelectRule, BudgetOfAllSelectsEveryIndexedRow) {

@@ -11,8 +11,13 @@
 namespace icefield {
 namespace {
 
-constexpr PartShape kShape{.layer = 7, .first_kv_head = 2, .kv_head_count = 2, .d_k = 64,
-                           .d_v = 128, .row_count = 512, .first_indexed_row = kSinkTokens};
+constexpr PartShape kShape{.layer = 7,
+                           .first_kv_head = 2,
+                           .kv_head_count = 2,
+                           .d_k = 64,
+                           .d_v = 128,
+                           .row_count = 512,
+                           .first_indexed_row = kSinkTokens};
 
 // A valid part of a kind: clusters of 16 rows (lists of 48 …), codes and order filled by number.
 AlignedBytes make(PartKind kind) {
@@ -107,7 +112,8 @@ TEST(Part, LastPanelIsRoundedUpToFour) {
 
 TEST(Part, EveryArrayStartsAtAMultipleOf64) {
   const AlignedBytes bytes = make(PartKind::kClusters);
-  for (const LevelView& level : parse_level_part(bytes, PartKind::kClusters).value().heads) {
+  const LevelPart part = parse_level_part(bytes, PartKind::kClusters).value();
+  for (const LevelView& level : part.heads) {
     for (const void* at :
          {static_cast<const void*>(level.key_means), static_cast<const void*>(level.value_means),
           static_cast<const void*>(level.key_scale), static_cast<const void*>(level.sigma),
@@ -197,10 +203,10 @@ INSTANTIATE_TEST_SUITE_P(Kinds, PartKinds,
 // ------------------------------------------------------------------------------------- manifest
 
 Manifest example() {
-  Manifest manifest{.segment = {.first_token = 1024, .token_count = 1024},
-                    .model = {.layer_count = 4, .kv_head_count = 2, .d_k = 64, .d_v = 64},
-                    .slice = {.first_layer = 1, .layer_count = 2, .first_kv_head = 0,
-                              .kv_head_count = 2}};
+  Manifest manifest{
+      .segment = {.first_token = 1024, .token_count = 1024},
+      .model = {.layer_count = 4, .kv_head_count = 2, .d_k = 64, .d_v = 64},
+      .slice = {.first_layer = 1, .layer_count = 2, .first_kv_head = 0, .kv_head_count = 2}};
   manifest.segment.before.bytes[1] = std::byte{5};
   manifest.segment.end.bytes[2] = std::byte{6};
   manifest.fingerprint.bytes[3] = std::byte{7};
@@ -219,13 +225,12 @@ TEST(Manifest, IsReadBack) {
 }
 
 TEST(Manifest, ListsEveryPartOfItsSliceInOrder) {
-  const std::vector<PartId> ids = parts_of({.first_layer = 3, .layer_count = 2, .first_kv_head = 1,
-                                            .kv_head_count = 3}, 1024);
+  const std::vector<PartId> ids =
+      parts_of({.first_layer = 3, .layer_count = 2, .first_kv_head = 1, .kv_head_count = 3}, 1024);
   EXPECT_EQ(ids.size(), 2u * 4 + 2 * 3 * 4);
   EXPECT_TRUE(std::is_sorted(ids.begin(), ids.end()));
   EXPECT_EQ(ids.front(), (PartId{.kind = PartKind::kLists, .layer = 3, .kv_head = 0xffff}));
-  EXPECT_EQ(ids.back(),
-            (PartId{.kind = PartKind::kExtent, .layer = 4, .kv_head = 3, .extent = 3}));
+  EXPECT_EQ(ids.back(), (PartId{.kind = PartKind::kExtent, .layer = 4, .kv_head = 3, .extent = 3}));
 }
 
 TEST(Manifest, AnyChangedByteIsFound) {

@@ -150,8 +150,7 @@ TEST_F(NvmeTierTest, DamagedDatabaseIsExplained) {
   for (const auto& file : files("CURRENT")) std::ofstream(file) << "MANIFEST-999999\n";
   const Status status = NvmeTier::open({.path = dir_.path()}).error();
   EXPECT_EQ(status.code(), Code::kDataLoss) << status.to_string();
-  EXPECT_NE(status.message().find("delete the directory"), std::string::npos)
-      << status.to_string();
+  EXPECT_NE(status.message().find("delete the directory"), std::string::npos) << status.to_string();
 }
 
 TEST_F(NvmeTierTest, PathThatIsAFileIsExplained) {

@@ -138,7 +138,8 @@ TEST_F(Fault, EvictedBuildsAreMisses) {
     Context third = fixture.fill(FakeSequence(9, kShape, 1024), 1024);
     ASSERT_TRUE(fixture.worker->seal(third, 1024).ok());
   }
-  EXPECT_EQ(fixture.worker->match(std::span(sequence_.tokens).first(1024)).value().token_count(), 0);
+  EXPECT_EQ(fixture.worker->match(std::span(sequence_.tokens).first(1024)).value().token_count(),
+            0);
   EXPECT_EQ(sync_wait(small->executor(), small->store().list_builds(Deadline::never()))
                 .value()
                 .builds.size(),

@@ -42,11 +42,13 @@ TEST(HotPool, FindsWhatWasInserted) {
 TEST(HotPool, PagesOfTheStepAreNeverEvicted) {
   HotPool pool = pool_of(4);
   pool.begin_step();
-  for (std::int32_t row = 0; row < 4; ++row) ASSERT_NE(pool.insert(page_key(0, 0, 0, row)), nullptr);
+  for (std::int32_t row = 0; row < 4; ++row)
+    ASSERT_NE(pool.insert(page_key(0, 0, 0, row)), nullptr);
   EXPECT_EQ(pool.insert(page_key(0, 0, 0, 9)), nullptr);
   pool.begin_step();
   EXPECT_NE(pool.find(page_key(0, 0, 0, 2)), nullptr);
-  for (std::int32_t row = 10; row < 13; ++row) ASSERT_NE(pool.insert(page_key(0, 0, 0, row)), nullptr);
+  for (std::int32_t row = 10; row < 13; ++row)
+    ASSERT_NE(pool.insert(page_key(0, 0, 0, row)), nullptr);
   EXPECT_EQ(pool.insert(page_key(0, 0, 0, 13)), nullptr);
   EXPECT_NE(pool.find(page_key(0, 0, 0, 2)), nullptr) << "used in this step";
 }

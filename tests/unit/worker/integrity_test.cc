@@ -97,12 +97,10 @@ TEST_P(Integrity, FlippedBitsInMemoryAreFound) {
       const auto flip = [&]() -> Task<> {
         const ByteSpan slab = node->memory().memory();
         const std::size_t from = offset < kNeedle ? 0 : offset - kNeedle;
-        const auto found = std::search(slab.begin(), slab.end(),
-                                       victim.begin() + static_cast<std::ptrdiff_t>(from),
-                                       victim.begin() + static_cast<std::ptrdiff_t>(
-                                                            std::min(from + 2 * kNeedle,
-                                                                     std::min<std::size_t>(
-                                                                         victim.size(), 16384))));
+        const auto found = std::search(
+            slab.begin(), slab.end(), victim.begin() + static_cast<std::ptrdiff_t>(from),
+            victim.begin() + static_cast<std::ptrdiff_t>(std::min(
+                                 from + 2 * kNeedle, std::min<std::size_t>(victim.size(), 16384))));
         if (found == slab.end()) co_return Status(Code::kInternal, "object not in the slab");
         found[static_cast<std::ptrdiff_t>(offset - from)] ^=
             static_cast<std::byte>(1 << rng_.below(8));
@@ -152,8 +150,8 @@ TEST_P(Integrity, FlippedBitsOnDiskAreFound) {
     const auto node = open(store);
     const Reading reading = read(*node, sequence_, {});
     EXPECT_TRUE(sound(reading, right)) << "trial " << trial << " offset " << offset;
-    const bool noticed = reading.matched < right.matched || !reading.attach.ok() ||
-                         reading.report.coverage_min < 1;
+    const bool noticed =
+        reading.matched < right.matched || !reading.attach.ok() || reading.report.coverage_min < 1;
     // The order part of a segment that the window does not touch is not read at all.
     if (GetParam() != PartKind::kOrder) {
       EXPECT_TRUE(noticed) << "nothing else holds these bytes";

@@ -165,17 +165,15 @@ TEST_F(WorkerTest, BatchOfContextsIsEachByItself) {
   const std::vector<float> alone_a = fixture.step(a2, sequence_, 1, {.budget = 64}, 5);
   const std::vector<float> alone_b = fixture.step(b2, other, 2, {.budget = 32}, 6);
   const std::vector<float> alone_c = fixture.step(c2, other, 1, {.budget = 8}, 7);
-  Step step = fixture.worker
-                  ->begin_step({{.context = &a,
-                                 .tokens = {sequence_.tokens[1024]},
-                                 .options = {.budget = 64}},
-                                {.context = &b,
-                                 .tokens = {other.tokens[1536], other.tokens[1537]},
-                                 .options = {.budget = 32}},
-                                {.context = &c,
-                                 .tokens = {other.tokens[100]},
-                                 .options = {.budget = 8}}})
-                  .value();
+  Step step =
+      fixture.worker
+          ->begin_step(
+              {{.context = &a, .tokens = {sequence_.tokens[1024]}, .options = {.budget = 64}},
+               {.context = &b,
+                .tokens = {other.tokens[1536], other.tokens[1537]},
+                .options = {.budget = 32}},
+               {.context = &c, .tokens = {other.tokens[100]}, .options = {.budget = 8}}})
+          .value();
   for (std::int32_t layer = 0; layer < 2; ++layer) {
     const auto join = [](std::vector<float> x, const std::vector<float>& y,
                          const std::vector<float>& z) {
@@ -183,11 +181,10 @@ TEST_F(WorkerTest, BatchOfContextsIsEachByItself) {
       x.insert(x.end(), z.begin(), z.end());
       return x;
     };
-    step.append(layer,
-                join(sequence_.k(layer, 1024, 1), other.k(layer, 1536, 2), other.k(layer, 100, 1))
-                    .data(),
-                join(sequence_.v(layer, 1024, 1), other.v(layer, 1536, 2), other.v(layer, 100, 1))
-                    .data());
+    step.append(
+        layer,
+        join(sequence_.k(layer, 1024, 1), other.k(layer, 1536, 2), other.k(layer, 100, 1)).data(),
+        join(sequence_.v(layer, 1024, 1), other.v(layer, 1536, 2), other.v(layer, 100, 1)).data());
     const std::vector<float> q =
         join(sequence_.q(5, layer, 1, 6), other.q(6, layer, 2, 6), other.q(7, layer, 1, 6));
     std::vector<float> out(q.size());
@@ -234,9 +231,9 @@ TEST_F(WorkerTest, StepThatIsDroppedLeavesNoTrace) {
   ASSERT_TRUE(fixture.worker->seal(context, 1024).ok());
   Context untouched = fixture.worker->fork(context);
   {
-    Step step = fixture.worker
-                    ->begin_step({{.context = &context, .tokens = {1, 2, 3}, .options = {}}})
-                    .value();
+    Step step =
+        fixture.worker->begin_step({{.context = &context, .tokens = {1, 2, 3}, .options = {}}})
+            .value();
     step.append(0, sequence_.k(0, 5, 3).data(), sequence_.v(0, 5, 3).data());
   }
   EXPECT_EQ(context.token_count(), 1024);
@@ -299,8 +296,7 @@ TEST_F(WorkerTest, AnotherModelIsNamedByTheFieldThatDiffers) {
   Context context = writer.fill(sequence_, 1024);
   ASSERT_TRUE(writer.worker->seal(context, 1024).ok());
   WorkerFixture reader = make_worker({.model_name = "other model"});
-  const PrefixMatch match =
-      reader.worker->match(std::span(sequence_.tokens).first(1024)).value();
+  const PrefixMatch match = reader.worker->match(std::span(sequence_.tokens).first(1024)).value();
   EXPECT_EQ(match.token_count(), 0);
   EXPECT_EQ(match.miss.reason(), MissReason::kFingerprint);
   EXPECT_NE(match.miss.message().find("model_name is test model, here other model"),
@@ -352,8 +348,8 @@ TEST_F(WorkerTest, HotBytesCountPoolWindowSinkAndIndexOnce) {
   EXPECT_EQ(fixture.worker->hot_bytes(both), bytes) << "forks share what they have in common";
   std::int64_t index = 0;
   for (const auto& segment : context.segments()) index += segment->index->bytes();
-  EXPECT_EQ(bytes, index + (kSinkTokens + 256) * kShape.token_bytes() +
-                       fixture.worker->hot_bytes({}));
+  EXPECT_EQ(bytes,
+            index + (kSinkTokens + 256) * kShape.token_bytes() + fixture.worker->hot_bytes({}));
   EXPECT_LT(fixture.worker->hot_bytes({}), 1 << 20);
 }
 
