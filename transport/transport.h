@@ -59,6 +59,8 @@ class Service {
 // Errors  call: kUnavailable (nobody listens there, connection lost), kDeadlineExceeded,
 //         kInvalidArgument (request not understood), kResourceExhausted (reply larger than the
 //         buffer).
+//         listen: kAlreadyExists (somebody listens there), kInvalidArgument (not an address that
+//         this process can have).
 class Transport {
  public:
   virtual ~Transport() = default;
@@ -68,11 +70,16 @@ class Transport {
   // live until the service has stopped: a late reply still goes there.
   virtual Task<Reply> call(Address peer, Request request, Buffer into, Deadline deadline) = 0;
 
-  // Serves `service` at `self` on `executor`. Both must live until stop() is done.
-  virtual Status listen(Address self, asio::any_io_executor executor, Service& service) = 0;
+  // Serves `service` at `self` on `executor`; both must live until stop() is done. Gives back the
+  // address to call.
+  virtual Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) = 0;
 
-  // Takes no more requests for `self` and waits for those it has. Runs on the service's executor.
+  // Takes no more requests for `self` (as listen() gave it back) and waits for those it has. Runs
+  // on the service's executor.
   virtual Task<> stop(Address self) = 0;
+
+  // Stops every service and closes every connection. Nothing may be called afterwards.
+  virtual Task<> shutdown() = 0;
 };
 
 }  // namespace icefield

@@ -7,6 +7,7 @@
 #include "tests/support/objects.h"
 #include "tests/support/run_task.h"
 #include "transport/loopback/loopback_transport.h"
+#include "transport/ucx/ucx_transport.h"
 
 namespace icefield {
 namespace {
@@ -40,44 +41,80 @@ class EchoService final : public Service {
   asio::steady_timer* stuck = nullptr;  // the service's thread
 };
 
-using MakeTransport = std::unique_ptr<Transport> (*)();
+// One transport as its client and its server see it, each on a thread of its own.
+struct Ends {
+  std::unique_ptr<Transport> server;
+  std::unique_ptr<Transport> client;  // null: the same object
+};
+struct Kind {
+  const char* name;
+  Ends (*make)(asio::any_io_executor server, asio::any_io_executor client);
+  Address self;    // to listen at
+  Address nobody;  // where nobody listens
+};
 
-class TransportConformance : public testing::TestWithParam<MakeTransport> {
+// An io_context with its thread.
+class Shard {
+ public:
+  ~Shard() { stop(); }
+  void stop() {
+    work_.reset();
+    if (thread_.joinable()) thread_.join();
+  }
+  asio::io_context& io() { return io_; }
+  asio::any_io_executor executor() { return io_.get_executor(); }
+
+ private:
+  asio::io_context io_;
+  asio::executor_work_guard<asio::io_context::executor_type> work_ = asio::make_work_guard(io_);
+  std::thread thread_{[this] { io_.run(); }};
+};
+
+class TransportConformance : public testing::TestWithParam<Kind> {
  protected:
   void SetUp() override {
-    transport_ = GetParam()();
-    server_thread_ = std::thread([this] { server_.run(); });
-    ASSERT_TRUE(transport_->listen("node", server_.get_executor(), echo_).ok());
+    ends_ = GetParam().make(server_.executor(), client_shard_.executor());
+    const Result<Address> bound = listen(GetParam().self);
+    ASSERT_TRUE(bound.has_value()) << bound.error().to_string();
+    node_ = *bound;
   }
   void TearDown() override {
-    EXPECT_TRUE(sync_wait(server_.get_executor(), transport_->stop("node")).ok());
-    work_.reset();
-    server_thread_.join();
+    if (ends_.client != nullptr) {
+      EXPECT_TRUE(sync_wait(client_shard_.executor(), ends_.client->shutdown()).ok());
+    }
+    EXPECT_TRUE(sync_wait(server_.executor(), ends_.server->shutdown()).ok());
+    server_.stop();
+    client_shard_.stop();
+  }
+  Transport& client_end() { return ends_.client == nullptr ? *ends_.server : *ends_.client; }
+  Result<Address> listen(const Address& self) {
+    return sync_wait(server_.executor(),
+                     ends_.server->listen(self, server_.executor(), echo_));
   }
   Result<Reply> call(const Address& peer, MethodId method, std::vector<ConstByteSpan> payload,
                      std::int64_t capacity, Deadline deadline = Deadline::never()) {
     Request request(method, "hello");
     request.payload = std::move(payload);
     return run_task(client_,
-                    transport_->call(peer, std::move(request), Buffer(capacity), deadline));
+                    client_end().call(peer, std::move(request), Buffer(capacity), deadline));
   }
 
   EchoService echo_;
   asio::io_context client_;
-  asio::io_context server_;
-  asio::executor_work_guard<asio::io_context::executor_type> work_ = asio::make_work_guard(server_);
-  std::thread server_thread_;
-  std::unique_ptr<Transport> transport_;
+  Shard server_;
+  Shard client_shard_;
+  Ends ends_;
+  Address node_;
   SystemClock clock_;
   SeededRng rng_{1};
 };
 
 TEST_P(TransportConformance, HeaderAndGatheredPayloadArrive) {
-  for (const std::size_t size : {0u, 1u, 1000u, 1000000u}) {
+  for (const std::size_t size : {0u, 1u, 1000u, 70000u, 1000000u}) {
     const Bytes bytes = random_bytes(rng_, size);
     const ConstByteSpan whole = bytes;
     const Result<Reply> reply =
-        call("node", 1, {whole.first(size / 3), {}, whole.subspan(size / 3)},
+        call(node_, 1, {whole.first(size / 3), {}, whole.subspan(size / 3)},
              static_cast<std::int64_t>(size));
     ASSERT_TRUE(reply.has_value()) << reply.error().to_string();
     EXPECT_EQ(reply->header, "re: hello");
@@ -87,52 +124,73 @@ TEST_P(TransportConformance, HeaderAndGatheredPayloadArrive) {
 
 TEST_P(TransportConformance, ReplyLargerThanTheBufferIsRefused) {
   const Bytes bytes = random_bytes(rng_, 1000);
-  EXPECT_EQ(call("node", 1, {bytes}, 999).error().code(), Code::kResourceExhausted);
+  EXPECT_EQ(call(node_, 1, {bytes}, 999).error().code(), Code::kResourceExhausted);
 }
 
 TEST_P(TransportConformance, UnknownPeerIsUnavailable) {
-  EXPECT_EQ(call("nobody", 1, {}, 0).error().code(), Code::kUnavailable);
+  EXPECT_EQ(call(GetParam().nobody, 1, {}, 0).error().code(), Code::kUnavailable);
 }
 
 TEST_P(TransportConformance, RequestThatIsNotUnderstoodComesBackAsItsStatus) {
-  EXPECT_EQ(call("node", 3, {}, 0).error().code(), Code::kInvalidArgument);
+  EXPECT_EQ(call(node_, 3, {}, 0).error().code(), Code::kInvalidArgument);
 }
 
 TEST_P(TransportConformance, CallReturnsByItsDeadlineWhenThePeerIsStuck) {
   const auto begin = clock_.now();
-  const Result<Reply> reply = call("node", 2, {}, 100, Deadline::after(clock_, 20ms));
+  const Result<Reply> reply = call(node_, 2, {}, 100, Deadline::after(clock_, 20ms));
   EXPECT_EQ(reply.error().code(), Code::kDeadlineExceeded);
   EXPECT_GE(clock_.now() - begin, 20ms);
   // The server is still at it and may write to the buffer; letting it go must be harmless.
-  asio::post(server_, [this] { echo_.stuck->cancel(); });
+  asio::post(server_.io(), [this] { echo_.stuck->cancel(); });
 }
 
 TEST_P(TransportConformance, CallsOfOneClientRunSideBySide) {
   std::optional<Result<Reply>> slow;
   asio::co_spawn(
       client_,
-      transport_->call("node", Request(2, "slow"), Buffer(10), Deadline::after(clock_, 10s)),
+      client_end().call(node_, Request(2, "slow"), Buffer(10), Deadline::after(clock_, 10s)),
       [&slow](std::exception_ptr, Result<Reply> reply) { slow = std::move(reply); });
-  EXPECT_EQ(call("node", 1, {}, 10).value().header, "re: hello");
+  EXPECT_EQ(call(node_, 1, {}, 10).value().header, "re: hello");
   EXPECT_FALSE(slow.has_value());
-  asio::post(server_, [this] { echo_.stuck->cancel(); });
+  asio::post(server_.io(), [this] { echo_.stuck->cancel(); });
   const auto work = asio::make_work_guard(client_);
   while (!slow.has_value()) client_.run_one();
   EXPECT_EQ(slow->value().header, "re: slow");
 }
 
 TEST_P(TransportConformance, StoppedServiceIsUnavailable) {
-  EXPECT_TRUE(sync_wait(server_.get_executor(), transport_->stop("node")).ok());
-  EXPECT_EQ(call("node", 1, {}, 0).error().code(), Code::kUnavailable);
+  EXPECT_TRUE(sync_wait(server_.executor(), ends_.server->stop(node_)).ok());
+  EXPECT_EQ(call(node_, 1, {}, 0).error().code(), Code::kUnavailable);
 }
 
 TEST_P(TransportConformance, AddressInUseIsRefused) {
-  EXPECT_EQ(transport_->listen("node", server_.get_executor(), echo_).code(), Code::kAlreadyExists);
+  EXPECT_EQ(listen(node_).status().code(), Code::kAlreadyExists);
 }
 
-std::unique_ptr<Transport> make_loopback() { return std::make_unique<LoopbackTransport>(); }
-INSTANTIATE_TEST_SUITE_P(Transports, TransportConformance, testing::Values(make_loopback),
-                         [](const auto&) { return std::string("loopback"); });
+Ends make_loopback(asio::any_io_executor, asio::any_io_executor) {
+  return {std::make_unique<LoopbackTransport>(), nullptr};
+}
+
+std::unique_ptr<Transport> make_ucx(asio::any_io_executor shard, UcxLanes lanes) {
+  auto make = [shard, lanes]() -> Task<std::unique_ptr<UcxTransport>> {
+    UcxOptions options;
+    options.lanes = lanes;
+    co_return UcxTransport::create(shard, options);
+  };
+  return sync_wait(shard, make()).value();
+}
+template <UcxLanes lanes>
+Ends make_ucx_pair(asio::any_io_executor server, asio::any_io_executor client) {
+  return {make_ucx(std::move(server), lanes), make_ucx(std::move(client), lanes)};
+}
+
+const Kind kKinds[] = {
+    {"loopback", make_loopback, "node", "nobody"},
+    {"ucx_tcp", make_ucx_pair<UcxLanes::kTcp>, "127.0.0.1:0", "127.0.0.1:1"},
+    {"ucx_shared_memory", make_ucx_pair<UcxLanes::kAuto>, "127.0.0.1:0", "127.0.0.1:1"},
+};
+INSTANTIATE_TEST_SUITE_P(Transports, TransportConformance, testing::ValuesIn(kKinds),
+                         [](const auto& kind) { return std::string(kind.param.name); });
 
 }  // namespace
 }  // namespace icefield

@@ -16,13 +16,14 @@ struct LoopbackTransport::Pending {
 
 LoopbackTransport::~LoopbackTransport() { ICE_CHECK(listeners_.empty()); }
 
-Status LoopbackTransport::listen(Address self, asio::any_io_executor executor, Service& service) {
+Task<Address> LoopbackTransport::listen(Address self, asio::any_io_executor executor,
+                                        Service& service) {
   const std::lock_guard lock(mutex_);
   if (listeners_.contains(self)) {
-    return Status(Code::kAlreadyExists, "address " + self + " is in use");
+    co_return Status(Code::kAlreadyExists, "address " + self + " is in use");
   }
   listeners_.emplace(self, std::make_shared<Listener>(std::move(executor), service));
-  return Status();
+  co_return self;
 }
 
 Task<> LoopbackTransport::stop(Address self) {
@@ -35,6 +36,16 @@ Task<> LoopbackTransport::stop(Address self) {
     listeners_.erase(found);
   }
   co_await listener->scope.join();
+  co_return Status();
+}
+
+Task<> LoopbackTransport::shutdown() {
+  std::vector<Address> all;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [address, listener] : listeners_) all.push_back(address);
+  }
+  for (const Address& address : all) ICE_CO_TRY(co_await stop(address));
   co_return Status();
 }
 

@@ -18,8 +18,9 @@ class LoopbackTransport final : public Transport {
   ~LoopbackTransport() override;
 
   Task<Reply> call(Address peer, Request request, Buffer into, Deadline deadline) override;
-  Status listen(Address self, asio::any_io_executor executor, Service& service) override;
+  Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) override;
   Task<> stop(Address self) override;
+  Task<> shutdown() override;
 
  private:
   struct Listener {

@@ -1,0 +1,214 @@
+#include "transport/ucx/client_connection.h"
+
+#include <boost/asio/connect.hpp>
+
+#include "proto/transport.pb.h"
+#include "transport/ucx/handshake.h"
+
+namespace icefield::ucx {
+
+using asio::ip::tcp;
+
+ClientConnection::ClientConnection(UcxWorker& worker, Address peer, const UcxOptions& options)
+    : worker_(worker),
+      peer_(std::move(peer)),
+      options_(options),
+      control_(worker.shard()),
+      id_(worker.add_sink(*this)),
+      scope_(worker.shard()) {}
+
+ClientConnection::~ClientConnection() { worker_.remove_sink(id_); }
+
+Task<> ClientConnection::connect() {
+  // The timer's handler may run after the connection has gone.
+  asio::steady_timer limit(worker_.shard(), options_.connect_timeout);
+  auto give_up = [weak = weak_from_this()](const boost::system::error_code& cancelled) {
+    const auto self = weak.lock();
+    if (!cancelled && self != nullptr) self->control_.close();
+  };
+  limit.async_wait(std::move(give_up));
+  Status shaken = co_await shake_hands();
+  const bool late = limit.cancel() == 0;
+  if (!shaken.ok()) {
+    failure_ = late ? Status(Code::kUnavailable, "no answer from " + peer_)
+                    : shaken.with_context("connecting to " + peer_);
+    co_return failure_;
+  }
+  scope_.spawn(watch());
+  co_return Status();
+}
+
+Task<> ClientConnection::shake_hands() {
+  ICE_CO_TRY(const HostPort address, parse_address(peer_));
+  boost::system::error_code error;
+  tcp::resolver resolver(worker_.shard());
+  const std::string port = std::to_string(address.port);
+  const auto found = co_await resolver.async_resolve(
+      address.host, port, asio::redirect_error(asio::use_awaitable, error));
+  if (error) co_return Status(Code::kUnavailable, error.message());
+  co_await asio::async_connect(control_, found, asio::redirect_error(asio::use_awaitable, error));
+  if (error) co_return Status(Code::kUnavailable, error.message());
+  set_socket_options(control_);
+
+  ICE_CO_TRY(const proto::Hello hello, co_await read_message<proto::Hello>(control_));
+  if (hello.wire_version() != kWireVersion) {
+    co_return Status(Code::kFailedPrecondition,
+                     "the node speaks version " + std::to_string(hello.wire_version()) +
+                         " of the protocol, this program " + std::to_string(kWireVersion));
+  }
+  proto::ConnectRequest request;
+  request.set_wire_version(kWireVersion);
+  request.set_worker_address(worker_.address());
+  request.set_connection(id_);
+  ICE_CO_TRY(co_await write_frame(control_, request.SerializeAsString()));
+  ICE_CO_TRY(const proto::ConnectReply reply, co_await read_message<proto::ConnectReply>(control_));
+  if (reply.code() != 0) co_return Status(static_cast<Code>(reply.code()), reply.message());
+  remote_id_ = reply.connection();
+  max_calls_ = reply.max_calls();
+  max_bytes_ = static_cast<std::int64_t>(reply.max_request_bytes());
+  auto broken = [weak = weak_from_this()](const Status& why) {
+    if (const auto self = weak.lock()) self->fail(why);
+  };
+  ICE_CO_TRY(endpoint_, Endpoint::create(worker_, reply.worker_address(), std::move(broken)));
+  co_return Status();
+}
+
+Task<Reply> ClientConnection::call(Request request, Buffer into, Deadline deadline) {
+  const auto self = shared_from_this();
+  const std::int64_t bytes =
+      payload_bytes(request.payload) + static_cast<std::int64_t>(request.header.size());
+  ICE_CO_TRY(co_await wait_for_credit(bytes, deadline));
+
+  FragmentHeader fragment;
+  fragment.connection = remote_id_;
+  fragment.call = next_call_++;
+  fragment.method = request.method;
+  fragment.reply_capacity = static_cast<std::uint64_t>(into.capacity());
+  Pending pending(worker_.shard(), std::move(into));
+  pending.wake.expires_at(deadline.time_point());
+  Call& call = calls_[fragment.call];
+  call.pending = &pending;
+  call.request_bytes = bytes;
+  bytes_held_ += bytes;
+
+  Message message(fragment, std::move(request.header));
+  message.payload = std::move(request.payload);
+  std::shared_ptr<Upload> beside;
+  if (!endpoint_->try_send_copy(message)) {
+    beside = std::make_shared<Upload>(std::move(message));
+    scope_.spawn(upload(beside));
+  }
+  boost::system::error_code ignored;
+  co_await pending.wake.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+
+  if (beside != nullptr) beside->abandoned = true;
+  if (!pending.failure.ok()) co_return pending.failure;
+  if (pending.reply.has_value() && pending.reply->complete()) {
+    co_return Reply(std::move(pending.reply->header()), std::move(pending.reply->payload()));
+  }
+  const auto late = calls_.find(fragment.call);
+  if (late != calls_.end()) late->second.pending = nullptr;
+  co_return Status(Code::kDeadlineExceeded, "no reply from " + peer_);
+}
+
+Task<> ClientConnection::wait_for_credit(std::int64_t bytes, Deadline deadline) {
+  if (bytes > max_bytes_) {
+    co_return Status(Code::kInvalidArgument, "request of " + std::to_string(bytes) + " bytes, " +
+                                                 peer_ + " takes " + std::to_string(max_bytes_));
+  }
+  while (failure_.ok() && !has_credit(bytes)) {
+    const bool in_time = co_await credit_.wait(deadline);
+    if (!in_time) {
+      co_return Status(Code::kDeadlineExceeded, peer_ + " is behind with earlier calls");
+    }
+  }
+  co_return failure_;
+}
+
+bool ClientConnection::has_credit(std::int64_t bytes) const {
+  return static_cast<std::int64_t>(calls_.size()) < max_calls_ &&
+         bytes_held_ + bytes <= max_bytes_;
+}
+
+asio::awaitable<void> ClientConnection::upload(std::shared_ptr<Upload> upload) {
+  const Status sent = co_await endpoint_->send_copy(upload->message, upload->abandoned);
+  if (sent.code() != Code::kCancelled) co_return;
+  Message abort(upload->message.fragment, std::string());
+  abort.fragment.kind = FragmentKind::kAbort;
+  (void)co_await endpoint_->send_copy(abort, false);
+}
+
+asio::awaitable<void> ClientConnection::watch() {
+  co_await wait_for_end(control_);
+  fail(Status(Code::kUnavailable, "closed by the peer"));
+}
+
+void ClientConnection::on_fragment(const FragmentHeader& header, ConstByteSpan bytes) {
+  const auto found = calls_.find(header.call);
+  if (header.kind != FragmentKind::kReply || found == calls_.end()) {
+    worker_.stray_fragments.add();
+    return;
+  }
+  Call& call = found->second;
+  call.received += bytes.size();
+  if (call.pending != nullptr) take_fragment(call, header, bytes);
+  if (call.received < header.message_bytes()) return;
+  bytes_held_ -= call.request_bytes;
+  calls_.erase(found);
+  credit_.notify_all();
+}
+
+void ClientConnection::take_fragment(Call& call, const FragmentHeader& header,
+                                     ConstByteSpan bytes) {
+  Pending& pending = *call.pending;
+  Status status;
+  if (!pending.reply.has_value()) status = start_reply(pending, header);
+  if (status.ok() && !pending.reply->add(header, bytes)) {
+    status = Status(Code::kInternal, "fragment of " + peer_ + " does not fit its message");
+  }
+  if (status.ok() && !pending.reply->complete()) return;
+  if (status.ok() && header.code != 0) {
+    status = Status(static_cast<Code>(header.code), std::move(pending.reply->header()));
+  }
+  call.pending = nullptr;
+  finish(pending, std::move(status));
+}
+
+Status ClientConnection::start_reply(Pending& pending, const FragmentHeader& header) const {
+  if (header.header_bytes > kMaxHeaderBytes) {
+    return Status(Code::kInternal, "reply header of " + peer_ + " too long");
+  }
+  const auto capacity = static_cast<std::uint64_t>(pending.into.capacity());
+  if (header.payload_bytes > capacity) {
+    return Status(Code::kResourceExhausted, "reply of " + std::to_string(header.payload_bytes) +
+                                                " bytes, buffer of " + std::to_string(capacity));
+  }
+  pending.reply.emplace(header, std::move(pending.into));
+  return Status();
+}
+
+void ClientConnection::finish(Pending& pending, Status failure) {
+  pending.failure = std::move(failure);
+  pending.wake.cancel();
+}
+
+void ClientConnection::fail(Status why) {
+  if (!failure_.ok()) return;
+  failure_ = why.with_context("connection to " + peer_);
+  for (auto& [number, call] : calls_) {
+    if (call.pending != nullptr) finish(*call.pending, failure_);
+  }
+  calls_.clear();
+  credit_.notify_all();
+  if (notify_) notify_();
+}
+
+asio::awaitable<void> ClientConnection::close() {
+  const auto self = shared_from_this();
+  fail(Status(Code::kUnavailable, "closed"));
+  if (endpoint_ != nullptr) co_await endpoint_->close(Deadline::never());
+  control_.close();
+  co_await scope_.join();
+}
+
+}  // namespace icefield::ucx

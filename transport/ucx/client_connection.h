@@ -1,0 +1,88 @@
+// transport/ucx/client_connection.h — the caller's side of a connection.
+#pragma once
+
+#include <boost/asio/ip/tcp.hpp>
+#include <optional>
+#include <unordered_map>
+
+#include "transport/transport.h"
+#include "transport/ucx/assembly.h"
+#include "transport/ucx/endpoint.h"
+
+namespace icefield::ucx {
+
+// Calls that run side by side over one endpoint, as many as the server granted; further ones wait.
+// When either the endpoint or the TCP connection beside it breaks, all calls end with kUnavailable.
+//
+// Threads  The shard's. close() before the last reference goes.
+class ClientConnection final : public FragmentSink,
+                               public std::enable_shared_from_this<ClientConnection> {
+ public:
+  ClientConnection(UcxWorker& worker, Address peer, const UcxOptions& options);
+  ~ClientConnection() override;
+
+  // Once, before anything else. kUnavailable when nobody answers in time or with our protocol.
+  Task<> connect();
+  // As Transport::call().
+  Task<Reply> call(Request request, Buffer into, Deadline deadline);
+  asio::awaitable<void> close();
+
+  // Ok while it can carry calls.
+  const Status& failure() const { return failure_; }
+  // Called once, on the shard, when it can no longer.
+  void on_failure(std::function<void()> notify) { notify_ = std::move(notify); }
+
+  void on_fragment(const FragmentHeader& header, ConstByteSpan bytes) override;
+
+ private:
+  // A call until its reply is here or its deadline has passed; in the frame of call().
+  struct Pending {
+    Pending(const asio::any_io_executor& executor, Buffer into_in)
+        : wake(executor), into(std::move(into_in)) {}
+    asio::steady_timer wake;
+    Buffer into;
+    std::optional<Assembly> reply;
+    Status failure;
+  };
+  // What the server still holds of us: stays when the caller has gone.
+  struct Call {
+    Pending* pending = nullptr;
+    std::int64_t request_bytes = 0;
+    std::uint64_t received = 0;
+  };
+  // A request of several fragments, sent beside its call.
+  struct Upload {
+    explicit Upload(Message message_in) : message(std::move(message_in)) {}
+    Message message;
+    bool abandoned = false;  // the caller's payload is gone
+  };
+
+  Task<> shake_hands();
+  Task<> wait_for_credit(std::int64_t bytes, Deadline deadline);
+  bool has_credit(std::int64_t bytes) const;
+  asio::awaitable<void> upload(std::shared_ptr<Upload> upload);
+  asio::awaitable<void> watch();
+  void take_fragment(Call& call, const FragmentHeader& header, ConstByteSpan bytes);
+  Status start_reply(Pending& pending, const FragmentHeader& header) const;
+  static void finish(Pending& pending, Status failure);
+  void fail(Status why);
+
+  UcxWorker& worker_;
+  const Address peer_;
+  const UcxOptions options_;
+  asio::ip::tcp::socket control_;
+  std::unique_ptr<Endpoint> endpoint_;
+  const std::uint64_t id_;        // in fragments to us
+  std::uint64_t remote_id_ = 0;   // in fragments to the server
+  std::int64_t max_calls_ = 0;    // granted
+  std::int64_t max_bytes_ = 0;    // granted
+  std::int64_t bytes_held_ = 0;   // of calls_
+  std::uint64_t next_call_ = 1;
+  std::unordered_map<std::uint64_t, Call> calls_;
+  Waiters credit_;
+  Status failure_;
+  std::function<void()> notify_;
+  TaskScope scope_;
+};
+
+}  // namespace icefield::ucx

@@ -1,0 +1,283 @@
+#include "transport/ucx/endpoint.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <set>
+
+namespace icefield::ucx {
+namespace {
+
+// Fragments of one message that are posted before the first has gone: enough to keep a lane busy,
+// few enough that a small message is not stuck behind a large one.
+constexpr int kMessageWindow = 4;
+// Copied fragments of all messages together.
+constexpr int kCopyWindow = 16;
+// Messages up to this size are copied: cheaper than a gather list.
+constexpr std::uint64_t kSmallBytes = 4096;
+
+// The completion of a flush or close.
+struct Completion {
+  explicit Completion(Waiters& waiters_in) : waiters(waiters_in) {}
+  static void done(void* request, ucs_status_t, void* self) {
+    auto& completion = *static_cast<Completion*>(self);
+    completion.pending = false;
+    completion.waiters.notify_all();
+    ucp_request_free(request);
+  }
+  ucp_request_param_t param() {
+    ucp_request_param_t param{};
+    param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
+    param.cb.send = &Completion::done;
+    param.user_data = this;
+    return param;
+  }
+  Waiters& waiters;
+  bool pending = false;
+};
+
+}  // namespace
+
+// What UCX needs until a fragment has gone.
+struct Endpoint::Slot {
+  explicit Slot(Endpoint& endpoint_in) : endpoint(endpoint_in) {}
+  Endpoint& endpoint;
+  FragmentHeader header;
+  std::vector<ucp_dt_iov_t> pieces;
+  Buffer copy;
+  Flight* flight = nullptr;  // null: a copy
+};
+
+// Cuts a message into fragments.
+class Endpoint::Cursor {
+ public:
+  explicit Cursor(Message& message) : message_(message), piece_(as_bytes(message.header)) {
+    message.fragment.header_bytes = static_cast<std::uint32_t>(message.header.size());
+    message.fragment.payload_bytes = 0;
+    for (const ConstByteSpan bytes : message.payload) {
+      message.fragment.payload_bytes += bytes.size();
+    }
+  }
+
+  bool done() const { return begun_ && offset_ == message_.fragment.message_bytes(); }
+  std::uint64_t left() const { return message_.fragment.message_bytes() - offset_; }
+
+  // Fills header and pieces of `slot` with the next fragment.
+  void next(Slot& slot) {
+    slot.header = message_.fragment;
+    slot.header.offset = offset_;
+    slot.pieces.clear();
+    std::uint64_t room = std::min<std::uint64_t>(left(), kFragmentBytes);
+    offset_ += room;
+    begun_ = true;
+    while (room > 0) {
+      if (piece_.empty()) piece_ = message_.payload[next_piece_++];
+      const std::size_t part = std::min<std::size_t>(room, piece_.size());
+      if (part > 0) slot.pieces.push_back({const_cast<std::byte*>(piece_.data()), part});
+      piece_ = piece_.subspan(part);
+      room -= part;
+    }
+  }
+
+ private:
+  Message& message_;
+  ConstByteSpan piece_;  // what is left of the piece at hand; the header comes first
+  std::size_t next_piece_ = 0;
+  std::uint64_t offset_ = 0;
+  bool begun_ = false;
+};
+
+Endpoint::Endpoint(UcxWorker& worker, std::function<void(Status)> on_failure)
+    : worker_(worker), on_failure_(std::move(on_failure)) {}
+
+Endpoint::~Endpoint() { ICE_CHECK(endpoint_ == nullptr && in_flight_ == 0); }
+
+Result<std::unique_ptr<Endpoint>> Endpoint::create(UcxWorker& worker, const std::string& remote,
+                                                   std::function<void(Status)> on_failure) {
+  std::unique_ptr<Endpoint> endpoint(new Endpoint(worker, std::move(on_failure)));
+  ucp_ep_params_t params{};
+  params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
+                      UCP_EP_PARAM_FIELD_ERR_HANDLER;
+  params.address = reinterpret_cast<const ucp_address_t*>(remote.data());
+  params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
+  params.err_handler.cb = &Endpoint::on_error;
+  params.err_handler.arg = endpoint.get();
+  const ucs_status_t status = ucp_ep_create(worker.handle(), &params, &endpoint->endpoint_);
+  if (status != UCS_OK) {
+    return Status(Code::kUnavailable, "no lane to the peer: " + describe(status));
+  }
+  worker.wake();
+  return endpoint;
+}
+
+Task<> Endpoint::send(Message& message) {
+  Cursor cursor(message);
+  if (cursor.left() <= kSmallBytes) co_return co_await send_copy(message, false);
+  Flight flight;
+  while (!cursor.done() && failure_.ok()) {
+    if (flight.in_flight == kMessageWindow) {
+      co_await sent_.wait(Deadline::never());
+      continue;
+    }
+    Slot* slot = take_slot(&flight);
+    cursor.next(*slot);
+    post(slot);
+  }
+  while (flight.in_flight > 0) co_await sent_.wait(Deadline::never());
+  co_return failure_;
+}
+
+Task<> Endpoint::send_copy(Message& message, const bool& abandoned) {
+  Cursor cursor(message);
+  while (!cursor.done() && failure_.ok()) {
+    if (abandoned) co_return Status(Code::kCancelled, "call abandoned");
+    if (copies_in_flight_ >= kCopyWindow) {
+      co_await sent_.wait(Deadline::never());
+      continue;
+    }
+    Slot* slot = take_slot(nullptr);
+    cursor.next(*slot);
+    post(slot);
+  }
+  co_return failure_;
+}
+
+bool Endpoint::try_send_copy(Message& message) {
+  Cursor cursor(message);
+  if (cursor.left() > kFragmentBytes || copies_in_flight_ >= kCopyWindow) return false;
+  Slot* slot = take_slot(nullptr);
+  cursor.next(*slot);
+  post(slot);
+  return true;
+}
+
+Endpoint::Slot* Endpoint::take_slot(Flight* flight) {
+  std::unique_ptr<Slot> slot;
+  if (free_.empty()) {
+    slot = std::make_unique<Slot>(*this);
+  } else {
+    slot = std::move(free_.back());
+    free_.pop_back();
+  }
+  slot->flight = flight;
+  ++(flight == nullptr ? copies_in_flight_ : flight->in_flight);
+  ++in_flight_;
+  return slot.release();
+}
+
+void Endpoint::give_back(Slot* slot) {
+  --in_flight_;
+  --(slot->flight == nullptr ? copies_in_flight_ : slot->flight->in_flight);
+  free_.emplace_back(slot);
+  sent_.notify_all();
+}
+
+void Endpoint::post(Slot* slot) {
+  if (!failure_.ok()) {
+    give_back(slot);
+    return;
+  }
+  ucp_request_param_t param{};
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA |
+                       UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_DATATYPE;
+  param.cb.send = &Endpoint::on_sent;
+  param.user_data = slot;
+  param.flags = UCP_AM_SEND_FLAG_EAGER;
+  param.datatype = ucp_dt_make_contig(1);
+  const void* buffer = nullptr;
+  std::size_t count = 0;
+  if (slot->flight == nullptr) {
+    if (slot->copy.capacity() == 0) slot->copy = Buffer(kFragmentBytes);
+    slot->copy.resize(kFragmentBytes);
+    for (const ucp_dt_iov_t& piece : slot->pieces) {
+      std::memcpy(slot->copy.bytes().data() + count, piece.buffer, piece.length);
+      count += piece.length;
+    }
+    buffer = slot->copy.bytes().data();
+  } else if (slot->pieces.size() == 1) {
+    buffer = slot->pieces.front().buffer;
+    count = slot->pieces.front().length;
+  } else {
+    param.datatype = UCP_DATATYPE_IOV;
+    buffer = slot->pieces.data();
+    count = slot->pieces.size();
+  }
+  const ucs_status_ptr_t request =
+      ucp_am_send_nbx(endpoint_, kActiveMessage, &slot->header, sizeof slot->header, buffer, count,
+                      &param);
+  if (request != nullptr && !UCS_PTR_IS_ERR(request)) {
+    worker_.wake();
+    return;
+  }
+  if (request != nullptr) fail(Status(Code::kUnavailable, describe(UCS_PTR_STATUS(request))));
+  give_back(slot);
+}
+
+void Endpoint::on_sent(void* request, ucs_status_t status, void* slot) {
+  Slot* const sent = static_cast<Slot*>(slot);
+  Endpoint& self = sent->endpoint;
+  if (status != UCS_OK) self.fail(Status(Code::kUnavailable, describe(status)));
+  self.give_back(sent);
+  ucp_request_free(request);
+}
+
+void Endpoint::on_error(void* self, ucp_ep_h, ucs_status_t status) {
+  static_cast<Endpoint*>(self)->fail(Status(Code::kUnavailable, describe(status)));
+}
+
+void Endpoint::fail(Status status) {
+  if (!failure_.ok()) return;
+  failure_ = std::move(status);
+  sent_.notify_all();
+  asio::post(worker_.shard(), [notify = on_failure_, why = failure_] { notify(why); });
+}
+
+asio::awaitable<void> Endpoint::close(Deadline flush) {
+  Completion flushed(sent_);
+  if (failure_.ok() && !flush.is_never()) {
+    const ucp_request_param_t param = flushed.param();
+    const ucs_status_ptr_t request = ucp_ep_flush_nbx(endpoint_, &param);
+    flushed.pending = request != nullptr && !UCS_PTR_IS_ERR(request);
+    worker_.wake();
+    bool in_time = true;
+    while (flushed.pending && in_time) in_time = co_await sent_.wait(flush);
+  }
+  fail(Status(Code::kUnavailable, "connection closed"));
+  Completion closed(sent_);
+  ucp_request_param_t param = closed.param();
+  param.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
+  param.flags = UCP_EP_CLOSE_FLAG_FORCE;
+  const ucs_status_ptr_t request = ucp_ep_close_nbx(endpoint_, &param);
+  closed.pending = request != nullptr && !UCS_PTR_IS_ERR(request);
+  worker_.wake();
+  while (closed.pending || flushed.pending || in_flight_ > 0) {
+    co_await sent_.wait(Deadline::never());
+  }
+  endpoint_ = nullptr;
+}
+
+std::string Endpoint::lanes() const {
+  char* text = nullptr;
+  std::size_t bytes = 0;
+  std::FILE* stream = open_memstream(&text, &bytes);
+  if (stream == nullptr) return "unknown";
+  ucp_ep_print_info(endpoint_, stream);
+  std::fclose(stream);
+  // Lines such as "#  lane[0]:  4:posix/memory.0 md[3]  -> md[2]/posix/sysdev[255] rma_bw#0 am".
+  std::set<std::string> names;
+  std::string_view rest(text, bytes);
+  for (std::size_t at = rest.find("lane["); at != rest.npos; at = rest.find("lane[")) {
+    rest.remove_prefix(at + 5);
+    const std::string_view line = rest.substr(0, rest.find('\n'));
+    const std::size_t colon = line.find(':', line.find(':') + 1);
+    const std::size_t slash = line.find('/');
+    if (colon != line.npos && slash != line.npos && colon < slash) {
+      names.emplace(line.substr(colon + 1, slash - colon - 1));
+    }
+  }
+  std::free(text);
+  std::string joined;
+  for (const std::string& name : names) joined += (joined.empty() ? "" : ",") + name;
+  return joined;
+}
+
+}  // namespace icefield::ucx

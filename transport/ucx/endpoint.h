@@ -1,0 +1,81 @@
+// transport/ucx/endpoint.h — the sending side of a connection.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/waiters.h"
+#include "transport/buffer.h"
+#include "transport/ucx/ucx_worker.h"
+#include "transport/ucx/wire.h"
+
+namespace icefield::ucx {
+
+// header ‖ payload on its way out. The fragment header lacks the sizes and the offset only.
+struct Message {
+  Message(const FragmentHeader& fragment_in, std::string header_in)
+      : fragment(fragment_in), header(std::move(header_in)) {}
+
+  FragmentHeader fragment;
+  std::string header;
+  std::vector<ConstByteSpan> payload;
+};
+
+// A UCX endpoint to a worker whose address came by the handshake. It fails as a whole, once: then
+// `on_failure` is posted to the shard and every send returns its status.
+//
+// Threads  The shard's. close() before the destructor.
+class Endpoint {
+ public:
+  static Result<std::unique_ptr<Endpoint>> create(UcxWorker& worker, const std::string& remote,
+                                                  std::function<void(Status)> on_failure);
+  ~Endpoint();
+  Endpoint(const Endpoint&) = delete;
+  Endpoint& operator=(const Endpoint&) = delete;
+
+  // Sends from the message's memory and returns when UCX has let go of it.
+  Task<> send(Message& message);
+
+  // Sends a copy, made fragment by fragment; the memory is free when it returns, which it does
+  // soon after `abandoned` turned true, too (kCancelled).
+  Task<> send_copy(Message& message, const bool& abandoned);
+
+  // send_copy() of a message of one fragment, without waiting; false when it has to wait.
+  bool try_send_copy(Message& message);
+
+  // Lets go of all memory. With a deadline, waits that long for what is under way to get there.
+  asio::awaitable<void> close(Deadline flush);
+
+  const Status& failure() const { return failure_; }
+  // The transports that carry it, as UCX names them: "posix", "tcp".
+  std::string lanes() const;
+
+ private:
+  struct Slot;
+  // Fragments of one message under way.
+  struct Flight {
+    int in_flight = 0;
+  };
+  class Cursor;
+
+  Endpoint(UcxWorker& worker, std::function<void(Status)> on_failure);
+  Slot* take_slot(Flight* flight);
+  void give_back(Slot* slot);
+  void post(Slot* slot);
+  void fail(Status status);
+  static void on_sent(void* request, ucs_status_t status, void* slot);
+  static void on_error(void* self, ucp_ep_h endpoint, ucs_status_t status);
+
+  UcxWorker& worker_;
+  std::function<void(Status)> on_failure_;
+  ucp_ep_h endpoint_ = nullptr;
+  Status failure_;
+  int in_flight_ = 0;
+  int copies_in_flight_ = 0;
+  Waiters sent_;
+  std::vector<std::unique_ptr<Slot>> free_;
+};
+
+}  // namespace icefield::ucx

@@ -1,0 +1,196 @@
+#include "transport/ucx/server_connection.h"
+
+#include "proto/transport.pb.h"
+#include "transport/ucx/handshake.h"
+
+namespace icefield::ucx {
+
+ServerConnection::ServerConnection(UcxWorker& worker, asio::ip::tcp::socket control,
+                                   asio::any_io_executor executor, Service& service,
+                                   const UcxOptions& options, std::uint64_t incarnation)
+    : worker_(worker),
+      control_(std::move(control)),
+      executor_(std::move(executor)),
+      service_(service),
+      options_(options),
+      incarnation_(incarnation),
+      id_(worker.add_sink(*this)),
+      scope_(worker.shard()) {}
+
+ServerConnection::~ServerConnection() { worker_.remove_sink(id_); }
+
+asio::awaitable<void> ServerConnection::run() {
+  const auto self = shared_from_this();
+  asio::steady_timer limit(worker_.shard(), options_.connect_timeout);
+  auto give_up = [weak = weak_from_this()](const boost::system::error_code& cancelled) {
+    const auto connection = weak.lock();
+    if (!cancelled && connection != nullptr) connection->control_.close();
+  };
+  limit.async_wait(std::move(give_up));
+  const Status shaken = co_await shake_hands();
+  limit.cancel();
+  if (!shaken.ok()) co_return;
+  scope_.spawn(watch());
+  while (ended_.ok() && !(stopping_ && calls_held_ == 0)) {
+    co_await changed_.wait(Deadline::never());
+  }
+  const SystemClock clock;
+  const Deadline flush =
+      ended_.ok() ? Deadline::after(clock, options_.close_timeout) : Deadline::never();
+  co_await endpoint_->close(flush);
+  end(Status(Code::kUnavailable, "stopped"));
+  control_.close();
+  co_await scope_.join();
+}
+
+void ServerConnection::stop() {
+  stopping_ = true;
+  if (remote_id_ == 0) control_.close();  // in the middle of the handshake
+  changed_.notify_all();
+}
+
+Task<> ServerConnection::shake_hands() {
+  set_socket_options(control_);
+  proto::Hello hello;
+  hello.set_wire_version(kWireVersion);
+  hello.set_incarnation(incarnation_);
+  ICE_CO_TRY(co_await write_frame(control_, hello.SerializeAsString()));
+  ICE_CO_TRY(const proto::ConnectRequest request,
+             co_await read_message<proto::ConnectRequest>(control_));
+  proto::ConnectReply reply;
+  Status status;
+  if (request.wire_version() != kWireVersion) {
+    status = Status(Code::kFailedPrecondition,
+                    "version " + std::to_string(request.wire_version()) + " of the protocol, not " +
+                        std::to_string(kWireVersion));
+  } else if (request.connection() == 0 || request.worker_address().empty()) {
+    status = Status(Code::kInvalidArgument, "handshake without an address");
+  }
+  if (status.ok()) {
+    auto broken = [weak = weak_from_this()](const Status& why) {
+      if (const auto self = weak.lock()) self->end(why);
+    };
+    auto endpoint = Endpoint::create(worker_, request.worker_address(), std::move(broken));
+    status = endpoint.status();
+    if (status.ok()) endpoint_ = std::move(*endpoint);
+  }
+  reply.set_code(static_cast<std::uint32_t>(status.code()));
+  reply.set_message(status.message());
+  reply.set_worker_address(worker_.address());
+  reply.set_connection(id_);
+  reply.set_max_calls(static_cast<std::uint32_t>(options_.max_calls));
+  reply.set_max_request_bytes(static_cast<std::uint64_t>(options_.max_request_bytes));
+  remote_id_ = request.connection();
+  const Status sent = co_await write_frame(control_, reply.SerializeAsString());
+  if (endpoint_ != nullptr && !sent.ok()) co_await endpoint_->close(Deadline::never());
+  co_return status.ok() ? sent : status;
+}
+
+asio::awaitable<void> ServerConnection::watch() {
+  co_await wait_for_end(control_);
+  end(Status(Code::kUnavailable, "closed by the client"));
+}
+
+void ServerConnection::end(Status why) {
+  if (!ended_.ok()) return;
+  ended_ = std::move(why);
+  incoming_.clear();
+  changed_.notify_all();
+}
+
+void ServerConnection::on_fragment(const FragmentHeader& header, ConstByteSpan bytes) {
+  if (!ended_.ok() || remote_id_ == 0) return;
+  auto found = incoming_.find(header.call);
+  if (header.kind == FragmentKind::kAbort) {
+    if (found == incoming_.end()) return;
+    incoming_.erase(found);
+    scope_.spawn(refuse(header, Status(Code::kCancelled, "request aborted")));
+    return;
+  }
+  if (found == incoming_.end()) {
+    if (!accept(header)) {
+      end(Status(Code::kInvalidArgument, "a request beyond what was granted"));
+      return;
+    }
+    Buffer payload(static_cast<std::int64_t>(header.payload_bytes));
+    found = incoming_.emplace(header.call, Assembly(header, std::move(payload))).first;
+  }
+  if (!found->second.add(header, bytes)) {
+    end(Status(Code::kInvalidArgument, "a fragment that does not fit its request"));
+    return;
+  }
+  if (!found->second.complete()) return;
+  Assembly message = std::move(found->second);
+  incoming_.erase(found);
+  if (stopping_) {
+    scope_.spawn(refuse(header, Status(Code::kUnavailable, "the node is stopping")));
+  } else {
+    scope_.spawn(serve(header, std::move(message)));
+  }
+}
+
+// Counts a new request, if the client may have one more.
+bool ServerConnection::accept(const FragmentHeader& header) {
+  const bool sane = header.kind == FragmentKind::kRequest &&
+                    header.header_bytes <= kMaxHeaderBytes &&
+                    header.payload_bytes <= static_cast<std::uint64_t>(options_.max_request_bytes);
+  if (!sane) return false;
+  ++calls_held_;
+  bytes_held_ += static_cast<std::int64_t>(header.message_bytes());
+  return calls_held_ <= options_.max_calls && bytes_held_ <= options_.max_request_bytes;
+}
+
+void ServerConnection::release(const FragmentHeader& request) {
+  --calls_held_;
+  bytes_held_ -= static_cast<std::int64_t>(request.message_bytes());
+  changed_.notify_all();
+}
+
+asio::awaitable<void> ServerConnection::serve(FragmentHeader request, Assembly message) {
+  Result<ServiceReply> reply = co_await handle(request.method, std::move(message.header()),
+                                               std::move(message.payload()));
+  co_await answer(request, std::move(reply));
+}
+
+asio::awaitable<void> ServerConnection::refuse(FragmentHeader request, Status why) {
+  Result<ServiceReply> reply(std::move(why));
+  co_await answer(request, std::move(reply));
+}
+
+Task<ServiceReply> ServerConnection::handle(MethodId method, std::string header, Buffer payload) {
+  if (executor_ == worker_.shard()) {
+    co_return co_await service_.handle(method, std::move(header), std::move(payload));
+  }
+  auto there = asio::co_spawn(executor_,
+                              service_.handle(method, std::move(header), std::move(payload)),
+                              asio::use_awaitable);
+  co_return co_await std::move(there);
+}
+
+asio::awaitable<void> ServerConnection::answer(const FragmentHeader& request,
+                                               Result<ServiceReply> reply) {
+  FragmentHeader fragment;
+  fragment.connection = remote_id_;
+  fragment.call = request.call;
+  fragment.kind = FragmentKind::kReply;
+  Status status = reply.status();
+  if (status.ok()) {
+    const auto size = static_cast<std::uint64_t>(payload_bytes(reply->payload));
+    if (size > request.reply_capacity) {
+      status = Status(Code::kResourceExhausted, "reply of " + std::to_string(size) +
+                                                    " bytes, buffer of " +
+                                                    std::to_string(request.reply_capacity));
+    }
+  }
+  fragment.code = static_cast<std::uint8_t>(status.code());
+  Message message(fragment, status.ok() ? std::move(reply->header) : status.message());
+  if (status.ok()) message.payload = std::move(reply->payload);
+  // The credit returns with the reply, so it counts no more from here on.
+  release(request);
+  (void)co_await endpoint_->send(message);
+  if (reply.has_value() && reply->keep_alive != nullptr && executor_ != worker_.shard()) {
+    asio::post(executor_, [kept = std::move(reply->keep_alive)]() mutable { kept.reset(); });
+  }
+}
+
+}  // namespace icefield::ucx

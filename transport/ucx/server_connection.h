@@ -1,0 +1,62 @@
+// transport/ucx/server_connection.h — the service's side of a connection.
+#pragma once
+
+#include <boost/asio/ip/tcp.hpp>
+#include <optional>
+#include <unordered_map>
+
+#include "transport/transport.h"
+#include "transport/ucx/assembly.h"
+#include "transport/ucx/endpoint.h"
+
+namespace icefield::ucx {
+
+// Puts requests together, has them served side by side and sends the replies. A client that holds
+// more than it was granted, or sends what makes no sense, is cut off.
+//
+// Threads  The shard's; the service is called on its own executor. Dropped after run() only.
+class ServerConnection final : public FragmentSink,
+                               public std::enable_shared_from_this<ServerConnection> {
+ public:
+  ServerConnection(UcxWorker& worker, asio::ip::tcp::socket control, asio::any_io_executor executor,
+                   Service& service, const UcxOptions& options, std::uint64_t incarnation);
+  ~ServerConnection() override;
+
+  // From the handshake to the end, which the client, a fault or stop() brings about. On return
+  // nothing of the connection is under way any more.
+  asio::awaitable<void> run();
+  // Takes no more requests; run() returns when those under way are answered.
+  void stop();
+
+  void on_fragment(const FragmentHeader& header, ConstByteSpan bytes) override;
+
+ private:
+  Task<> shake_hands();
+  asio::awaitable<void> watch();
+  bool accept(const FragmentHeader& header);
+  asio::awaitable<void> serve(FragmentHeader request, Assembly message);
+  asio::awaitable<void> refuse(FragmentHeader request, Status why);
+  Task<ServiceReply> handle(MethodId method, std::string header, Buffer payload);
+  asio::awaitable<void> answer(const FragmentHeader& request, Result<ServiceReply> reply);
+  void release(const FragmentHeader& request);
+  void end(Status why);
+
+  UcxWorker& worker_;
+  asio::ip::tcp::socket control_;
+  const asio::any_io_executor executor_;
+  Service& service_;
+  const UcxOptions options_;
+  const std::uint64_t incarnation_;
+  const std::uint64_t id_;
+  std::uint64_t remote_id_ = 0;
+  std::unique_ptr<Endpoint> endpoint_;
+  std::unordered_map<std::uint64_t, Assembly> incoming_;
+  std::int64_t calls_held_ = 0;  // from the first fragment to the reply
+  std::int64_t bytes_held_ = 0;
+  Status ended_;
+  bool stopping_ = false;
+  Waiters changed_;
+  TaskScope scope_;
+};
+
+}  // namespace icefield::ucx

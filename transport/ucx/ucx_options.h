@@ -1,0 +1,28 @@
+// transport/ucx/ucx_options.h — what a user of the UCX transport chooses.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+
+namespace icefield {
+
+// Which of UCX's transports may carry a connection.
+enum class UcxLanes {
+  kAuto,          // shared memory to peers of this machine, else RDMA where there is any, else TCP
+  kTcp,           // TCP, also to peers of this machine
+  kSharedMemory,  // shared memory only
+};
+
+struct UcxOptions {
+  UcxLanes lanes = UcxLanes::kAuto;
+  // Busy polling: for a shard with a core of its own, on both ends.
+  bool poll = false;
+  // What a server grants each connection; a client with nothing left waits.
+  std::int64_t max_calls = 256;
+  std::int64_t max_request_bytes = 256 << 20;  // together, of calls under way
+  // For connecting and shaking hands, and for closing politely.
+  std::chrono::milliseconds connect_timeout{3000};
+  std::chrono::milliseconds close_timeout{1000};
+};
+
+}  // namespace icefield

@@ -1,0 +1,164 @@
+#include "transport/ucx/ucx_transport.h"
+
+#include <map>
+
+#include "transport/ucx/client_connection.h"
+#include "transport/ucx/listener.h"
+#include "transport/ucx/ucx_worker.h"
+
+namespace icefield {
+namespace {
+
+using namespace ucx;
+
+// Runs `task` on the shard and resumes here.
+template <class R>
+asio::awaitable<R> on_shard(const asio::any_io_executor& shard, asio::awaitable<R> task) {
+  if (co_await asio::this_coro::executor == shard) co_return co_await std::move(task);
+  auto there = asio::co_spawn(shard, std::move(task), asio::use_awaitable);
+  co_return co_await std::move(there);
+}
+
+// Pause after the n-th failure in a row to connect.
+std::chrono::milliseconds backoff(int failures) {
+  return std::chrono::milliseconds(failures <= 1 ? 20 : std::min(20 << (failures - 1), 1000));
+}
+
+}  // namespace
+
+// All of it on the shard.
+class UcxTransport::Impl {
+ public:
+  Impl(std::unique_ptr<UcxWorker> worker, const UcxOptions& options)
+      : worker_(std::move(worker)), options_(options), scope_(worker_->shard()) {}
+
+  const asio::any_io_executor& shard() const { return worker_->shard(); }
+
+  Task<Reply> call(Address peer, Request request, Buffer into, Deadline deadline) {
+    ICE_CO_TRY(const auto connection, co_await connection_to(peer, deadline));
+    co_return co_await connection->call(std::move(request), std::move(into), deadline);
+  }
+
+  Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) {
+    auto listener = std::make_unique<Listener>(*worker_, std::move(executor), service, options_,
+                                               rng_.next());
+    ICE_CO_TRY(const Address bound, co_await listener->open(self));
+    listeners_.emplace(bound, std::move(listener));
+    co_return bound;
+  }
+
+  Task<> stop(Address self) {
+    const auto found = listeners_.find(self);
+    if (found == listeners_.end()) co_return Status();
+    const std::unique_ptr<Listener> listener = std::move(found->second);
+    listeners_.erase(found);
+    co_await listener->stop();
+    co_return Status();
+  }
+
+  Task<> shutdown() {
+    while (!listeners_.empty()) ICE_CO_TRY(co_await stop(listeners_.begin()->first));
+    for (auto& [address, peer] : peers_) {
+      if (peer.connection != nullptr) scope_.spawn(close(std::move(peer.connection)));
+    }
+    co_await scope_.join();
+    co_await worker_->stop();
+    co_return Status();
+  }
+
+ private:
+  struct Peer {
+    std::shared_ptr<ClientConnection> connection;  // null: none, or being made
+    bool connecting = false;
+    int failures = 0;  // in a row
+    Clock::TimePoint retry_at{};
+    Status last_failure;
+    Waiters changed;
+  };
+
+  Task<std::shared_ptr<ClientConnection>> connection_to(Address address, Deadline deadline) {
+    Peer& peer = peers_[address];
+    bool waited = false;
+    while (peer.connection == nullptr) {
+      const bool failed_for_us = waited && !peer.connecting;
+      if (failed_for_us || (!peer.connecting && clock_.now() < peer.retry_at)) {
+        co_return peer.last_failure;
+      }
+      if (!peer.connecting) {
+        peer.connecting = true;
+        scope_.spawn(connect(address, peer));
+      }
+      waited = true;
+      if (!co_await peer.changed.wait(deadline)) {
+        co_return Status(Code::kDeadlineExceeded, "no connection to " + address + " in time");
+      }
+    }
+    co_return peer.connection;
+  }
+
+  asio::awaitable<void> connect(Address address, Peer& peer) {
+    auto connection = std::make_shared<ClientConnection>(*worker_, address, options_);
+    const Status connected = co_await connection->connect();
+    peer.connecting = false;
+    if (connected.ok()) {
+      peer.failures = 0;
+      auto lost = [this, &peer] {
+        if (peer.connection == nullptr) return;  // shutdown() is closing it
+        peer.last_failure = peer.connection->failure();
+        scope_.spawn(close(std::move(peer.connection)));
+      };
+      connection->on_failure(std::move(lost));
+      peer.connection = std::move(connection);
+    } else {
+      peer.last_failure = connected;
+      peer.retry_at = clock_.now() + backoff(++peer.failures);
+    }
+    peer.changed.notify_all();
+    if (connection != nullptr) co_await close(std::move(connection));
+  }
+
+  static asio::awaitable<void> close(std::shared_ptr<ClientConnection> connection) {
+    co_await connection->close();
+  }
+
+  const std::unique_ptr<UcxWorker> worker_;
+  const UcxOptions options_;
+  SystemClock clock_;
+  SystemRng rng_;
+  std::map<Address, Peer> peers_;
+  std::map<Address, std::unique_ptr<Listener>> listeners_;
+  TaskScope scope_;
+};
+
+Result<std::unique_ptr<UcxTransport>> UcxTransport::create(asio::any_io_executor shard,
+                                                           const UcxOptions& options) {
+  ICE_TRY(auto worker, UcxWorker::create(std::move(shard), options));
+  auto impl = std::make_unique<Impl>(std::move(worker), options);
+  return std::unique_ptr<UcxTransport>(new UcxTransport(std::move(impl)));
+}
+
+UcxTransport::UcxTransport(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+UcxTransport::~UcxTransport() = default;
+
+Task<Reply> UcxTransport::call(Address peer, Request request, Buffer into, Deadline deadline) {
+  auto there = impl_->call(std::move(peer), std::move(request), std::move(into), deadline);
+  co_return co_await on_shard(impl_->shard(), std::move(there));
+}
+
+Task<Address> UcxTransport::listen(Address self, asio::any_io_executor executor,
+                                   Service& service) {
+  auto there = impl_->listen(std::move(self), std::move(executor), service);
+  co_return co_await on_shard(impl_->shard(), std::move(there));
+}
+
+Task<> UcxTransport::stop(Address self) {
+  auto there = impl_->stop(std::move(self));
+  co_return co_await on_shard(impl_->shard(), std::move(there));
+}
+
+Task<> UcxTransport::shutdown() {
+  auto there = impl_->shutdown();
+  co_return co_await on_shard(impl_->shard(), std::move(there));
+}
+
+}  // namespace icefield

@@ -1,0 +1,38 @@
+// transport/ucx/ucx_transport.h — the transport between processes and machines.
+#pragma once
+
+#include <memory>
+
+#include "transport/transport.h"
+#include "transport/ucx/ucx_options.h"
+
+namespace icefield {
+
+// Connects on the first call to a peer and again after a failure, then at growing intervals (calls
+// in between fail at once with the reason). Addresses are "host:port"; port 0 listens on a free
+// one.
+//
+// A connection is a TCP connection to that port, by which both sides introduce themselves and
+// notice that the other has gone, and a UCX endpoint beside it that carries the bytes.
+//
+// Ownership  shutdown() before the destructor.
+// Threads    One shard: `shard` must run on one thread. call() and listen() from any executor.
+class UcxTransport final : public Transport {
+ public:
+  // kInternal when UCX cannot be set up.
+  static Result<std::unique_ptr<UcxTransport>> create(asio::any_io_executor shard,
+                                                      const UcxOptions& options);
+  ~UcxTransport() override;
+
+  Task<Reply> call(Address peer, Request request, Buffer into, Deadline deadline) override;
+  Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) override;
+  Task<> stop(Address self) override;
+  Task<> shutdown() override;
+
+ private:
+  class Impl;
+  explicit UcxTransport(std::unique_ptr<Impl> impl);
+  const std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace icefield

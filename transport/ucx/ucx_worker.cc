@@ -1,0 +1,188 @@
+#include "transport/ucx/ucx_worker.h"
+
+#include <array>
+#include <filesystem>
+#include <string_view>
+
+namespace icefield::ucx {
+namespace {
+
+// Progress calls before other handlers of the shard get their turn.
+constexpr int kProgressBurst = 64;
+
+struct Setting {
+  const char* name;
+  const char* value;
+};
+constexpr std::array kAlways{
+    Setting{"RNDV_THRESH", "inf"},
+    Setting{"KEEPALIVE_INTERVAL", "2s"},
+};
+// A fragment with UCX's and our headers fits one segment.
+constexpr std::array kSharedMemory{
+    Setting{"MM_ERROR_HANDLING", "y"},  // else a lane with error handling falls back to TCP
+    Setting{"MM_SEG_SIZE", "33k"},
+};
+constexpr std::array kTcp{
+    Setting{"RX_SEG_SIZE", "132k"},
+    Setting{"TX_SEG_SIZE", "66k"},
+};
+
+const char* tls_of(UcxLanes lanes) {
+  switch (lanes) {
+    case UcxLanes::kTcp:
+      return "tcp";
+    case UcxLanes::kSharedMemory:
+      return "posix,self";
+    case UcxLanes::kAuto:
+      break;
+  }
+  std::error_code none;
+  const bool rdma = std::filesystem::exists("/sys/class/infiniband", none);
+  return rdma ? "posix,self,ib,tcp" : "posix,self,tcp";
+}
+
+Status ucx_error(std::string_view what, ucs_status_t status) {
+  return Status(Code::kInternal, "UCX " + std::string(what) + ": " + describe(status));
+}
+
+Status modify(ucp_config_t* config, std::span<const Setting> settings) {
+  for (const Setting& setting : settings) {
+    const ucs_status_t status = ucp_config_modify(config, setting.name, setting.value);
+    if (status != UCS_OK) return ucx_error(std::string("setting ") + setting.name, status);
+  }
+  return Status();
+}
+
+Status configure(ucp_config_t* config, UcxLanes lanes) {
+  const Setting tls{"TLS", tls_of(lanes)};
+  ICE_TRY(modify(config, {&tls, 1}));
+  ICE_TRY(modify(config, kAlways));
+  if (lanes != UcxLanes::kTcp) ICE_TRY(modify(config, kSharedMemory));
+  if (lanes != UcxLanes::kSharedMemory) ICE_TRY(modify(config, kTcp));
+  return Status();
+}
+
+}  // namespace
+
+std::string describe(ucs_status_t status) {
+  std::string text = ucs_status_string(status);
+  for (char& c : text) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  return text;
+}
+
+UcxWorker::UcxWorker(asio::any_io_executor shard, const UcxOptions& options)
+    : shard_(std::move(shard)), poll_(options.poll), event_(shard_), scope_(shard_) {}
+
+Result<std::unique_ptr<UcxWorker>> UcxWorker::create(asio::any_io_executor shard,
+                                                     const UcxOptions& options) {
+  std::unique_ptr<UcxWorker> worker(new UcxWorker(std::move(shard), options));
+  ICE_TRY(worker->init(options));
+  worker->scope_.spawn(worker->drive());
+  return worker;
+}
+
+Status UcxWorker::init(const UcxOptions& options) {
+  ucp_config_t* config = nullptr;
+  ucs_status_t status = ucp_config_read(nullptr, nullptr, &config);
+  if (status != UCS_OK) return ucx_error("configuration", status);
+  const Status configured = configure(config, options.lanes);
+  ucp_params_t context_params{};
+  context_params.field_mask = UCP_PARAM_FIELD_FEATURES;
+  context_params.features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP;
+  status = configured.ok() ? ucp_init(&context_params, config, &context_) : UCS_OK;
+  ucp_config_release(config);
+  ICE_TRY(configured);
+  if (status != UCS_OK) return ucx_error("context", status);
+
+  ucp_worker_params_t worker_params{};
+  worker_params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE;
+  worker_params.thread_mode = UCS_THREAD_MODE_SINGLE;
+  status = ucp_worker_create(context_, &worker_params, &worker_);
+  if (status != UCS_OK) return ucx_error("worker", status);
+
+  ucp_am_handler_param_t handler{};
+  handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB |
+                       UCP_AM_HANDLER_PARAM_FIELD_ARG;
+  handler.id = kActiveMessage;
+  handler.cb = &UcxWorker::on_message;
+  handler.arg = this;
+  status = ucp_worker_set_am_recv_handler(worker_, &handler);
+  if (status != UCS_OK) return ucx_error("message handler", status);
+
+  int descriptor = -1;
+  status = ucp_worker_get_efd(worker_, &descriptor);
+  if (status != UCS_OK) return ucx_error("event descriptor", status);
+  event_.assign(descriptor);
+  return read_address();
+}
+
+Status UcxWorker::read_address() {
+  ucp_address_t* address = nullptr;
+  std::size_t bytes = 0;
+  const ucs_status_t status = ucp_worker_get_address(worker_, &address, &bytes);
+  if (status != UCS_OK) return ucx_error("worker address", status);
+  address_.assign(reinterpret_cast<const char*>(address), bytes);
+  ucp_worker_release_address(worker_, address);
+  return Status();
+}
+
+UcxWorker::~UcxWorker() {
+  if (event_.is_open()) event_.release();  // the worker owns the descriptor
+  if (worker_ != nullptr) ucp_worker_destroy(worker_);
+  if (context_ != nullptr) ucp_cleanup(context_);
+}
+
+std::uint64_t UcxWorker::add_sink(FragmentSink& sink) {
+  std::uint64_t id = rng_.next();
+  while (id == 0 || sinks_.contains(id)) id = rng_.next();
+  sinks_.emplace(id, &sink);
+  return id;
+}
+
+void UcxWorker::wake() {
+  if (sleeping_) event_.cancel();
+}
+
+asio::awaitable<void> UcxWorker::stop() {
+  stopping_ = true;
+  wake();
+  co_await scope_.join();
+}
+
+asio::awaitable<void> UcxWorker::drive() {
+  while (!stopping_) {
+    int left = kProgressBurst;
+    while (left > 0 && ucp_worker_progress(worker_) != 0) --left;
+    if (left > 0 && !poll_ && ucp_worker_arm(worker_) == UCS_OK) {
+      sleeping_ = true;
+      boost::system::error_code ignored;
+      co_await event_.async_wait(asio::posix::descriptor_base::wait_read,
+                                 asio::redirect_error(asio::use_awaitable, ignored));
+      sleeping_ = false;
+    } else {
+      co_await asio::post(shard_, asio::use_awaitable);
+    }
+  }
+}
+
+ucs_status_t UcxWorker::on_message(void* self, const void* header, std::size_t header_bytes,
+                                   void* data, std::size_t bytes,
+                                   const ucp_am_recv_param_t* param) {
+  auto& worker = *static_cast<UcxWorker*>(self);
+  const bool rendezvous = (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0;
+  if (header_bytes != sizeof(FragmentHeader) || rendezvous) {
+    worker.stray_fragments.add();
+    return UCS_OK;
+  }
+  const auto fragment = load<FragmentHeader>(static_cast<const std::byte*>(header));
+  const auto found = worker.sinks_.find(fragment.connection);
+  if (found == worker.sinks_.end()) {
+    worker.stray_fragments.add();
+    return UCS_OK;
+  }
+  found->second->on_fragment(fragment, {static_cast<const std::byte*>(data), bytes});
+  return UCS_OK;
+}
+
+}  // namespace icefield::ucx

@@ -1,0 +1,82 @@
+// transport/ucx/ucx_worker.h — one UCX worker, driven by one shard.
+#pragma once
+
+#include <ucp/api/ucp.h>
+
+#include <boost/asio/posix/stream_descriptor.hpp>
+#include <memory>
+#include <string>
+#include <unordered_map>
+
+#include "common/bytes.h"
+#include "common/metrics.h"
+#include "common/rng.h"
+#include "common/task_scope.h"
+#include "transport/ucx/ucx_options.h"
+#include "transport/ucx/wire.h"
+
+namespace icefield::ucx {
+
+// Takes the fragments of one connection. Runs inside ucp_worker_progress(): it may copy, start
+// coroutines and notify, but not progress or close anything.
+class FragmentSink {
+ public:
+  virtual ~FragmentSink() = default;
+  virtual void on_fragment(const FragmentHeader& header, ConstByteSpan bytes) = 0;
+};
+
+// A UCX context and worker, progressed on the shard's executor: when its event descriptor says so,
+// or all the time (UcxOptions::poll). UCX's settings come from here, not from the environment.
+//
+// Threads  The shard's, all of it.
+class UcxWorker {
+ public:
+  static Result<std::unique_ptr<UcxWorker>> create(asio::any_io_executor shard,
+                                                   const UcxOptions& options);
+  ~UcxWorker();
+  UcxWorker(const UcxWorker&) = delete;
+  UcxWorker& operator=(const UcxWorker&) = delete;
+
+  ucp_worker_h handle() const { return worker_; }
+  const asio::any_io_executor& shard() const { return shard_; }
+  const std::string& address() const { return address_; }
+
+  // Fragments that carry the id returned go to `sink`; ids cannot be guessed.
+  std::uint64_t add_sink(FragmentSink& sink);
+  void remove_sink(std::uint64_t id) { sinks_.erase(id); }
+
+  // To be called after posting an operation that did not complete at once: an armed worker sleeps
+  // on.
+  void wake();
+
+  // Stops progress; all endpoints must be closed.
+  asio::awaitable<void> stop();
+
+  Counter stray_fragments{"icefield_transport_stray_fragments_total",
+                          "fragments for no open connection or of no known kind"};
+
+ private:
+  UcxWorker(asio::any_io_executor shard, const UcxOptions& options);
+  Status init(const UcxOptions& options);
+  Status read_address();
+  asio::awaitable<void> drive();
+  static ucs_status_t on_message(void* self, const void* header, std::size_t header_bytes,
+                                 void* data, std::size_t bytes, const ucp_am_recv_param_t* param);
+
+  const asio::any_io_executor shard_;
+  const bool poll_;
+  SystemRng rng_;
+  ucp_context_h context_ = nullptr;
+  ucp_worker_h worker_ = nullptr;
+  std::string address_;
+  asio::posix::stream_descriptor event_;
+  bool sleeping_ = false;
+  bool stopping_ = false;
+  std::unordered_map<std::uint64_t, FragmentSink*> sinks_;
+  TaskScope scope_;
+};
+
+// "connection reset by peer": what UCX calls a status.
+std::string describe(ucs_status_t status);
+
+}  // namespace icefield::ucx
