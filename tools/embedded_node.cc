@@ -22,9 +22,8 @@ Result<std::unique_ptr<EmbeddedNode>> EmbeddedNode::open(Options options) {
   embedded->server_ = std::make_unique<NodeServer>(*embedded->node_);
   embedded->thread_ = std::thread([&io = embedded->io_] { io.run(); });
   ICE_TRY(sync_wait(embedded->executor(), embedded->node_->recover()));
-  ICE_TRY(sync_wait(embedded->executor(),
-                    embedded->transport_.listen(kAddress, embedded->executor(),
-                                                *embedded->server_)));
+  ICE_TRY(sync_wait(embedded->executor(), embedded->transport_.listen(
+                                              kAddress, embedded->executor(), *embedded->server_)));
   return embedded;
 }
 

@@ -88,16 +88,28 @@ std::string breadth_text(const EvalArm& arm) {
 }
 
 // All figures of one arm, in the order in which the table shows them.
-void add_figures(const Plan& plan, std::int64_t length, const EvalArm& arm, const EvalSums& sums,
-                 const KvShape& shape, Report& report) {
-  const auto add = [&](const char* task, const char* name, double value, const char* unit,
-                       double full = NAN, const char* better = "") {
+class ArmFigures {
+ public:
+  ArmFigures(const Plan& plan, std::int64_t length, const EvalArm& arm, const EvalSums& sums,
+             Report& report)
+      : plan_(plan), length_(length), arm_(arm), sums_(sums), report_(report) {}
+
+  void add_all(const KvShape& shape) {
+    if (plan_.options.questions) add_questions();
+    if (plan_.options.continuation) add_continuation();
+    if (plan_.options.probes) add_probes();
+    add_costs(shape);
+  }
+
+ private:
+  void add(const char* task, const char* name, double value, const char* unit, double full = NAN,
+           const char* better = "") {
     Figure figure{.name = name,
                   .params = {{"task", task},
-                             {"budget", budget_text(arm)},
-                             {"breadth", breadth_text(arm)},
-                             {"context_tokens", length},
-                             {"group_tokens", plan.options.group_tokens}},
+                             {"budget", budget_text(arm_)},
+                             {"breadth", breadth_text(arm_)},
+                             {"context_tokens", length_},
+                             {"group_tokens", plan_.options.group_tokens}},
                   .value = value,
                   .unit = unit};
     if (!std::isnan(full)) {
@@ -105,67 +117,76 @@ void add_figures(const Plan& plan, std::int64_t length, const EvalArm& arm, cons
       figure.ratio = full == 0 ? 0 : value / full;
       figure.better = better;
     }
-    report.add(std::move(figure));
-  };
-  const auto add_counts = [&](const char* task, const EvalCounts& counts) {
+    report_.add(std::move(figure));
+  }
+
+  void add_counts(const char* task, const EvalCounts& counts) {
     const auto tokens = static_cast<double>(counts.answer_tokens);
     add(task, "questions", static_cast<double>(counts.questions), "questions");
     add(task, "full_right", static_cast<double>(counts.full_right), "questions");
     add(task, "lost", static_cast<double>(counts.lost), "questions");
     add(task, "gained", static_cast<double>(counts.gained), "questions");
     add(task, "answer_nll", counts.nll / tokens, "nats/token", counts.full_nll / tokens, "lower");
-  };
-  if (plan.options.questions) {
-    add_counts("all", sums.total());
-    for (const auto& [task, counts] : sums.tasks) {
+  }
+
+  void add_questions() {
+    add_counts("all", sums_.total());
+    for (const auto& [task, counts] : sums_.tasks) {
       add_counts(std::string(to_string(task)).c_str(), counts);
     }
-    add("all", "first_token_ms", sums.first_token_ms / static_cast<double>(sums.first_tokens), "ms",
-        sums.full_first_token_ms / static_cast<double>(sums.first_tokens), "lower");
+    const auto firsts = static_cast<double>(sums_.first_tokens);
+    add("all", "first_token_ms", sums_.first_token_ms / firsts, "ms",
+        sums_.full_first_token_ms / firsts, "lower");
   }
-  if (plan.options.continuation) {
-    const auto tokens = static_cast<double>(sums.continuation_tokens);
-    add("continuation", "kl", sums.kl / tokens, "nats/token");
-    add("continuation", "top1_agreement", static_cast<double>(sums.top1_agree) / tokens, "share");
-    add("continuation", "top1_disagreements", tokens - static_cast<double>(sums.top1_agree),
-        "tokens");
-    add("continuation", "near_ties", static_cast<double>(sums.near_ties), "tokens");
-    add("continuation", "decode_ms_per_token", sums.decode_ms / tokens, "ms/token",
-        sums.full_decode_ms / tokens, "lower");
+
+  void add_continuation() {
+    const auto tokens = static_cast<double>(sums_.continuation_tokens);
+    const auto agree = static_cast<double>(sums_.top1_agree);
+    add("continuation", "kl", sums_.kl / tokens, "nats/token");
+    add("continuation", "top1_agreement", agree / tokens, "share");
+    add("continuation", "top1_disagreements", tokens - agree, "tokens");
+    add("continuation", "near_ties", static_cast<double>(sums_.near_ties), "tokens");
+    add("continuation", "decode_ms_per_token", sums_.decode_ms / tokens, "ms/token",
+        sums_.full_decode_ms / tokens, "lower");
   }
-  if (plan.options.probes) {
-    add("all", "strong_pairs", static_cast<double>(sums.strong_pairs), "pairs");
-    add("all", "strong_misses",
-        static_cast<double>(sums.strong_misses) /
-            std::max(1.0, static_cast<double>(sums.strong_pairs)),
-        "share");
-    add("all", "recall64",
-        static_cast<double>(sums.top64_found) /
-            std::max(1.0, static_cast<double>(sums.top64_wanted)),
-        "share");
+
+  void add_probes() {
+    add("all", "strong_pairs", static_cast<double>(sums_.strong_pairs), "pairs");
+    add("all", "strong_misses", share(sums_.strong_misses, sums_.strong_pairs), "share");
+    add("all", "recall64", share(sums_.top64_found, sums_.top64_wanted), "share");
   }
-  const auto documents = static_cast<double>(sums.documents);
-  const auto tokens = static_cast<double>(std::max<std::int64_t>(1, sums.step_tokens));
-  const double heads = static_cast<double>(shape.layer_count) * shape.kv_head_count;
-  const StepReport& steps = sums.steps;
-  add("all", "hot_bytes", sums.hot_bytes / documents, "bytes", sums.full_bytes / documents,
-      "lower");
-  add("all", "full_bytes", sums.full_bytes / documents, "bytes");
-  add("all", "rows_per_token", static_cast<double>(steps.rows_selected) / tokens / heads,
-      "rows/head");
-  add("all", "pages_per_token", static_cast<double>(steps.pages_touched) / tokens / heads,
-      "pages/head");
-  add("all", "cold_bytes_per_token", static_cast<double>(steps.bytes_moved) / tokens, "bytes");
-  add("all", "tail_share", steps.tail_share(), "share");
-  add("all", "pool_hit_rate",
-      static_cast<double>(steps.page_hits) /
-          std::max(1.0, static_cast<double>(steps.pages_touched)),
-      "share");
-  add("all", "coverage", static_cast<double>(steps.coverage_min), "share");
-  add("all", "prefill_tokens", sums.prefill_tokens / documents, "tokens");
-  add("all", "prefill_ms", sums.prefill_ms / documents, "ms");
-  add("all", "seal_ms", sums.build_ms / documents, "ms");
-}
+
+  void add_costs(const KvShape& shape) {
+    const auto documents = static_cast<double>(sums_.documents);
+    const auto tokens = static_cast<double>(std::max<std::int64_t>(1, sums_.step_tokens));
+    const double heads = static_cast<double>(shape.layer_count) * shape.kv_head_count;
+    const StepReport& steps = sums_.steps;
+    add("all", "hot_bytes", sums_.hot_bytes / documents, "bytes", sums_.full_bytes / documents,
+        "lower");
+    add("all", "full_bytes", sums_.full_bytes / documents, "bytes");
+    add("all", "rows_per_token", static_cast<double>(steps.rows_selected) / tokens / heads,
+        "rows/head");
+    add("all", "pages_per_token", static_cast<double>(steps.pages_touched) / tokens / heads,
+        "pages/head");
+    add("all", "cold_bytes_per_token", static_cast<double>(steps.bytes_moved) / tokens, "bytes");
+    add("all", "tail_share", steps.tail_share(), "share");
+    add("all", "pool_hit_rate", share(steps.page_hits, steps.pages_touched), "share");
+    add("all", "coverage", static_cast<double>(steps.coverage_min), "share");
+    add("all", "prefill_tokens", sums_.prefill_tokens / documents, "tokens");
+    add("all", "prefill_ms", sums_.prefill_ms / documents, "ms");
+    add("all", "seal_ms", sums_.build_ms / documents, "ms");
+  }
+
+  static double share(std::int64_t part, std::int64_t whole) {
+    return static_cast<double>(part) / static_cast<double>(std::max<std::int64_t>(1, whole));
+  }
+
+  const Plan& plan_;
+  const std::int64_t length_;
+  const EvalArm& arm_;
+  const EvalSums& sums_;
+  Report& report_;
+};
 
 std::string table_of(const Plan& plan, const std::vector<EvalSums>& sums, const KvShape& shape) {
   Table table({"budget", "breadth",    "right", "full",          "lost",     "gained", "NLL",
@@ -247,7 +268,7 @@ Status run() {
       }));
     }
     for (std::size_t arm = 0; arm < sums.size(); ++arm) {
-      add_figures(plan, length, plan.options.arms[arm], sums[arm], config.kv, report);
+      ArmFigures(plan, length, plan.options.arms[arm], sums[arm], report).add_all(config.kv);
     }
     if (FLAGS_json) continue;
     std::cout << length << " tokens, " << FLAGS_documents << " documents, group of "

@@ -241,7 +241,7 @@ void Step::rank(std::size_t group, std::span<const HeadIndex> table, const Selec
   work.selected.resize(static_cast<std::size_t>(selected_count));
 }
 
-// f(page's segment, its key, first and end of the selected rows it holds) for every page of `group`.
+// f(page's segment, its key, first and end of its selected rows) for every page of `group`.
 template <class F>
 void Step::for_each_page(std::int32_t layer, std::size_t group, F&& f) const {
   const std::int32_t page_rows = worker_->options_.page_rows;

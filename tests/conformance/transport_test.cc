@@ -88,8 +88,7 @@ class TransportConformance : public testing::TestWithParam<Kind> {
   }
   Transport& client_end() { return ends_.client == nullptr ? *ends_.server : *ends_.client; }
   Result<Address> listen(const Address& self) {
-    return sync_wait(server_.executor(),
-                     ends_.server->listen(self, server_.executor(), echo_));
+    return sync_wait(server_.executor(), ends_.server->listen(self, server_.executor(), echo_));
   }
   Result<Reply> call(const Address& peer, MethodId method, std::vector<ConstByteSpan> payload,
                      std::int64_t capacity, Deadline deadline = Deadline::never()) {
@@ -113,9 +112,8 @@ TEST_P(TransportConformance, HeaderAndGatheredPayloadArrive) {
   for (const std::size_t size : {0u, 1u, 1000u, 70000u, 1000000u}) {
     const Bytes bytes = random_bytes(rng_, size);
     const ConstByteSpan whole = bytes;
-    const Result<Reply> reply =
-        call(node_, 1, {whole.first(size / 3), {}, whole.subspan(size / 3)},
-             static_cast<std::int64_t>(size));
+    const Result<Reply> reply = call(node_, 1, {whole.first(size / 3), {}, whole.subspan(size / 3)},
+                                     static_cast<std::int64_t>(size));
     ASSERT_TRUE(reply.has_value()) << reply.error().to_string();
     EXPECT_EQ(reply->header, "re: hello");
     EXPECT_TRUE(std::ranges::equal(reply->payload.bytes(), bytes));

@@ -126,8 +126,7 @@ Task<> ClientConnection::wait_for_credit(std::int64_t bytes, Deadline deadline) 
 }
 
 bool ClientConnection::has_credit(std::int64_t bytes) const {
-  return static_cast<std::int64_t>(calls_.size()) < max_calls_ &&
-         bytes_held_ + bytes <= max_bytes_;
+  return static_cast<std::int64_t>(calls_.size()) < max_calls_ && bytes_held_ + bytes <= max_bytes_;
 }
 
 asio::awaitable<void> ClientConnection::upload(std::shared_ptr<Upload> upload) {

@@ -72,11 +72,11 @@ class ClientConnection final : public FragmentSink,
   const UcxOptions options_;
   asio::ip::tcp::socket control_;
   std::unique_ptr<Endpoint> endpoint_;
-  const std::uint64_t id_;        // in fragments to us
-  std::uint64_t remote_id_ = 0;   // in fragments to the server
-  std::int64_t max_calls_ = 0;    // granted
-  std::int64_t max_bytes_ = 0;    // granted
-  std::int64_t bytes_held_ = 0;   // of calls_
+  const std::uint64_t id_;       // in fragments to us
+  std::uint64_t remote_id_ = 0;  // in fragments to the server
+  std::int64_t max_calls_ = 0;   // granted
+  std::int64_t max_bytes_ = 0;   // granted
+  std::int64_t bytes_held_ = 0;  // of calls_
   std::uint64_t next_call_ = 1;
   std::unordered_map<std::uint64_t, Call> calls_;
   Waiters credit_;

@@ -201,9 +201,8 @@ void Endpoint::post(Slot* slot) {
     buffer = slot->pieces.data();
     count = slot->pieces.size();
   }
-  const ucs_status_ptr_t request =
-      ucp_am_send_nbx(endpoint_, kActiveMessage, &slot->header, sizeof slot->header, buffer, count,
-                      &param);
+  const ucs_status_ptr_t request = ucp_am_send_nbx(endpoint_, kActiveMessage, &slot->header,
+                                                   sizeof slot->header, buffer, count, &param);
   if (request != nullptr && !UCS_PTR_IS_ERR(request)) {
     worker_.wake();
     return;

@@ -12,8 +12,7 @@ Task<Address> Listener::open(Address self) {
   tcp::resolver resolver(worker_.shard());
   const std::string port = std::to_string(address.port);
   const auto found = co_await resolver.async_resolve(
-      address.host, port, tcp::resolver::passive,
-      asio::redirect_error(asio::use_awaitable, error));
+      address.host, port, tcp::resolver::passive, asio::redirect_error(asio::use_awaitable, error));
   if (error) co_return Status(Code::kInvalidArgument, self + ": " + error.message());
   const tcp::endpoint endpoint = found.begin()->endpoint();
   acceptor_.open(endpoint.protocol(), error);

@@ -60,9 +60,9 @@ Task<> ServerConnection::shake_hands() {
   proto::ConnectReply reply;
   Status status;
   if (request.wire_version() != kWireVersion) {
-    status = Status(Code::kFailedPrecondition,
-                    "version " + std::to_string(request.wire_version()) + " of the protocol, not " +
-                        std::to_string(kWireVersion));
+    status = Status(Code::kFailedPrecondition, "version " + std::to_string(request.wire_version()) +
+                                                   " of the protocol, not " +
+                                                   std::to_string(kWireVersion));
   } else if (request.connection() == 0 || request.worker_address().empty()) {
     status = Status(Code::kInvalidArgument, "handshake without an address");
   }
@@ -147,8 +147,8 @@ void ServerConnection::release(const FragmentHeader& request) {
 }
 
 asio::awaitable<void> ServerConnection::serve(FragmentHeader request, Assembly message) {
-  Result<ServiceReply> reply = co_await handle(request.method, std::move(message.header()),
-                                               std::move(message.payload()));
+  Result<ServiceReply> reply =
+      co_await handle(request.method, std::move(message.header()), std::move(message.payload()));
   co_await answer(request, std::move(reply));
 }
 
@@ -161,9 +161,9 @@ Task<ServiceReply> ServerConnection::handle(MethodId method, std::string header,
   if (executor_ == worker_.shard()) {
     co_return co_await service_.handle(method, std::move(header), std::move(payload));
   }
-  auto there = asio::co_spawn(executor_,
-                              service_.handle(method, std::move(header), std::move(payload)),
-                              asio::use_awaitable);
+  auto there =
+      asio::co_spawn(executor_, service_.handle(method, std::move(header), std::move(payload)),
+                     asio::use_awaitable);
   co_return co_await std::move(there);
 }
 

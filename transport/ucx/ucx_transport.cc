@@ -40,8 +40,8 @@ class UcxTransport::Impl {
   }
 
   Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) {
-    auto listener = std::make_unique<Listener>(*worker_, std::move(executor), service, options_,
-                                               rng_.next());
+    auto listener =
+        std::make_unique<Listener>(*worker_, std::move(executor), service, options_, rng_.next());
     ICE_CO_TRY(const Address bound, co_await listener->open(self));
     listeners_.emplace(bound, std::move(listener));
     co_return bound;
@@ -145,8 +145,7 @@ Task<Reply> UcxTransport::call(Address peer, Request request, Buffer into, Deadl
   co_return co_await on_shard(impl_->shard(), std::move(there));
 }
 
-Task<Address> UcxTransport::listen(Address self, asio::any_io_executor executor,
-                                   Service& service) {
+Task<Address> UcxTransport::listen(Address self, asio::any_io_executor executor, Service& service) {
   auto there = impl_->listen(std::move(self), std::move(executor), service);
   co_return co_await on_shard(impl_->shard(), std::move(there));
 }

@@ -30,12 +30,9 @@ constexpr std::array kTcp{
 
 const char* tls_of(UcxLanes lanes) {
   switch (lanes) {
-    case UcxLanes::kTcp:
-      return "tcp";
-    case UcxLanes::kSharedMemory:
-      return "posix,self";
-    case UcxLanes::kAuto:
-      break;
+    case UcxLanes::kTcp: return "tcp";
+    case UcxLanes::kSharedMemory: return "posix,self";
+    case UcxLanes::kAuto: break;
   }
   std::error_code none;
   const bool rdma = std::filesystem::exists("/sys/class/infiniband", none);
