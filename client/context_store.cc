@@ -151,7 +151,7 @@ Task<LoadedSegment> ContextStore::load(StoredBuild build, Deadline deadline) {
   }
   LoadedSegment loaded;
   ICE_CO_TRY(loaded.index, SegmentIndex::parse(manifest, std::move(by_layer)));
-  loaded.build = std::move(build);
+  loaded.build = build;
   co_return loaded;
 }
 

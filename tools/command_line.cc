@@ -102,7 +102,10 @@ Result<std::vector<std::int64_t>> parse_numbers(const std::string& flag, const s
   for (std::string part; std::getline(parts, part, ',');) {
     ICE_TRY(values.emplace_back(), parse_number(flag, part, least));
   }
-  if (values.empty()) return Status(Code::kInvalidArgument, "--" + flag + " is empty");
+  if (values.empty() || text.back() == ',') {
+    return Status(Code::kInvalidArgument,
+                  "--" + flag + ": \"" + text + "\" ends where a number should stand");
+  }
   return values;
 }
 

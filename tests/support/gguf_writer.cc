@@ -4,7 +4,7 @@
 
 #include "common/check.h"
 #include "common/float_bits.h"
-#include "tests/support/head_fixture.h"
+#include "bench/support/head_fixture.h"
 
 namespace icefield {
 namespace {

@@ -2,12 +2,12 @@
 
 namespace icefield {
 
-std::string default_model_path() {
+std::string test_model_path() {
   return std::string(ICEFIELD_SOURCE_DIR) + "/models/SmolLM2-135M-Instruct.Q4_1.gguf";
 }
 
 ModelFixture::ModelFixture(Options options) : threads(options.threads) {
-  model = Model::load(default_model_path()).value();
+  model = Model::load(test_model_path()).value();
   node = EmbeddedNode::open({.dram_bytes = options.dram_bytes, .store = options.store}).value();
   worker = Worker::create({.model = model->config().kv,
                            .slice = Slice::whole(model->config().kv),

@@ -10,7 +10,7 @@
 namespace icefield {
 
 // The file that ./dev model fetches.
-std::string default_model_path();
+std::string test_model_path();
 
 struct ModelFixture {
   struct Options {

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "common/fingerprint.h"
-#include "tests/support/head_fixture.h"
+#include "bench/support/head_fixture.h"
 #include "tools/embedded_node.h"
 #include "worker/worker.h"
 

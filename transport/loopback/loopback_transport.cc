@@ -6,8 +6,8 @@ namespace icefield {
 // A call between its start and its reply or its deadline, whichever is first. The destination
 // buffer stays here when the deadline comes first, until the server is done with it.
 struct LoopbackTransport::Pending {
-  Pending(asio::any_io_executor executor, Buffer into_in)
-      : wake(std::move(executor)), into(std::move(into_in)) {}
+  Pending(const asio::any_io_executor& executor, Buffer into_in)
+      : wake(executor), into(std::move(into_in)) {}
 
   asio::steady_timer wake;                    // the caller's; cancelled when the reply is there
   Buffer into;                                // the server's until `result` is set

@@ -183,8 +183,11 @@ asio::awaitable<void> ServerConnection::answer(const FragmentHeader& request,
     }
   }
   fragment.code = static_cast<std::uint8_t>(status.code());
-  Message message(fragment, status.ok() ? std::move(reply->header) : status.message());
-  if (status.ok()) message.payload = std::move(reply->payload);
+  Message message(fragment, status.message());
+  if (status.ok()) {
+    message.header = std::move(reply->header);
+    message.payload = std::move(reply->payload);
+  }
   // The credit returns with the reply, so it counts no more from here on.
   release(request);
   (void)co_await endpoint_->send(message);

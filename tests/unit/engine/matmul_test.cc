@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "tests/support/gguf_writer.h"
-#include "tests/support/head_fixture.h"
+#include "bench/support/head_fixture.h"
 
 namespace icefield {
 namespace {

@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "tests/support/head_fixture.h"
-#include "tests/support/selection_fixture.h"
+#include "bench/support/head_fixture.h"
+#include "bench/support/selection_fixture.h"
 
 namespace icefield {
 namespace {

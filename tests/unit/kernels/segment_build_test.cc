@@ -9,7 +9,7 @@
 #include <tuple>
 
 #include "kernels/rotation.h"
-#include "tests/support/head_fixture.h"
+#include "bench/support/head_fixture.h"
 
 namespace icefield {
 namespace {

@@ -8,8 +8,8 @@
 #include <cmath>
 #include <numeric>
 
-#include "tests/support/head_fixture.h"
-#include "tests/support/selection_fixture.h"
+#include "bench/support/head_fixture.h"
+#include "bench/support/selection_fixture.h"
 
 namespace icefield {
 namespace {

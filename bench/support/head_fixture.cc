@@ -1,4 +1,4 @@
-#include "tests/support/head_fixture.h"
+#include "bench/support/head_fixture.h"
 
 #include <cmath>
 

@@ -1,4 +1,4 @@
-// tests/support/head_fixture.h — one (segment, layer, KV head) with realistic keys, built and ready
+// bench/support/head_fixture.h — one (segment, layer, KV head) with realistic keys, built and ready
 // for the kernels.
 #pragma once
 

@@ -1,4 +1,4 @@
-#include "tests/support/selection_fixture.h"
+#include "bench/support/selection_fixture.h"
 
 #include "common/check.h"
 

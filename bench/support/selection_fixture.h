@@ -1,4 +1,4 @@
-// tests/support/selection_fixture.h — runs the selection and attention kernels of one group with
+// bench/support/selection_fixture.h — runs the selection and attention kernels of one group with
 // memory of its own, step by step or all at once.
 #pragma once
 
