@@ -49,6 +49,7 @@ struct MatchReply {
 
 // Pages of one (segment, layer, KV head).
 struct HeadPages {
+  PrefixHash end;  // of the segment: says which node has it; does not travel
   SegmentId segment;
   BuildId build;
   std::int32_t layer = 0;

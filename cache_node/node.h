@@ -21,7 +21,9 @@ namespace icefield {
 class CacheNode {
  public:
   // `disk` may be null: then memory is all there is, and evicting a part drops its whole build.
-  CacheNode(DramTier& memory, Tier* disk) : memory_(memory), disk_(disk) {}
+  CacheNode(DramTier& memory, Tier* disk) : memory_(memory), disk_(disk) {
+    memory_.on_evict([this](const ObjectKey& key) { note_evicted(key); });
+  }
 
   // Reads the manifests that the disk holds and removes what a killed writer left half done. Call
   // it once, before anything else.
@@ -47,9 +49,6 @@ class CacheNode {
 
   ListBuildsReply list() const;
 
-  // To be called for objects that memory evicted (DramTier::Options::on_evict).
-  void note_evicted(const ObjectKey& key);
-
   Counter disk_reads{"icefield_cache_node_disk_reads_total", "objects read from disk"};
   Counter page_reads{"icefield_cache_node_page_reads_total", "pages sent to workers"};
 
@@ -62,6 +61,7 @@ class CacheNode {
 
   Status check_commit(const ObjectKey& key, ConstByteSpan bytes, StoredBuild& build) const;
   Task<> put_one(PutObject object);
+  void note_evicted(const ObjectKey& key);
   Task<> drop_incomplete_builds();
   std::optional<ObjectInfo> find(const ObjectKey& key) const;
   void know(const StoredBuild& build);

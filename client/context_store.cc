@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/fingerprint.h"
+#include "common/task_scope.h"
 
 namespace icefield {
 namespace {
@@ -39,21 +40,32 @@ Status as_miss(Status status) {
   return Status::miss(MissReason::kIntegrity, status.message());
 }
 
+HeadOutcome all_failed(const HeadPages& head, const Status& status) {
+  HeadOutcome outcome{.status = status, .failed_pages = {}};
+  for (std::size_t i = 0; i < head.first_rows.size(); ++i) {
+    outcome.failed_pages.push_back(static_cast<std::uint16_t>(i));
+  }
+  return outcome;
+}
+
 }  // namespace
 
 Task<PrefixMatch> ContextStore::match(std::vector<PrefixHash> prefix, std::string fingerprint_text,
                                       Slice whole, Deadline deadline) {
   std::vector<PrefixHash> ends(prefix.begin() + 1, prefix.end());
   ICE_CO_TRY(const MatchReply reply,
-             co_await node_.match(std::move(ends), fingerprint_hash(fingerprint_text), deadline));
+             co_await match_all(std::move(ends), fingerprint_hash(fingerprint_text), deadline));
   PrefixMatch match;
   match.chain = best_chain(prefix, reply.builds, whole);
   if (!match.chain.empty()) co_return match;
   match.miss = Status::miss(MissReason::kNeverStored, "no stored segment of this prefix");
   if (reply.other_fingerprint.has_value()) {
-    Result<std::string> theirs = co_await load_fingerprint(*reply.other_fingerprint, deadline);
-    const std::string difference =
-        theirs.has_value() ? first_difference(*theirs, fingerprint_text) : "";
+    std::string difference;
+    for (std::size_t i = 0; difference.empty() && i < nodes_.size(); ++i) {
+      Result<std::string> theirs =
+          co_await load_fingerprint(nodes_.stub(i), *reply.other_fingerprint, deadline);
+      if (theirs.has_value()) difference = first_difference(*theirs, fingerprint_text);
+    }
     match.miss = Status::miss(MissReason::kFingerprint,
                               "the store was made with another model or layout" +
                                   (difference.empty() ? std::string() : ": its " + difference));
@@ -61,10 +73,49 @@ Task<PrefixMatch> ContextStore::match(std::vector<PrefixHash> prefix, std::strin
   co_return match;
 }
 
-Task<std::string> ContextStore::load_fingerprint(FingerprintHash hash, Deadline deadline) {
+// Asks every node for the prefixes it owns, side by side. Nodes that do not answer found nothing,
+// as long as one does.
+Task<MatchReply> ContextStore::match_all(std::vector<PrefixHash> ends, FingerprintHash fingerprint,
+                                         Deadline deadline) {
+  struct Asked {
+    std::vector<PrefixHash> ends;
+    Result<MatchReply> reply{MatchReply()};
+  };
+  std::vector<Asked> asked(nodes_.size());
+  for (const PrefixHash& end : ends) asked[nodes_.placement().owner(end)].ends.push_back(end);
+  const auto ask = [](NodeStub& node, Asked& one, FingerprintHash hash,
+                      Deadline until) -> asio::awaitable<void> {
+    one.reply = co_await node.match(std::move(one.ends), hash, until);
+  };
+  TaskScope scope(co_await asio::this_coro::executor);
+  for (std::size_t i = 0; i < asked.size(); ++i) {
+    if (asked[i].ends.empty()) continue;
+    scope.spawn(ask(nodes_.stub(i), asked[i], fingerprint, deadline));
+  }
+  co_await scope.join();
+  MatchReply merged;
+  Status failure;
+  bool answered = false;
+  for (Asked& one : asked) {
+    if (!one.reply.has_value()) {
+      failure = one.reply.error();
+      continue;
+    }
+    answered = true;
+    std::ranges::move(one.reply->builds, std::back_inserter(merged.builds));
+    if (one.reply->other_fingerprint.has_value()) {
+      merged.other_fingerprint = one.reply->other_fingerprint;
+    }
+  }
+  if (!answered) co_return failure;
+  co_return merged;
+}
+
+Task<std::string> ContextStore::load_fingerprint(NodeStub& node, FingerprintHash hash,
+                                                 Deadline deadline) {
   std::vector<ObjectKey> keys = {fingerprint_key(hash)};
   ICE_CO_TRY(const GetReply reply,
-             co_await node_.get(std::move(keys), kMaxFingerprintBytes, deadline));
+             co_await node.get(std::move(keys), kMaxFingerprintBytes, deadline));
   ICE_CO_TRY(reply.items[0].status);
   const std::string text(as_text(reply.items[0].bytes));
   if (fingerprint_hash(text) != hash) co_return lost(fingerprint_key(hash));
@@ -74,7 +125,8 @@ Task<std::string> ContextStore::load_fingerprint(FingerprintHash hash, Deadline 
 Task<std::vector<StoredBuild>> ContextStore::find(SegmentName segment, FingerprintHash fingerprint,
                                                   Slice slice, Deadline deadline) {
   std::vector<PrefixHash> ends = {segment.end};
-  ICE_CO_TRY(const MatchReply reply, co_await node_.match(std::move(ends), fingerprint, deadline));
+  ICE_CO_TRY(const MatchReply reply,
+             co_await nodes_.owner(segment.end).match(std::move(ends), fingerprint, deadline));
   std::vector<StoredBuild> found;
   for (const StoredBuild& build : reply.builds) {
     if (build.segment == segment && build.slice == slice) found.push_back(build);
@@ -88,8 +140,8 @@ Task<std::vector<StoredBuild>> ContextStore::find(SegmentName segment, Fingerpri
 Task<Manifest> ContextStore::load_manifest(const StoredBuild& build, Deadline deadline) {
   const ObjectKey key = key_of(build.segment.id(), build.build, {.kind = PartKind::kManifest});
   std::vector<ObjectKey> keys = {key};
-  ICE_CO_TRY(const GetReply reply,
-             co_await node_.get(std::move(keys), build.manifest_bytes, deadline));
+  ICE_CO_TRY(const GetReply reply, co_await nodes_.owner(build.segment.end)
+                                       .get(std::move(keys), build.manifest_bytes, deadline));
   ICE_CO_TRY(as_miss(reply.items[0].status));
   if (build_id(reply.items[0].bytes) != build.build) co_return lost(key);
   ICE_CO_TRY(Manifest manifest, Manifest::parse(reply.items[0].bytes));
@@ -102,6 +154,7 @@ Task<std::vector<AlignedBytes>> ContextStore::load_parts(const StoredBuild& buil
                                                          std::vector<PartEntry> parts,
                                                          Deadline deadline) {
   const SegmentId segment = build.segment.id();
+  NodeStub& node = nodes_.owner(build.segment.end);
   std::vector<AlignedBytes> loaded;
   for (std::size_t begin = 0; begin < parts.size();) {
     std::vector<ObjectKey> keys;
@@ -113,7 +166,7 @@ Task<std::vector<AlignedBytes>> ContextStore::load_parts(const StoredBuild& buil
       bytes += part_bytes;
       keys.push_back(key_of(segment, build.build, parts[end].id));
     }
-    ICE_CO_TRY(const GetReply reply, co_await node_.get(std::move(keys), bytes, deadline));
+    ICE_CO_TRY(const GetReply reply, co_await node.get(std::move(keys), bytes, deadline));
     for (std::size_t i = begin; i < end; ++i) {
       const GetItem& item = reply.items[i - begin];
       const ObjectKey key = key_of(segment, build.build, parts[i].id);
@@ -164,7 +217,8 @@ Task<std::vector<AlignedBytes>> ContextStore::load_order(StoredBuild build, Dead
   co_return co_await load_parts(build, std::move(wanted), deadline);
 }
 
-Task<> ContextStore::put_all(const std::vector<PutObject>& objects, Deadline deadline) {
+Task<> ContextStore::put_all(NodeStub& node, const std::vector<PutObject>& objects,
+                             Deadline deadline) {
   for (std::size_t begin = 0; begin < objects.size();) {
     std::vector<PutObject> batch;
     std::int64_t bytes = 0;
@@ -173,7 +227,7 @@ Task<> ContextStore::put_all(const std::vector<PutObject>& objects, Deadline dea
       bytes += objects[begin].info.bytes;
       batch.push_back(objects[begin++]);
     }
-    ICE_CO_TRY(const std::vector<Status> statuses, co_await node_.put(std::move(batch), deadline));
+    ICE_CO_TRY(const std::vector<Status> statuses, co_await node.put(std::move(batch), deadline));
     for (const Status& status : statuses) ICE_CO_TRY(status);
   }
   co_return Status();
@@ -194,8 +248,9 @@ Task<> ContextStore::publish(const BuiltSegment& built, std::string fingerprint_
   }
   const ObjectKey manifest_key = key_of(segment, built.build, {.kind = PartKind::kManifest});
   const std::vector<PutObject> commit = {object_of(manifest_key, built.manifest_bytes)};
-  Status status = co_await put_all(objects, deadline);
-  if (status.ok()) status = co_await put_all(commit, deadline);
+  NodeStub& node = nodes_.owner(built.manifest.segment.end);
+  Status status = co_await put_all(node, objects, deadline);
+  if (status.ok()) status = co_await put_all(node, commit, deadline);
   if (!status.ok()) (void)co_await remove(built.manifest, built.build, deadline);
   co_return status;
 }
@@ -204,9 +259,93 @@ Task<> ContextStore::remove(const Manifest& manifest, BuildId build, Deadline de
   const SegmentId segment = manifest.segment.id();
   std::vector<ObjectKey> keys = {key_of(segment, build, {.kind = PartKind::kManifest})};
   for (const PartEntry& part : manifest.parts) keys.push_back(key_of(segment, build, part.id));
-  ICE_CO_TRY(const std::vector<Status> statuses, co_await node_.remove(std::move(keys), deadline));
+  ICE_CO_TRY(const std::vector<Status> statuses,
+             co_await nodes_.owner(manifest.segment.end).remove(std::move(keys), deadline));
   for (const Status& status : statuses) ICE_CO_TRY(status);
   co_return Status();
+}
+
+Task<PageReply> ContextStore::read_pages(PageRequest request, Deadline deadline) {
+  std::vector<std::size_t> owners;  // of each HeadPages
+  for (const std::vector<HeadPages>& heads : request.contexts) {
+    for (const HeadPages& head : heads) owners.push_back(nodes_.placement().owner(head.end));
+  }
+  const bool one =
+      std::adjacent_find(owners.begin(), owners.end(), std::not_equal_to<>()) == owners.end();
+  if (one) {
+    NodeStub& node = nodes_.stub(owners.empty() ? 0 : owners.front());
+    co_return co_await node.read_pages(std::move(request), deadline);
+  }
+  co_return co_await read_pages_of_many(request, owners, deadline);
+}
+
+// One request per owner, side by side; the replies are put together in the order of `request`.
+Task<PageReply> ContextStore::read_pages_of_many(const PageRequest& request,
+                                                 const std::vector<std::size_t>& owners,
+                                                 Deadline deadline) {
+  std::vector<PageRequest> requests(nodes_.size());
+  std::vector<Result<PageReply>> replies(nodes_.size());
+  std::size_t head_number = 0;
+  for (PageRequest& part : requests) {
+    part = {.page_rows = request.page_rows,
+            .row_bytes = request.row_bytes,
+            .scrub = request.scrub,
+            .contexts = {{}}};
+  }
+  for (const std::vector<HeadPages>& heads : request.contexts) {
+    for (const HeadPages& head : heads) {
+      requests[owners[head_number++]].contexts.front().push_back(head);
+    }
+  }
+  const auto ask = [](NodeStub& node, PageRequest part, Deadline until,
+                      Result<PageReply>& reply) -> asio::awaitable<void> {
+    reply = co_await node.read_pages(std::move(part), until);
+  };
+  TaskScope scope(co_await asio::this_coro::executor);
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    if (requests[i].contexts.front().empty()) continue;
+    scope.spawn(ask(nodes_.stub(i), std::move(requests[i]), deadline, replies[i]));
+  }
+  co_await scope.join();
+
+  PageReply merged;
+  merged.pages = Buffer(request.page_count() * request.page_bytes());
+  merged.pages.resize(merged.pages.capacity());
+  std::byte* out = merged.pages.bytes().data();
+  std::vector<std::size_t> next_head(nodes_.size(), 0);
+  std::vector<std::size_t> next_byte(nodes_.size(), 0);
+  head_number = 0;
+  for (const std::vector<HeadPages>& heads : request.contexts) {
+    for (const HeadPages& head : heads) {
+      const std::size_t owner = owners[head_number++];
+      const std::size_t bytes =
+          head.first_rows.size() * static_cast<std::size_t>(request.page_bytes());
+      if (replies[owner].has_value()) {
+        const PageReply& reply = *replies[owner];
+        merged.heads.push_back(reply.heads[next_head[owner]++]);
+        std::memcpy(out, reply.pages.bytes().data() + next_byte[owner], bytes);
+        next_byte[owner] += bytes;
+      } else {
+        merged.heads.push_back(all_failed(head, replies[owner].error()));
+        std::memset(out, 0, bytes);
+      }
+      out += bytes;
+    }
+  }
+  co_return merged;
+}
+
+Task<ListBuildsReply> ContextStore::list_builds(Deadline deadline) {
+  ListBuildsReply all;
+  for (std::size_t i = 0; i < nodes_.size(); ++i) {
+    ICE_CO_TRY(ListBuildsReply reply, co_await nodes_.stub(i).list_builds(deadline));
+    std::ranges::move(reply.builds, std::back_inserter(all.builds));
+    for (TierUsage& usage : reply.tiers) {
+      if (nodes_.size() > 1) usage.name = nodes_.stub(i).address() + " " + usage.name;
+      all.tiers.push_back(std::move(usage));
+    }
+  }
+  co_return all;
 }
 
 }  // namespace icefield

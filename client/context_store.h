@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "cache_node/node_stub.h"
+#include "client/nodes.h"
 #include "cluster_index/segment/segment_builder.h"
 #include "cluster_index/segment/segment_index.h"
 #include "common/clock.h"
@@ -36,7 +36,7 @@ struct LoadedSegment {
 //          kDeadlineExceeded from the transport; kResourceExhausted when the nodes have no room.
 class ContextStore {
  public:
-  explicit ContextStore(NodeStub& node) : node_(node) {}
+  explicit ContextStore(Nodes& nodes) : nodes_(nodes) {}
 
   // The chain of exact builds of slice `whole` that reaches furthest into `prefix` (h_0 … h_n).
   Task<PrefixMatch> match(std::vector<PrefixHash> prefix, std::string fingerprint_text, Slice whole,
@@ -58,21 +58,25 @@ class ContextStore {
   // Removes a build, manifest first.
   Task<> remove(const Manifest& manifest, BuildId build, Deadline deadline);
 
-  // Pages of any contexts in one request. Not verified: the caller holds the row checks.
-  Task<PageReply> read_pages(PageRequest request, Deadline deadline) {
-    return node_.read_pages(std::move(request), deadline);
-  }
+  // Pages of any contexts, one request per node that has some of them. Not verified: the caller
+  // holds the row checks. Pages of a node that does not answer have its status as their outcome.
+  Task<PageReply> read_pages(PageRequest request, Deadline deadline);
 
-  Task<ListBuildsReply> list_builds(Deadline deadline) { return node_.list_builds(deadline); }
+  // What all nodes hold; the first error when one does not answer.
+  Task<ListBuildsReply> list_builds(Deadline deadline);
 
  private:
   Task<Manifest> load_manifest(const StoredBuild& build, Deadline deadline);
   Task<std::vector<AlignedBytes>> load_parts(const StoredBuild& build, std::vector<PartEntry> parts,
                                              Deadline deadline);
-  Task<> put_all(const std::vector<PutObject>& objects, Deadline deadline);
-  Task<std::string> load_fingerprint(FingerprintHash hash, Deadline deadline);
+  Task<> put_all(NodeStub& node, const std::vector<PutObject>& objects, Deadline deadline);
+  Task<std::string> load_fingerprint(NodeStub& node, FingerprintHash hash, Deadline deadline);
+  Task<MatchReply> match_all(std::vector<PrefixHash> ends, FingerprintHash fingerprint,
+                             Deadline deadline);
+  Task<PageReply> read_pages_of_many(const PageRequest& request,
+                                     const std::vector<std::size_t>& owners, Deadline deadline);
 
-  NodeStub& node_;
+  Nodes& nodes_;
 };
 
 }  // namespace icefield

@@ -24,7 +24,8 @@ target_compile_options(icefield_flags INTERFACE
 target_include_directories(icefield_flags INTERFACE ${PROJECT_SOURCE_DIR})
 if(ICEFIELD_SANITIZE)
   target_compile_options(icefield_flags INTERFACE
-    -fsanitize=${ICEFIELD_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+    -fsanitize=${ICEFIELD_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer
+    $<$<CXX_COMPILER_ID:GNU>:-Wno-tsan>)  # Boost's fences, which tsan does not follow
   target_link_options(icefield_flags INTERFACE -fsanitize=${ICEFIELD_SANITIZE})
 endif()
 

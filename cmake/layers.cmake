@@ -14,5 +14,5 @@ set(ICEFIELD_LAYERS
   "tests")
 
 # Server code: only its own folder and the programs that start one may link it.
-set(ICEFIELD_SERVER_TARGETS cache_node_core)
+set(ICEFIELD_SERVER_TARGETS cache_node_core cache_node_host)
 set(ICEFIELD_SERVER_USERS cache_node tools bench tests)

@@ -68,7 +68,7 @@ Status DramTier::make_room(std::size_t slots) {
     if (entries_.at(key)->pins > 0) continue;
     drop(key);
     evicted.add();
-    if (options_.on_evict) options_.on_evict(key);
+    if (on_evict_) on_evict_(key);
   }
   if (free_.size() >= slots) return Status();
   return Status(Code::kResourceExhausted, "DRAM tier: " + std::to_string(slots) +

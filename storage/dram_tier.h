@@ -22,14 +22,15 @@ class DramTier final : public Tier {
   struct Options {
     std::int64_t capacity_bytes = 0;      // rounded down to whole slots
     std::int64_t slot_bytes = 16 * 1024;  // multiple of 4096
-    // Called after an object was evicted to make room. It must not call the tier.
-    std::function<void(const ObjectKey&)> on_evict;
 
     Status validate() const;
   };
 
   static Result<std::unique_ptr<DramTier>> open(Options options);
   ~DramTier() override;
+
+  // `notify` is called after an object was evicted to make room. It must not call the tier.
+  void on_evict(std::function<void(const ObjectKey&)> notify) { on_evict_ = std::move(notify); }
 
   Task<PutOutcome> put(ObjectKey key, std::span<const ConstByteSpan> pieces,
                        ObjectInfo info) override;
@@ -66,6 +67,7 @@ class DramTier final : public Tier {
   void release(Entry& entry);
 
   const Options options_;
+  std::function<void(const ObjectKey&)> on_evict_;
   const ByteSpan slab_;
   std::unordered_map<ObjectKey, EntryPtr, ObjectKeyHasher> entries_;
   std::list<ObjectKey> by_age_;      // the least recently used first

@@ -183,9 +183,8 @@ Status write_phase(const std::string& store, PhaseResult& result) {
   const auto begin = std::chrono::steady_clock::now();
   ICE_TRY(session.worker().seal(sealed, dense.token_count()));
   result.seal_ms = ms_since(begin);
-  ICE_TRY(
-      const ListBuildsReply listed,
-      sync_wait(session.node().executor(), session.node().store().list_builds(Deadline::never())));
+  ICE_TRY(const ListBuildsReply listed,
+          sync_wait(session.executor(), session.store().list_builds(Deadline::never())));
   for (const StoredBuild& build : listed.builds) {
     result.stored_bytes += static_cast<double>(build.stored_bytes);
   }

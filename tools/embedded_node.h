@@ -1,18 +1,11 @@
 // tools/embedded_node.h — a cache node in this process, reached through the loopback transport.
 #pragma once
 
-#include <boost/asio/executor_work_guard.hpp>
-#include <boost/asio/io_context.hpp>
 #include <memory>
-#include <string>
-#include <thread>
 
-#include "cache_node/node.h"
-#include "cache_node/node_server.h"
-#include "cache_node/node_stub.h"
+#include "cache_node/node_host.h"
 #include "client/context_store.h"
-#include "storage/dram_tier.h"
-#include "storage/nvme_tier.h"
+#include "common/shard.h"
 #include "transport/loopback/loopback_transport.h"
 
 namespace icefield {
@@ -21,39 +14,29 @@ namespace icefield {
 // Threads    store() from any thread but its own.
 class EmbeddedNode {
  public:
-  struct Options {
-    std::int64_t dram_bytes = std::int64_t{1} << 30;
-    std::string store;   // directory of the NVMe tier; empty: memory only
-    bool create = true;  // false: a store that is not there is kNotFound
-  };
+  using Options = NodeHost::Options;
 
-  // Opens the tiers and recovers the store. Errors as NvmeTier::open() and DramTier::open().
   static Result<std::unique_ptr<EmbeddedNode>> open(Options options);
   ~EmbeddedNode();
 
   ContextStore& store() { return store_; }
-  NodeStub& stub() { return stub_; }
-  asio::any_io_executor executor() { return io_.get_executor(); }
+  NodeStub& stub() { return nodes_.stub(0); }
+  asio::any_io_executor executor() { return shard_.executor(); }
 
   // For tests that damage or count: use them on executor() only.
-  DramTier& memory() { return *memory_; }
-  NvmeTier* disk() { return disk_.get(); }
-  CacheNode& node() { return *node_; }
+  DramTier& memory() { return host_->memory(); }
+  NvmeTier* disk() { return host_->disk(); }
+  CacheNode& node() { return host_->node(); }
   Transport& transport() { return transport_; }
 
  private:
   EmbeddedNode();
 
-  asio::io_context io_;
-  asio::executor_work_guard<asio::io_context::executor_type> work_;
   LoopbackTransport transport_;
-  std::unique_ptr<DramTier> memory_;
-  std::unique_ptr<NvmeTier> disk_;
-  std::unique_ptr<CacheNode> node_;
-  std::unique_ptr<NodeServer> server_;
-  NodeStub stub_;
+  Nodes nodes_;
   ContextStore store_;
-  std::thread thread_;
+  std::unique_ptr<NodeHost> host_;
+  Shard shard_;
 };
 
 }  // namespace icefield

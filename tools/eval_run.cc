@@ -135,9 +135,9 @@ class DocumentEval {
       if (build == match.chain.end()) {
         return Status(Code::kInternal, "a sealed segment is not in the store");
       }
-      ICE_TRY(orders_.emplace_back(),
-              sync_wait(session_.node().executor(),
-                        session_.node().store().load_order(*build, Deadline::never())));
+      ICE_TRY(
+          orders_.emplace_back(),
+          sync_wait(session_.executor(), session_.store().load_order(*build, Deadline::never())));
     }
     return Status();
   }

@@ -14,6 +14,8 @@ DEFINE_string(ask, "", "one question");
 DEFINE_string(questions, "", "text file with one question per line");
 DEFINE_string(model, "", "GGUF file; empty: what ./dev model fetched");
 DEFINE_string(store, "", "directory that keeps the document's context; empty: memory only");
+DEFINE_string(cluster, "",
+              "nodes that keep contexts, \"host:port,host:port\"; empty: a node in this process");
 DEFINE_string(name_space, "default", "contexts of different name spaces are never shared");
 DEFINE_string(budget, "256", "tokens attended exactly per KV head beyond sink and window, or all");
 DEFINE_string(breadth, "",

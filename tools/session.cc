@@ -29,8 +29,12 @@ Result<std::unique_ptr<Session>> Session::open(Options options) {
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   session->threads_ = std::make_unique<ThreadPool>(options.threads == 0 ? cores : options.threads);
   ICE_TRY(session->model_, Model::load(options.model_path));
-  ICE_TRY(session->node_,
-          EmbeddedNode::open({.dram_bytes = options.dram_bytes, .store = options.store}));
+  if (options.cluster.empty()) {
+    ICE_TRY(session->node_,
+            EmbeddedNode::open({.dram_bytes = options.dram_bytes, .store = options.store}));
+  } else {
+    ICE_TRY(session->cluster_, ClusterClient::open({.members = options.cluster, .transport = {}}));
+  }
   const ModelConfig& config = session->model_->config();
   const std::int64_t pool_bytes =
       options.pool_bytes != 0
@@ -47,8 +51,8 @@ Result<std::unique_ptr<Session>> Session::open(Options options) {
                           .page_rows = options.page_rows},
                          {.kernels = cpu_kernels(),
                           .threads = *session->threads_,
-                          .store = session->node_->store(),
-                          .executor = session->node_->executor(),
+                          .store = session->store(),
+                          .executor = session->executor(),
                           .clock = session->clock_,
                           .rng = session->rng_}));
   session->decoder_ =

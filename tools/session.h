@@ -1,10 +1,11 @@
-// tools/session.h — everything that answering questions about a document needs, in one process:
-// model, engine, worker and an embedded cache node.
+// tools/session.h — everything that answering questions about a document needs: model, engine,
+// worker, and the cache node in this process or a cluster of them.
 #pragma once
 
 #include <memory>
 #include <string>
 
+#include "client/cluster_client.h"
 #include "engine/chat.h"
 #include "engine/decoder.h"
 #include "tools/embedded_node.h"
@@ -15,7 +16,8 @@ class Session {
  public:
   struct Options {
     std::string model_path;
-    std::string store;  // empty: memory only
+    std::string cluster;  // members; empty: a node in this process
+    std::string store;    // of that node; empty: memory only
     std::string name_space = "default";
     std::int64_t dram_bytes = 0;
     std::int64_t pool_bytes = 0;  // 0: room for 4 × pool_budget rows of every layer and head
@@ -27,7 +29,11 @@ class Session {
   static Result<std::unique_ptr<Session>> open(Options options);
 
   const Model& model() const { return *model_; }
-  EmbeddedNode& node() { return *node_; }
+  ContextStore& store() { return node_ != nullptr ? node_->store() : cluster_->contexts(); }
+  // Of store(): tasks of it are waited for with this.
+  asio::any_io_executor executor() {
+    return node_ != nullptr ? node_->executor() : cluster_->executor();
+  }
   Worker& worker() { return *worker_; }
   Decoder& decoder() { return *decoder_; }
 
@@ -55,7 +61,8 @@ class Session {
   SystemRng rng_;
   std::unique_ptr<ThreadPool> threads_;
   std::unique_ptr<Model> model_;
-  std::unique_ptr<EmbeddedNode> node_;
+  std::unique_ptr<EmbeddedNode> node_;      // one of the two
+  std::unique_ptr<ClusterClient> cluster_;  // or the other
   std::unique_ptr<Worker> worker_;
   std::unique_ptr<Decoder> decoder_;
 };

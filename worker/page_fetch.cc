@@ -66,7 +66,8 @@ class PageFetch {
       for (std::size_t i = 0; i < list.size(); ++i) {
         const WantedPage& page = *list[i];
         if (i == 0 || !same_head(page, *list[i - 1])) {
-          heads.push_back({.segment = page.segment->name.id(),
+          heads.push_back({.end = page.segment->name.end,
+                           .segment = page.segment->name.id(),
                            .build = page.segment->build,
                            .layer = slice_.first_layer + page.layer,
                            .kv_head = slice_.first_kv_head + page.kv_head,

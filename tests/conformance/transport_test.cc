@@ -2,8 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <boost/asio/io_context.hpp>
-#include <thread>
 
+#include "common/shard.h"
 #include "tests/support/objects.h"
 #include "tests/support/run_task.h"
 #include "transport/loopback/loopback_transport.h"
@@ -51,23 +51,6 @@ struct Kind {
   Ends (*make)(asio::any_io_executor server, asio::any_io_executor client);
   Address self;    // to listen at
   Address nobody;  // where nobody listens
-};
-
-// An io_context with its thread.
-class Shard {
- public:
-  ~Shard() { stop(); }
-  void stop() {
-    work_.reset();
-    if (thread_.joinable()) thread_.join();
-  }
-  asio::io_context& io() { return io_; }
-  asio::any_io_executor executor() { return io_.get_executor(); }
-
- private:
-  asio::io_context io_;
-  asio::executor_work_guard<asio::io_context::executor_type> work_ = asio::make_work_guard(io_);
-  std::thread thread_{[this] { io_.run(); }};
 };
 
 class TransportConformance : public testing::TestWithParam<Kind> {
@@ -139,7 +122,7 @@ TEST_P(TransportConformance, CallReturnsByItsDeadlineWhenThePeerIsStuck) {
   EXPECT_EQ(reply.error().code(), Code::kDeadlineExceeded);
   EXPECT_GE(clock_.now() - begin, 20ms);
   // The server is still at it and may write to the buffer; letting it go must be harmless.
-  asio::post(server_.io(), [this] { echo_.stuck->cancel(); });
+  asio::post(server_.executor(), [this] { echo_.stuck->cancel(); });
 }
 
 TEST_P(TransportConformance, CallsOfOneClientRunSideBySide) {
@@ -150,7 +133,7 @@ TEST_P(TransportConformance, CallsOfOneClientRunSideBySide) {
       [&slow](std::exception_ptr, Result<Reply> reply) { slow = std::move(reply); });
   EXPECT_EQ(call(node_, 1, {}, 10).value().header, "re: hello");
   EXPECT_FALSE(slow.has_value());
-  asio::post(server_.io(), [this] { echo_.stuck->cancel(); });
+  asio::post(server_.executor(), [this] { echo_.stuck->cancel(); });
   const auto work = asio::make_work_guard(client_);
   while (!slow.has_value()) client_.run_one();
   EXPECT_EQ(slow->value().header, "re: slow");

@@ -13,9 +13,8 @@ constexpr std::int64_t kSlot = 16 * 1024;
 class DramTierTest : public testing::Test {
  protected:
   void open(std::int64_t slots) {
-    tier_ = DramTier::open({.capacity_bytes = slots * kSlot,
-                            .on_evict = [this](const ObjectKey& key) { evicted_.push_back(key); }})
-                .value();
+    tier_ = DramTier::open({.capacity_bytes = slots * kSlot}).value();
+    tier_->on_evict([this](const ObjectKey& key) { evicted_.push_back(key); });
   }
   Result<PutOutcome> put(const ObjectKey& key, std::size_t size) {
     const Bytes bytes(size, std::byte{7});

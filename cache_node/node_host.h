@@ -1,0 +1,44 @@
+// cache_node/node_host.h — a cache node with its tiers and its server, ready for a transport.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "cache_node/node_server.h"
+#include "storage/nvme_tier.h"
+
+namespace icefield {
+
+// Ownership  Owns everything from the tiers up.
+// Threads    One shard: the executor given to open().
+class NodeHost {
+ public:
+  struct Options {
+    std::int64_t dram_bytes = std::int64_t{1} << 30;
+    std::string store;   // directory of the NVMe tier; empty: memory only
+    bool create = true;  // false: a store that is not there is kNotFound
+  };
+
+  // Opens the tiers and recovers what the disk holds. Errors as NvmeTier::open(),
+  // DramTier::open() and CacheNode::recover(). Blocks; not from the shard's own thread.
+  static Result<std::unique_ptr<NodeHost>> open(Options options, asio::any_io_executor shard);
+
+  Service& service() { return server_; }
+  DramTier& memory() { return *memory_; }
+  NvmeTier* disk() { return disk_.get(); }
+  CacheNode& node() { return node_; }
+
+ private:
+  NodeHost(std::unique_ptr<DramTier> memory, std::unique_ptr<NvmeTier> disk)
+      : memory_(std::move(memory)),
+        disk_(std::move(disk)),
+        node_(*memory_, disk_.get()),
+        server_(node_) {}
+
+  std::unique_ptr<DramTier> memory_;
+  std::unique_ptr<NvmeTier> disk_;
+  CacheNode node_;
+  NodeServer server_;
+};
+
+}  // namespace icefield

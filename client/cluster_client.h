@@ -1,0 +1,42 @@
+// client/cluster_client.h — a client of a cluster of nodes, over UCX.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "client/context_store.h"
+#include "common/shard.h"
+#include "transport/ucx/ucx_transport.h"
+
+namespace icefield {
+
+// Connects to a node when it first has something to ask it, and again after a failure: nodes may be
+// absent at the start and come back.
+//
+// Ownership  Owns its transport and the one thread that runs it.
+// Threads    open() and the destructor block; everything else from any thread but executor()'s.
+class ClusterClient {
+ public:
+  struct Options {
+    std::string members;  // "host:port,host:port*weight"
+    UcxOptions transport;
+  };
+  // kInvalidArgument for a member list that makes no sense, kInternal when UCX cannot be set up.
+  static Result<std::unique_ptr<ClusterClient>> open(Options options);
+  ~ClusterClient();
+
+  ContextStore& contexts() { return contexts_; }
+  Nodes& nodes() { return nodes_; }
+  asio::any_io_executor executor() { return shard_->executor(); }
+
+ private:
+  ClusterClient(std::unique_ptr<Shard> shard, std::unique_ptr<UcxTransport> transport,
+                std::vector<Member> members);
+
+  const std::unique_ptr<Shard> shard_;
+  const std::unique_ptr<UcxTransport> transport_;
+  Nodes nodes_;
+  ContextStore contexts_;
+};
+
+}  // namespace icefield
