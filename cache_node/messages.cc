@@ -2,6 +2,18 @@
 
 namespace icefield {
 
+std::string_view to_string(NodeMethod method) {
+  switch (method) {
+    case NodeMethod::kPut: return "put";
+    case NodeMethod::kGet: return "get";
+    case NodeMethod::kRemove: return "remove";
+    case NodeMethod::kMatch: return "match";
+    case NodeMethod::kReadPages: return "read_pages";
+    case NodeMethod::kListBuilds: return "list_builds";
+  }
+  return "unknown";
+}
+
 std::int64_t PageRequest::page_count() const {
   std::int64_t count = 0;
   for (const std::vector<HeadPages>& heads : contexts) {

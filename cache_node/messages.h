@@ -20,6 +20,8 @@ enum class NodeMethod : MethodId {
   kReadPages = 5,
   kListBuilds = 6,
 };
+constexpr int kNodeMethodCount = 7;             // numbers up to here
+std::string_view to_string(NodeMethod method);  // "read_pages"; "unknown" for what is none
 
 // Limits of one request; a client splits what is larger.
 constexpr std::int64_t kMaxRequestBytes = 64 << 20;  // payload, either way

@@ -1,5 +1,7 @@
 #include "cache_node/node_host.h"
 
+#include "cache_node/metrics_page.h"
+
 namespace icefield {
 
 Result<std::unique_ptr<NodeHost>> NodeHost::open(Options options, asio::any_io_executor shard) {
@@ -11,6 +13,35 @@ Result<std::unique_ptr<NodeHost>> NodeHost::open(Options options, asio::any_io_e
   std::unique_ptr<NodeHost> host(new NodeHost(std::move(memory), std::move(disk)));
   ICE_TRY(sync_wait(shard, host->node_.recover()));
   return host;
+}
+
+void NodeHost::collect(MetricsPage& page) const {
+  measured_.collect(page);
+  page.add(node_.disk_reads);
+  page.add(node_.page_reads);
+  page.add(memory_->evicted);
+  page.add(memory_->damaged);
+  if (disk_ != nullptr) {
+    page.add(disk_->damaged);
+    page.add(disk_->read_bytes);
+  }
+  const ListBuildsReply listed = node_.list();
+  for (const TierUsage& tier : listed.tiers) {
+    const MetricsPage::Labels labels = {{"tier", tier.name}};
+    page.add_gauge("icefield_storage_objects", "objects stored",
+                   static_cast<double>(tier.object_count), labels);
+    page.add_gauge("icefield_storage_used_bytes", "bytes of stored objects, slots included",
+                   static_cast<double>(tier.used_bytes), labels);
+    page.add_gauge("icefield_storage_capacity_bytes", "0: not limited",
+                   static_cast<double>(tier.capacity_bytes), labels);
+  }
+  page.add_gauge("icefield_cache_node_builds", "builds that can be found",
+                 static_cast<double>(listed.builds.size()));
+}
+
+Task<> NodeHost::stop() {
+  if (disk_ == nullptr) co_return Status();
+  co_return co_await disk_->flush();
 }
 
 }  // namespace icefield

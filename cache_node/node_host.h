@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "cache_node/measured_service.h"
 #include "cache_node/node_server.h"
 #include "storage/nvme_tier.h"
 
@@ -23,7 +24,12 @@ class NodeHost {
   // DramTier::open() and CacheNode::recover(). Blocks; not from the shard's own thread.
   static Result<std::unique_ptr<NodeHost>> open(Options options, asio::any_io_executor shard);
 
-  Service& service() { return server_; }
+  Service& service() { return measured_; }
+  // What the node, its tiers and its requests counted. On the shard.
+  void collect(MetricsPage& page) const;
+  // After the transport has stopped: everything acknowledged survives a restart.
+  Task<> stop();
+
   DramTier& memory() { return *memory_; }
   NvmeTier* disk() { return disk_.get(); }
   CacheNode& node() { return node_; }
@@ -33,12 +39,15 @@ class NodeHost {
       : memory_(std::move(memory)),
         disk_(std::move(disk)),
         node_(*memory_, disk_.get()),
-        server_(node_) {}
+        server_(node_),
+        measured_(server_, clock_) {}
 
+  SystemClock clock_;
   std::unique_ptr<DramTier> memory_;
   std::unique_ptr<NvmeTier> disk_;
   CacheNode node_;
   NodeServer server_;
+  MeasuredService measured_;
 };
 
 }  // namespace icefield

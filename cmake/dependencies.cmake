@@ -2,7 +2,7 @@
 # Everything that is found is named here once; modules link the targets.
 set(THREADS_PREFER_PTHREAD_FLAG ON)
 find_package(Threads REQUIRED)
-find_package(Boost 1.81 REQUIRED)      # headers only: Asio
+find_package(Boost 1.81 REQUIRED)      # headers only: Asio, Beast
 find_package(OpenSSL REQUIRED)
 find_package(Protobuf REQUIRED)
 find_package(gflags REQUIRED)
@@ -11,6 +11,7 @@ find_package(GTest REQUIRED)
 find_package(benchmark REQUIRED)
 find_package(RocksDB REQUIRED)
 find_package(nlohmann_json REQUIRED)
+find_package(prometheus-cpp REQUIRED)
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(UCX REQUIRED IMPORTED_TARGET ucx)

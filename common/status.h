@@ -33,6 +33,7 @@ enum class Code : std::uint8_t {
   kUnimplemented = 11,      // likewise
   kInternal = 12,           // a third-party or remote invariant broke: report
 };
+constexpr int kCodeCount = 13;
 
 // Why a read was a miss. Meaningful with kNotFound only.
 enum class MissReason : std::uint8_t {

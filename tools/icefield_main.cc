@@ -20,6 +20,8 @@ constexpr Verb kVerbs[] = {
     {"run", "answer questions about a document"},
     {"eval", "measure clustered against full attention on a text"},
     {"inspect", "show what a store holds"},
+    {"node", "keep objects for clients: the cache-node daemon"},
+    {"cluster", "several nodes on this machine, for trying and for tests"},
 };
 
 void print_usage(std::ostream& out) {

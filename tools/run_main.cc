@@ -218,6 +218,10 @@ Status check_flags() {
   if (FLAGS_max_tokens < 1) {
     return Status(Code::kInvalidArgument, "--max_tokens must be at least 1");
   }
+  if (!FLAGS_cluster.empty() && !FLAGS_store.empty()) {
+    return Status(Code::kInvalidArgument,
+                  "--store is of a node in this process, --cluster of others: give one of them");
+  }
   if (!(FLAGS_temperature >= 0)) {
     return Status(Code::kInvalidArgument, "--temperature must be 0 or more");
   }
@@ -247,6 +251,7 @@ Status run() {
   ICE_TRY(check_flags());
   ICE_TRY(std::unique_ptr<Session> session,
           Session::open({.model_path = FLAGS_model.empty() ? default_model_path() : FLAGS_model,
+                         .cluster = FLAGS_cluster,
                          .store = FLAGS_store,
                          .name_space = FLAGS_name_space,
                          .dram_bytes = FLAGS_dram_bytes,
