@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <string>
 
 namespace icefield {
 
@@ -15,6 +16,9 @@ enum class UcxLanes {
 
 struct UcxOptions {
   UcxLanes lanes = UcxLanes::kAuto;
+  // Devices that may carry bulk bytes, as UCX names them: "eth0", "mlx5_0:1", "all". UCX opens a
+  // port on each; the default reaches peers of this machine only.
+  std::string network = "lo";
   // Busy polling: for a shard with a core of its own, on both ends.
   bool poll = false;
   // What a server grants each connection; a client with nothing left waits.

@@ -51,9 +51,11 @@ Status modify(ucp_config_t* config, std::span<const Setting> settings) {
   return Status();
 }
 
-Status configure(ucp_config_t* config, UcxLanes lanes) {
-  const Setting tls{"TLS", tls_of(lanes)};
-  ICE_TRY(modify(config, {&tls, 1}));
+Status configure(ucp_config_t* config, const UcxOptions& options) {
+  const UcxLanes lanes = options.lanes;
+  const std::array chosen{Setting{"TLS", tls_of(lanes)},
+                          Setting{"NET_DEVICES", options.network.c_str()}};
+  ICE_TRY(modify(config, chosen));
   ICE_TRY(modify(config, kAlways));
   if (lanes != UcxLanes::kTcp) ICE_TRY(modify(config, kSharedMemory));
   if (lanes != UcxLanes::kSharedMemory) ICE_TRY(modify(config, kTcp));
@@ -83,7 +85,7 @@ Status UcxWorker::init(const UcxOptions& options) {
   ucp_config_t* config = nullptr;
   ucs_status_t status = ucp_config_read(nullptr, nullptr, &config);
   if (status != UCS_OK) return ucx_error("configuration", status);
-  const Status configured = configure(config, options.lanes);
+  const Status configured = configure(config, options);
   ucp_params_t context_params{};
   context_params.field_mask = UCP_PARAM_FIELD_FEATURES;
   context_params.features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP;
