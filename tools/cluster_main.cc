@@ -172,7 +172,9 @@ class Cluster {
       int result = 0;
       if (nodes_[i].pid > 0) waitpid(nodes_[i].pid, &result, 0);
       nodes_[i].pid = -1;
-      const bool clean = result == 0;
+      // A node that had not come to installing its handler just ends.
+      const bool clean = result == 0 || (WIFSIGNALED(result) && WTERMSIG(result) == SIGTERM &&
+                                         nodes_[i].address.empty());
       std::cout << "node" << i << (clean ? "  stopped" : "  stopped with an error") << std::endl;
       if (!clean)
         status = Status(Code::kInternal, "node" + std::to_string(i) + " did not stop cleanly");

@@ -61,7 +61,7 @@ AdminHttp::Page json_page(const nlohmann::ordered_json& json) {
 // Everything below runs on one shard; the main thread waits.
 class NodeProcess {
  public:
-  NodeProcess() : admin_(shard_.executor()), signals_(shard_.executor()) {}
+  NodeProcess() : admin_(shard_.executor()), signals_(shard_.executor(), SIGINT, SIGTERM) {}
   ~NodeProcess() {
     (void)sync_wait(shard_.executor(), stop());
     shard_.stop();
@@ -99,8 +99,6 @@ class NodeProcess {
   }
 
   Task<> next_signal() {
-    signals_.add(SIGINT);
-    signals_.add(SIGTERM);
     boost::system::error_code error;
     const int signal =
         co_await signals_.async_wait(asio::redirect_error(asio::use_awaitable, error));

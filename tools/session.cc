@@ -7,6 +7,15 @@
 #include "tools/progress.h"
 
 namespace icefield {
+namespace {
+
+// Nodes that are not there: the engine goes on without them.
+bool is_absence(const Status& status) {
+  return status.code() == Code::kUnavailable || status.code() == Code::kDeadlineExceeded;
+}
+
+}  // namespace
+
 std::int64_t default_pool_bytes(const KvShape& shape, std::int64_t budget, std::int32_t page_rows) {
   constexpr std::int64_t kRowsPerBudget = 4;
   constexpr std::int64_t kBookkeeping = 24;  // bytes per slot
@@ -64,7 +73,13 @@ Result<Session::Opened> Session::open_document(std::span<const TokenId> tokens,
                                                std::int64_t dense_suffix_tokens,
                                                const AttendOptions& attend) {
   auto begin = std::chrono::steady_clock::now();
-  ICE_TRY(const PrefixMatch match, worker_->match(tokens));
+  Result<PrefixMatch> found = worker_->match(tokens);
+  if (!found.has_value()) {
+    if (!is_absence(found.error())) return found.error();
+    LOG(WARNING) << "no store: " << found.error().message() << "; the document is computed here";
+    found = PrefixMatch{.chain = {}, .miss = found.error()};
+  }
+  const PrefixMatch& match = *found;
   Opened opened{.context = worker_->new_context(), .miss = match.miss};
   const auto total = static_cast<std::int64_t>(tokens.size());
   if (match.token_count() > 0) {
@@ -74,7 +89,7 @@ Result<Session::Opened> Session::open_document(std::span<const TokenId> tokens,
     if (attached.has_value()) {
       opened.context = std::move(*attached);
       opened.attached_tokens = match.token_count();
-    } else if (attached.error().code() == Code::kNotFound) {
+    } else if (attached.error().code() == Code::kNotFound || is_absence(attached.error())) {
       LOG(WARNING) << "stored context cannot be attached, it is computed again: "
                    << attached.error().to_string();
       opened.miss = attached.error();
@@ -100,7 +115,12 @@ Result<Session::Opened> Session::open_document(std::span<const TokenId> tokens,
   }
   opened.prefill_ms = ms_since(begin);
   begin = std::chrono::steady_clock::now();
-  ICE_TRY(worker_->seal(opened.context, total).with_context("storing the document"));
+  const Status sealed = worker_->seal(opened.context, total).with_context("storing the document");
+  if (is_absence(sealed)) {
+    LOG(WARNING) << sealed.message() << "; answers attend all of its K/V";
+  } else {
+    ICE_TRY(sealed);
+  }
   opened.seal_ms = ms_since(begin);
   return opened;
 }

@@ -1,0 +1,175 @@
+// The daemon as operators and clients meet it: real processes, real sockets, signals.
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <boost/asio/connect.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/read.hpp>
+#include <boost/asio/write.hpp>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "tests/support/daemon.h"
+#include "tests/support/gguf_writer.h"
+#include "tests/support/process.h"
+#include "tests/support/temp_dir.h"
+
+namespace icefield {
+namespace {
+
+namespace asio = boost::asio;
+using asio::ip::tcp;
+using nlohmann::json;
+
+// What the server sends back for these bytes until it closes.
+std::string talk(const std::string& address, const std::string& bytes) {
+  const std::size_t colon = address.rfind(':');
+  asio::io_context io;
+  tcp::socket socket(io);
+  asio::connect(socket,
+                tcp::resolver(io).resolve(address.substr(0, colon), address.substr(colon + 1)));
+  boost::system::error_code ended;
+  asio::write(socket, asio::buffer(bytes), ended);
+  std::string answer;
+  asio::read(socket, asio::dynamic_buffer(answer), ended);
+  return answer;
+}
+
+std::string http(const std::string& address, const std::string& path,
+                 const std::string& method = "GET") {
+  return talk(address,
+              method + " " + path + " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+}
+
+class NodeProcess : public testing::Test {
+ protected:
+  NodeProcess() {
+    tiny_model(1).write(dir_.file("model.gguf"));
+    SeededRng rng(3);
+    std::ofstream document(dir_.file("document.txt"));
+    for (int i = 0; i < 1500; ++i) document << static_cast<char>('a' + rng.below(26));
+  }
+  // `icefield run` on these nodes; the figures and answers it printed.
+  json run(const std::string& members, const std::vector<std::string>& more = {}) {
+    std::vector<std::string> arguments = {"run",
+                                          "--json",
+                                          "--cluster=" + members,
+                                          "--model=" + dir_.file("model.gguf"),
+                                          "--document=" + dir_.file("document.txt"),
+                                          "--ask=why?",
+                                          "--max_tokens=4",
+                                          "--budget=64"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const ProcessResult result = run_icefield(arguments);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return result.exit_code == 0 ? json::parse(result.out) : json();
+  }
+  static double figure(const json& report, const std::string& name) {
+    for (const json& entry : report["figures"]) {
+      if (entry["name"] == name) return entry["value"];
+    }
+    ADD_FAILURE() << "no figure " << name;
+    return -1;
+  }
+
+  TempDir dir_;
+};
+
+TEST_F(NodeProcess, TellsOperatorsHowItIs) {
+  NodeDaemon node("127.0.0.1:0", {"--store=" + dir_.file("store")});
+  ASSERT_NE(node.admin(), "") << node.ready_line();
+  EXPECT_NE(http(node.admin(), "/health").find("200 OK"), std::string::npos);
+  EXPECT_NE(http(node.admin(), "/ready").find("200 OK"), std::string::npos);
+  EXPECT_NE(http(node.admin(), "/config").find("\"dram_bytes\": 67108864"), std::string::npos);
+  EXPECT_NE(http(node.admin(), "/version").find("\"layout_version\""), std::string::npos);
+  EXPECT_NE(
+      http(node.admin(), "/metrics").find("# TYPE icefield_cache_node_requests_total counter"),
+      std::string::npos);
+  EXPECT_NE(http(node.admin(), "/nothing").find("404 Not Found"), std::string::npos);
+  EXPECT_NE(http(node.admin(), "/health", "DELETE").find("405 "), std::string::npos);
+  EXPECT_EQ(talk(node.admin(), std::string(20000, 'x')), "") << "no HTTP: closed";
+  EXPECT_NE(http(node.admin(), "/health").find("200 OK"), std::string::npos);
+  EXPECT_EQ(node.stop(), 0);
+}
+
+TEST_F(NodeProcess, ContextsAttachFromAnotherProcessOverEitherLane) {
+  for (const std::string lanes : {"auto", "tcp"}) {
+    NodeDaemon a("127.0.0.1:0", {"--lanes=" + lanes});
+    NodeDaemon b("127.0.0.1:0", {"--lanes=" + lanes});
+    const std::string members = a.address() + "," + b.address();
+    const json first = run(members);
+    const json second = run(members);
+    EXPECT_EQ(figure(first, "prefill_tokens"), 1500);
+    EXPECT_EQ(figure(second, "attached_tokens"), 1280) << "whole blocks";
+    EXPECT_EQ(figure(second, "coverage"), 1);
+    EXPECT_EQ(second["answers"][0]["answer"], first["answers"][0]["answer"]);
+  }
+}
+
+TEST_F(NodeProcess, StoredContextsSurviveTheKillOfAllNodes) {
+  const std::vector<std::string> stores = {"--store=" + dir_.file("a"),
+                                           "--store=" + dir_.file("b")};
+  std::vector<std::string> addresses;
+  std::string members;
+  json first;
+  {
+    NodeDaemon a("127.0.0.1:0", {stores[0]});
+    NodeDaemon b("127.0.0.1:0", {stores[1]});
+    addresses = {a.address(), b.address()};
+    members = a.address() + "," + b.address();
+    first = run(members);
+    a.kill();
+    b.kill();
+  }
+  NodeDaemon a(addresses[0], {stores[0]});
+  NodeDaemon b(addresses[1], {stores[1]});
+  ASSERT_EQ(a.address(), addresses[0]);
+  const json second = run(members);
+  EXPECT_EQ(figure(second, "attached_tokens"), 1280);
+  EXPECT_EQ(second["answers"][0]["answer"], first["answers"][0]["answer"]);
+}
+
+TEST_F(NodeProcess, RunGoesOnWithoutAnyNode) {
+  NodeDaemon gone("127.0.0.1:0", {});
+  const std::string members = gone.address();
+  gone.kill();
+  const json alone = run(members);
+  EXPECT_EQ(figure(alone, "prefill_tokens"), 1500);
+  EXPECT_EQ(figure(alone, "attached_tokens"), 0);
+}
+
+TEST_F(NodeProcess, RefusesToStartWithOneClearSentence) {
+  NodeDaemon other("127.0.0.1:0", {"--store=" + dir_.file("store")});
+  const struct {
+    std::vector<std::string> arguments;
+    const char* words;
+  } cases[] = {
+      {{"--listen=" + other.address()}, "in use"},
+      {{"--listen=127.0.0.1:0", "--store=" + dir_.file("store")}, "another process has it open"},
+      {{"--listen=nonsense"}, "nonsense"},
+      {{"--lanes=pigeon"}, "expected auto, tcp or shared_memory"},
+      {{"--listen=127.0.0.1:0", "--admin_listen=0.0.0.0:80"}, "expected 127.0.0.1:port"},
+      {{"--listen=127.0.0.1:0", "--dram_bytes=10"}, "DRAM capacity of 10 bytes"},
+  };
+  for (const auto& refused : cases) {
+    std::vector<std::string> arguments = {"node"};
+    arguments.insert(arguments.end(), refused.arguments.begin(), refused.arguments.end());
+    const ProcessResult result = run_icefield(arguments);
+    EXPECT_NE(result.exit_code, 0);
+    EXPECT_NE(result.err.find(refused.words), std::string::npos) << result.err;
+    EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+  }
+}
+
+TEST_F(NodeProcess, ClusterStartsAndStopsItsNodes) {
+  Daemon cluster(
+      {"cluster", "--nodes=2", "--port=0", "--dir=" + dir_.path(), "--dram_bytes=16777216"},
+      "ready: ");
+  EXPECT_EQ(std::count(cluster.ready_line().begin(), cluster.ready_line().end(), ','), 1);
+  EXPECT_EQ(cluster.stop(), 0);
+  EXPECT_TRUE(std::filesystem::exists(dir_.file("node0/CURRENT")));
+  EXPECT_TRUE(std::filesystem::exists(dir_.file("node1/CURRENT")));
+}
+
+}  // namespace
+}  // namespace icefield
