@@ -21,6 +21,7 @@ constexpr Verb kVerbs[] = {
     {"eval", "measure clustered against full attention on a text"},
     {"inspect", "show what a store holds"},
     {"node", "keep objects for clients: the cache-node daemon"},
+    {"metrics", "list the metrics that a node serves"},
     {"doctor", "explain what this machine offers and what holds it back"},
     {"cluster", "several nodes on this machine, for trying and for tests"},
 };

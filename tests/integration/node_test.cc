@@ -161,6 +161,27 @@ TEST_F(NodeProcess, RefusesToStartWithOneClearSentence) {
   }
 }
 
+TEST_F(NodeProcess, PageOfMetricsIsWhatTheProgramPrints) {
+  std::ifstream in(std::string(ICEFIELD_SOURCE_DIR) + "/docs/metrics.md");
+  const std::string page((std::istreambuf_iterator<char>(in)), {});
+  EXPECT_EQ(run_icefield({"metrics", "--markdown"}).out, page)
+      << "icefield metrics --markdown > docs/metrics.md";
+}
+
+TEST_F(NodeProcess, DoctorExplainsTheMachine) {
+  const ProcessResult well = run_icefield({"doctor", "--json", "--store=" + dir_.path()});
+  const json report = json::parse(well.out);
+  EXPECT_EQ(well.exit_code, figure(report, "problems") == 0 ? 0 : 1) << well.out;
+  bool store = false;
+  for (const json& finding : report["findings"]) {
+    store = store || finding["what"] == "store " + dir_.path();
+  }
+  EXPECT_TRUE(store) << well.out;
+  const ProcessResult ill = run_icefield({"doctor", "--store=" + dir_.file("missing")});
+  EXPECT_EQ(ill.exit_code, 1);
+  EXPECT_NE(ill.out.find("make a directory"), std::string::npos) << ill.out;
+}
+
 TEST_F(NodeProcess, ClusterStartsAndStopsItsNodes) {
   Daemon cluster(
       {"cluster", "--nodes=2", "--port=0", "--dir=" + dir_.path(), "--dram_bytes=16777216"},
