@@ -1,0 +1,192 @@
+// Nodes that die, freeze and come back under load from two clients: every call returns by its
+// deadline with a status that says what to do, service resumes without help, nothing leaks (the
+// destructors of tiers and endpoints check it) and a node that lived through it stops cleanly.
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include "client/cluster_client.h"
+#include "tests/support/daemon.h"
+#include "tests/support/objects.h"
+#include "tests/support/temp_dir.h"
+
+namespace icefield {
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr auto kDeadline = 300ms;
+// Far beyond what a loaded machine does to a timer: a call that takes longer was forgotten.
+constexpr auto kForgotten = kDeadline + 5s;
+
+// A client with a thread of its own that reads and writes objects until it is stopped.
+class Load {
+ public:
+  Load(const std::string& members, std::uint64_t seed)
+      : client_(ClusterClient::open({.members = members, .transport = {}}).value()),
+        rng_(seed),
+        thread_([this] { run(); }) {}
+  ~Load() {
+    stopping_ = true;
+    thread_.join();
+  }
+
+  // Waits for `count` more calls that end with `code`; the first that ends otherwise than `allowed`
+  // is a failure.
+  void wait_for(Code code, int count) {
+    std::unique_lock lock(mutex_);
+    const int goal = ended_[code] + count;
+    const bool came = changed_.wait_for(lock, 60s, [&] { return ended_[code] >= goal; });
+    EXPECT_TRUE(came) << count << " calls should have ended with " << to_string(code);
+  }
+  // How calls ended. After the load has stopped or under it.
+  std::map<Code, int> ended() {
+    const std::lock_guard lock(mutex_);
+    return ended_;
+  }
+  std::chrono::nanoseconds longest() {
+    const std::lock_guard lock(mutex_);
+    return longest_;
+  }
+  int wrong_bytes() const { return wrong_bytes_; }
+
+ private:
+  void run() {
+    const ObjectKey key = random_key(rng_);
+    const Bytes bytes = random_bytes(rng_, 200000);
+    while (!stopping_) {
+      note([&] { return put(key, bytes); });
+      note([&] { return get(key, bytes); });
+    }
+  }
+  template <class Call>
+  void note(Call call) {
+    const auto begin = std::chrono::steady_clock::now();
+    const Status status = call();
+    const auto took = std::chrono::steady_clock::now() - begin;
+    const std::lock_guard lock(mutex_);
+    ++ended_[status.code()];
+    longest_ = std::max<std::chrono::nanoseconds>(longest_, took);
+    changed_.notify_all();
+  }
+  Deadline deadline() const { return Deadline::after(clock_, kDeadline); }
+  NodeStub& node() { return client_->nodes().stub(0); }
+
+  Status put(const ObjectKey& key, const Bytes& bytes) {
+    std::vector<PutObject> objects = {{.key = key, .info = info_of(key, bytes), .bytes = bytes}};
+    auto statuses = sync_wait(client_->executor(), node().put(std::move(objects), deadline()));
+    return statuses.has_value() ? statuses->front() : statuses.error();
+  }
+  Status get(const ObjectKey& key, const Bytes& bytes) {
+    auto reply = sync_wait(client_->executor(),
+                           node().get({key}, static_cast<std::int64_t>(bytes.size()), deadline()));
+    if (!reply.has_value()) return reply.error();
+    const GetItem& item = reply->items.front();
+    if (item.status.ok() && !std::ranges::equal(item.bytes, bytes)) ++wrong_bytes_;
+    return item.status;
+  }
+
+  std::unique_ptr<ClusterClient> client_;
+  SystemClock clock_;
+  SeededRng rng_;
+  std::atomic<bool> stopping_{false};  // ends the loop; orders nothing else
+  std::atomic<int> wrong_bytes_{0};
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<Code, int> ended_;            // guarded by mutex_
+  std::chrono::nanoseconds longest_{0};  // guarded by mutex_
+  std::thread thread_;
+};
+
+class ProcessFault : public testing::Test {
+ protected:
+  // Both clients: no code but these, no call forgotten, no wrong bytes.
+  static void expect_well_behaved(std::initializer_list<Load*> clients) {
+    for (Load* client : clients) {
+      for (const auto& [code, count] : client->ended()) {
+        const bool expected = code == Code::kOk || code == Code::kNotFound ||
+                              code == Code::kUnavailable || code == Code::kDeadlineExceeded;
+        EXPECT_TRUE(expected) << count << " calls ended with " << to_string(code);
+      }
+      EXPECT_LT(client->longest(), kForgotten);
+      EXPECT_EQ(client->wrong_bytes(), 0);
+    }
+  }
+  TempDir dir_;
+};
+
+TEST_F(ProcessFault, ServiceResumesAfterTheKillOfANode) {
+  auto node = std::make_unique<NodeDaemon>("127.0.0.1:0",
+                                           std::vector<std::string>{"--store=" + dir_.path()});
+  const std::string address = node->address();
+  Load one(address, 1);
+  Load two(address, 2);
+  for (int round = 0; round < 3; ++round) {
+    one.wait_for(Code::kOk, 20);
+    two.wait_for(Code::kOk, 20);
+    node->kill();
+    one.wait_for(Code::kUnavailable, 5);
+    two.wait_for(Code::kUnavailable, 5);
+    node =
+        std::make_unique<NodeDaemon>(address, std::vector<std::string>{"--store=" + dir_.path()});
+    ASSERT_EQ(node->address(), address) << node->ready_line();
+  }
+  one.wait_for(Code::kOk, 20);
+  two.wait_for(Code::kOk, 20);
+  expect_well_behaved({&one, &two});
+  EXPECT_EQ(node->stop(), 0);
+}
+
+TEST_F(ProcessFault, CallsReturnWhileANodeIsFrozenAndItGoesOnAfterwards) {
+  for (const std::string lanes : {"auto", "tcp"}) {
+    NodeDaemon node("127.0.0.1:0", {"--lanes=" + lanes});
+    {
+      Load one(node.address(), 1);
+      Load two(node.address(), 2);
+      for (int round = 0; round < 2; ++round) {
+        one.wait_for(Code::kOk, 20);
+        two.wait_for(Code::kOk, 20);
+        node.signal(SIGSTOP);
+        one.wait_for(Code::kDeadlineExceeded, 4);
+        two.wait_for(Code::kDeadlineExceeded, 4);
+        node.signal(SIGCONT);
+      }
+      one.wait_for(Code::kOk, 20);
+      two.wait_for(Code::kOk, 20);
+      expect_well_behaved({&one, &two});
+    }
+    EXPECT_EQ(node.stop(), 0) << lanes;
+  }
+}
+
+TEST_F(ProcessFault, NodeThatStopsUnderLoadAnswersWhatItHas) {
+  NodeDaemon node("127.0.0.1:0", {"--store=" + dir_.path()});
+  Load one(node.address(), 1);
+  Load two(node.address(), 2);
+  one.wait_for(Code::kOk, 20);
+  two.wait_for(Code::kOk, 20);
+  EXPECT_EQ(node.stop(), 0);
+  one.wait_for(Code::kUnavailable, 5);
+  two.wait_for(Code::kUnavailable, 5);
+  expect_well_behaved({&one, &two});
+  EXPECT_EQ(one.ended()[Code::kDeadlineExceeded] + two.ended()[Code::kDeadlineExceeded], 0);
+}
+
+TEST_F(ProcessFault, NodeOutlivesClientsThatAreGone) {
+  NodeDaemon node("127.0.0.1:0", {});
+  for (int round = 0; round < 3; ++round) {
+    Load one(node.address(), 1);
+    Load two(node.address(), 2);
+    one.wait_for(Code::kOk, 20);
+    two.wait_for(Code::kOk, 20);
+  }
+  EXPECT_EQ(node.stop(), 0);
+}
+
+}  // namespace
+}  // namespace icefield
