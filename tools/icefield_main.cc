@@ -1,4 +1,5 @@
-// icefield — one command with verbs: `icefield VERB …` runs the program icefield-VERB beside it.
+// icefield — one command with verbs: `icefield VERB …` runs the program icefield-VERB beside it,
+// `icefield bench WHAT …` the program icefield-bench-WHAT.
 #include <unistd.h>
 
 #include <cerrno>
@@ -23,6 +24,7 @@ constexpr Verb kVerbs[] = {
     {"node", "keep objects for clients: the cache-node daemon"},
     {"metrics", "list the metrics that a node serves"},
     {"doctor", "explain what this machine offers and what holds it back"},
+    {"bench faults", "how punctual calls are while a node is frozen"},
     {"cluster", "several nodes on this machine, for trying and for tests"},
 };
 
@@ -30,7 +32,7 @@ void print_usage(std::ostream& out) {
   out << "icefield — a KV-cache service with clustered paged attention\n\n"
          "usage: icefield VERB [--flag=value …]\n\n";
   for (const Verb& verb : kVerbs) {
-    out << "  " << verb.name << std::string(10 - std::strlen(verb.name), ' ') << verb.what << "\n";
+    out << "  " << verb.name << std::string(17 - std::strlen(verb.name), ' ') << verb.what << "\n";
   }
   out << "\n`icefield VERB --help` shows a verb's flags and an example.\n";
 }
@@ -38,7 +40,12 @@ void print_usage(std::ostream& out) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::string verb = argc > 1 ? argv[1] : "";
+  std::string verb = argc > 1 ? argv[1] : "";
+  int first_flag = 2;
+  if (verb == "bench" && argc > 2 && argv[2][0] != '-') {
+    verb += std::string("-") + argv[2];
+    first_flag = 3;
+  }
   if (verb.empty() || verb == "help" || verb == "--help" || verb == "-h") {
     print_usage(verb.empty() ? std::cerr : std::cout);
     return verb.empty() ? 2 : 0;
@@ -47,7 +54,7 @@ int main(int argc, char** argv) {
   const auto self = std::filesystem::read_symlink("/proc/self/exe", error);
   const std::string program = (self.parent_path() / ("icefield-" + verb)).string();
   std::vector<char*> arguments = {const_cast<char*>(program.c_str())};
-  arguments.insert(arguments.end(), argv + 2, argv + argc);
+  arguments.insert(arguments.end(), argv + first_flag, argv + argc);
   arguments.push_back(nullptr);
   if (verb.find('/') == std::string::npos) execv(program.c_str(), arguments.data());
   std::cerr << "icefield: no verb \"" << verb << "\"\n\n";

@@ -37,14 +37,7 @@ and with --store everything acknowledged is there after the next start.
 
 Result<UcxOptions> transport_options() {
   UcxOptions options{.poll = FLAGS_poll};
-  if (FLAGS_lanes == "tcp") {
-    options.lanes = UcxLanes::kTcp;
-  } else if (FLAGS_lanes == "shared_memory") {
-    options.lanes = UcxLanes::kSharedMemory;
-  } else if (FLAGS_lanes != "auto") {
-    return Status(Code::kInvalidArgument,
-                  "--lanes=" + FLAGS_lanes + ": expected auto, tcp or shared_memory");
-  }
+  ICE_TRY(options.lanes, parse_lanes(FLAGS_lanes));
   return options;
 }
 

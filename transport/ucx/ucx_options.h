@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <string>
 
+#include "common/status.h"
+
 namespace icefield {
 
 // Which of UCX's transports may carry a connection.
@@ -13,6 +15,9 @@ enum class UcxLanes {
   kTcp,           // TCP, also to peers of this machine
   kSharedMemory,  // shared memory only
 };
+
+// "auto", "tcp", "shared_memory"; kInvalidArgument for anything else.
+Result<UcxLanes> parse_lanes(const std::string& text);
 
 struct UcxOptions {
   UcxLanes lanes = UcxLanes::kAuto;

@@ -26,6 +26,14 @@ std::chrono::milliseconds backoff(int failures) {
 
 }  // namespace
 
+Result<UcxLanes> parse_lanes(const std::string& text) {
+  if (text == "auto") return UcxLanes::kAuto;
+  if (text == "tcp") return UcxLanes::kTcp;
+  if (text == "shared_memory") return UcxLanes::kSharedMemory;
+  return Status(Code::kInvalidArgument,
+                "lanes \"" + text + "\": expected auto, tcp or shared_memory");
+}
+
 // All of it on the shard.
 class UcxTransport::Impl {
  public:
