@@ -10,6 +10,12 @@ namespace {
 // Progress calls before other handlers of the shard get their turn.
 constexpr int kProgressBurst = 64;
 
+// A queue in shared memory towards a peer that does not read (it is frozen, or busy) has no event
+// for room in it, and UCX does not sleep while something waits for that. So after this many bursts
+// without progress we look again only now and then.
+constexpr int kFruitlessBursts = 200;
+constexpr std::chrono::microseconds kNap{500};
+
 struct Setting {
   const char* name;
   const char* value;
@@ -71,7 +77,7 @@ std::string describe(ucs_status_t status) {
 }
 
 UcxWorker::UcxWorker(asio::any_io_executor shard, const UcxOptions& options)
-    : shard_(std::move(shard)), poll_(options.poll), event_(shard_), scope_(shard_) {}
+    : shard_(std::move(shard)), poll_(options.poll), event_(shard_), nap_(shard_), scope_(shard_) {}
 
 Result<std::unique_ptr<UcxWorker>> UcxWorker::create(asio::any_io_executor shard,
                                                      const UcxOptions& options) {
@@ -141,6 +147,7 @@ std::uint64_t UcxWorker::add_sink(FragmentSink& sink) {
 
 void UcxWorker::wake() {
   if (sleeping_) event_.cancel();
+  nap_.cancel();
 }
 
 asio::awaitable<void> UcxWorker::stop() {
@@ -150,19 +157,30 @@ asio::awaitable<void> UcxWorker::stop() {
 }
 
 asio::awaitable<void> UcxWorker::drive() {
+  int fruitless = 0;  // bursts in a row in which nothing moved, though UCX would not sleep
   while (!stopping_) {
     int left = kProgressBurst;
     while (left > 0 && ucp_worker_progress(worker_) != 0) --left;
+    if (left < kProgressBurst) fruitless = 0;
     if (left > 0 && !poll_ && ucp_worker_arm(worker_) == UCS_OK) {
+      fruitless = 0;
       sleeping_ = true;
       boost::system::error_code ignored;
       co_await event_.async_wait(asio::posix::descriptor_base::wait_read,
                                  asio::redirect_error(asio::use_awaitable, ignored));
       sleeping_ = false;
+    } else if (!poll_ && ++fruitless > kFruitlessBursts) {
+      co_await nap();
     } else {
       co_await asio::post(shard_, asio::use_awaitable);
     }
   }
+}
+
+asio::awaitable<void> UcxWorker::nap() {
+  nap_.expires_after(kNap);
+  boost::system::error_code ignored;
+  co_await nap_.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
 }
 
 ucs_status_t UcxWorker::on_message(void* self, const void* header, std::size_t header_bytes,

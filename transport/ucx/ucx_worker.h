@@ -60,6 +60,7 @@ class UcxWorker {
   Status init(const UcxOptions& options);
   Status read_address();
   asio::awaitable<void> drive();
+  asio::awaitable<void> nap();
   static ucs_status_t on_message(void* self, const void* header, std::size_t header_bytes,
                                  void* data, std::size_t bytes, const ucp_am_recv_param_t* param);
 
@@ -70,6 +71,7 @@ class UcxWorker {
   ucp_worker_h worker_ = nullptr;
   std::string address_;
   asio::posix::stream_descriptor event_;
+  asio::steady_timer nap_;
   bool sleeping_ = false;
   bool stopping_ = false;
   std::unordered_map<std::uint64_t, FragmentSink*> sinks_;
