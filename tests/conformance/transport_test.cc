@@ -4,6 +4,7 @@
 #include <boost/asio/io_context.hpp>
 
 #include "common/shard.h"
+#include "common/waiters.h"
 #include "tests/support/objects.h"
 #include "tests/support/run_task.h"
 #include "transport/loopback/loopback_transport.h"
@@ -14,20 +15,13 @@ namespace {
 
 using namespace std::chrono_literals;
 
-// Echoes the payload; method 1 in two pieces, 2 never answers until told, 3 refuses.
+// Echoes the payload in two pieces; method 2 not before release(), 3 refuses.
 class EchoService final : public Service {
  public:
   Task<ServiceReply> handle(MethodId method, std::string header, Buffer payload) override {
     ++calls;
     if (method == 3) co_return Status(Code::kInvalidArgument, "method 3");
-    if (method == 2) {
-      asio::steady_timer forever(co_await asio::this_coro::executor,
-                                 asio::steady_timer::time_point::max());
-      stuck = &forever;
-      boost::system::error_code ignored;
-      co_await forever.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
-      stuck = nullptr;
-    }
+    while (method == 2 && !released_) co_await stuck_.wait(Deadline::never());
     auto kept = std::make_shared<Buffer>(std::move(payload));
     ServiceReply reply;
     reply.header = "re: " + header;
@@ -37,8 +31,17 @@ class EchoService final : public Service {
     co_return reply;
   }
 
+  // On the service's thread. A request may come later than its caller's deadline, or never.
+  void release() {
+    released_ = true;
+    stuck_.notify_all();
+  }
+
   std::atomic<int> calls{0};
-  asio::steady_timer* stuck = nullptr;  // the service's thread
+
+ private:
+  bool released_ = false;
+  Waiters stuck_;
 };
 
 // One transport as its client and its server see it, each on a thread of its own.
@@ -122,7 +125,7 @@ TEST_P(TransportConformance, CallReturnsByItsDeadlineWhenThePeerIsStuck) {
   EXPECT_EQ(reply.error().code(), Code::kDeadlineExceeded);
   EXPECT_GE(clock_.now() - begin, 20ms);
   // The server is still at it and may write to the buffer; letting it go must be harmless.
-  asio::post(server_.executor(), [this] { echo_.stuck->cancel(); });
+  asio::post(server_.executor(), [this] { echo_.release(); });
 }
 
 TEST_P(TransportConformance, CallsOfOneClientRunSideBySide) {
@@ -133,7 +136,7 @@ TEST_P(TransportConformance, CallsOfOneClientRunSideBySide) {
       [&slow](std::exception_ptr, Result<Reply> reply) { slow = std::move(reply); });
   EXPECT_EQ(call(node_, 1, {}, 10).value().header, "re: hello");
   EXPECT_FALSE(slow.has_value());
-  asio::post(server_.executor(), [this] { echo_.stuck->cancel(); });
+  asio::post(server_.executor(), [this] { echo_.release(); });
   const auto work = asio::make_work_guard(client_);
   while (!slow.has_value()) client_.run_one();
   EXPECT_EQ(slow->value().header, "re: slow");
