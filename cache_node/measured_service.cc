@@ -14,13 +14,14 @@ std::string label_of(Code code) {
 
 }  // namespace
 
-Task<ServiceReply> MeasuredService::handle(MethodId method, std::string header, Buffer payload) {
+Task<ServiceReply> MeasuredService::handle(const Caller& caller, MethodId method,
+                                           std::string header, Buffer payload) {
   Method& measured = methods_[method < kNodeMethodCount ? method : 0];
   measured.received.add(payload.size());
   ++running_;
   const Clock::TimePoint begin = clock_.now();
   Result<ServiceReply> reply =
-      co_await service_.handle(method, std::move(header), std::move(payload));
+      co_await service_.handle(caller, method, std::move(header), std::move(payload));
   measured.latency.observe(clock_.now() - begin);
   --running_;
   measured.requests[static_cast<std::size_t>(reply.status().code())].add();

@@ -19,7 +19,8 @@ class MeasuredService final : public Service {
  public:
   MeasuredService(Service& service, const Clock& clock) : service_(service), clock_(clock) {}
 
-  Task<ServiceReply> handle(MethodId method, std::string header, Buffer payload) override;
+  Task<ServiceReply> handle(const Caller& caller, MethodId method, std::string header,
+                            Buffer payload) override;
 
   void collect(MetricsPage& page) const;
   // Being answered right now.

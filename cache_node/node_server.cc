@@ -19,7 +19,8 @@ Status too_many(std::int64_t items) {
 
 }  // namespace
 
-Task<ServiceReply> NodeServer::handle(MethodId method, std::string header, Buffer payload) {
+Task<ServiceReply> NodeServer::handle(const Caller&, MethodId method, std::string header,
+                                      Buffer payload) {
   if (payload.size() > kMaxRequestBytes) {
     co_return Status(Code::kInvalidArgument,
                      "payload of " + std::to_string(payload.size()) + " bytes");

@@ -12,7 +12,8 @@ namespace icefield {
 class NodeServer final : public Service {
  public:
   explicit NodeServer(CacheNode& node) : node_(node) {}
-  Task<ServiceReply> handle(MethodId method, std::string header, Buffer payload) override;
+  Task<ServiceReply> handle(const Caller& caller, MethodId method, std::string header,
+                            Buffer payload) override;
 
  private:
   Task<ServiceReply> put(const std::string& header, ConstByteSpan payload);

@@ -10,6 +10,7 @@
 #include "common/clock.h"
 #include "common/task.h"
 #include "transport/buffer.h"
+#include "transport/caller.h"
 
 namespace icefield {
 
@@ -52,15 +53,16 @@ void gather(std::span<const ConstByteSpan> pieces, Buffer& into);
 class Service {
  public:
   virtual ~Service() = default;
-  // Runs on the service's executor.
-  virtual Task<ServiceReply> handle(MethodId method, std::string header, Buffer payload) = 0;
+  // Runs on the service's executor. `caller` stays until the task is done.
+  virtual Task<ServiceReply> handle(const Caller& caller, MethodId method, std::string header,
+                                    Buffer payload) = 0;
 };
 
 // Errors  call: kUnavailable (nobody listens there, connection lost), kDeadlineExceeded,
 //         kInvalidArgument (request not understood), kResourceExhausted (reply larger than the
-//         buffer).
+//         buffer), kFailedPrecondition (the peer wants a token, or speaks another version).
 //         listen: kAlreadyExists (somebody listens there), kInvalidArgument (not an address that
-//         this process can have).
+//         this process can have, or one beyond this machine without a token).
 class Transport {
  public:
   virtual ~Transport() = default;

@@ -18,7 +18,8 @@ using namespace std::chrono_literals;
 // Echoes the payload in two pieces; method 2 not before release(), 3 refuses.
 class EchoService final : public Service {
  public:
-  Task<ServiceReply> handle(MethodId method, std::string header, Buffer payload) override {
+  Task<ServiceReply> handle(const Caller&, MethodId method, std::string header,
+                            Buffer payload) override {
     ++calls;
     if (method == 3) co_return Status(Code::kInvalidArgument, "method 3");
     while (method == 2 && !released_) co_await stuck_.wait(Deadline::never());

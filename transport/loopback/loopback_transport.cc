@@ -52,8 +52,8 @@ Task<> LoopbackTransport::shutdown() {
 asio::awaitable<void> LoopbackTransport::serve(std::shared_ptr<Listener> listener, MethodId method,
                                                std::string header, Buffer payload,
                                                std::shared_ptr<Pending> pending) {
-  Result<ServiceReply> reply =
-      co_await listener->service.handle(method, std::move(header), std::move(payload));
+  Result<ServiceReply> reply = co_await listener->service.handle(
+      listener->everyone, method, std::move(header), std::move(payload));
   Result<std::string> result = reply.status().ok() ? Result<std::string>(std::string())
                                                    : Result<std::string>(reply.status());
   if (reply.has_value()) {

@@ -28,6 +28,7 @@ class LoopbackTransport final : public Transport {
         : executor(std::move(executor_in)), service(service_in), scope(executor) {}
     asio::any_io_executor executor;
     Service& service;
+    Caller everyone;  // inside one process nobody has to prove anything
     TaskScope scope;  // the executor's
   };
   struct Pending;

@@ -4,6 +4,7 @@
 
 #include "proto/transport.pb.h"
 #include "transport/ucx/handshake.h"
+#include "transport/ucx/proof.h"
 
 namespace icefield::ucx {
 
@@ -60,6 +61,13 @@ Task<> ClientConnection::shake_hands() {
   request.set_wire_version(kWireVersion);
   request.set_worker_address(worker_.address());
   request.set_connection(id_);
+  if (!hello.challenge().empty()) {
+    const ProofSubject subject{.challenge = hello.challenge(),
+                               .incarnation = hello.incarnation(),
+                               .connection = id_,
+                               .worker_address = worker_.address()};
+    if (!options_.token.empty()) request.set_proof(make_proof(options_.token, subject));
+  }
   ICE_CO_TRY(co_await write_frame(control_, request.SerializeAsString()));
   ICE_CO_TRY(const proto::ConnectReply reply, co_await read_message<proto::ConnectReply>(control_));
   if (reply.code() != 0) co_return Status(static_cast<Code>(reply.code()), reply.message());

@@ -15,6 +15,13 @@ Task<Address> Listener::open(Address self) {
       address.host, port, tcp::resolver::passive, asio::redirect_error(asio::use_awaitable, error));
   if (error) co_return Status(Code::kInvalidArgument, self + ": " + error.message());
   const tcp::endpoint endpoint = found.begin()->endpoint();
+  const bool open_to_all = options_.tokens.empty() && !options_.insecure_listen;
+  if (open_to_all && !endpoint.address().is_loopback()) {
+    co_return Status(Code::kInvalidArgument,
+                     "listening on " + self +
+                         " lets other machines in: say who may with --token_file, or let everybody "
+                         "with --insecure_listen");
+  }
   acceptor_.open(endpoint.protocol(), error);
   if (!error) acceptor_.set_option(asio::socket_base::reuse_address(true), error);
   if (!error) acceptor_.bind(endpoint, error);

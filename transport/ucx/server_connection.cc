@@ -2,6 +2,7 @@
 
 #include "proto/transport.pb.h"
 #include "transport/ucx/handshake.h"
+#include "transport/ucx/proof.h"
 
 namespace icefield::ucx {
 
@@ -54,19 +55,18 @@ Task<> ServerConnection::shake_hands() {
   proto::Hello hello;
   hello.set_wire_version(kWireVersion);
   hello.set_incarnation(incarnation_);
+  if (!options_.tokens.empty()) {
+    SystemRng rng;
+    hello.set_challenge(make_challenge(rng));
+  }
   ICE_CO_TRY(co_await write_frame(control_, hello.SerializeAsString()));
   ICE_CO_TRY(const proto::ConnectRequest request,
              co_await read_message<proto::ConnectRequest>(control_));
   proto::ConnectReply reply;
-  Status status;
-  if (request.wire_version() != kWireVersion) {
-    status = Status(Code::kFailedPrecondition, "version " + std::to_string(request.wire_version()) +
-                                                   " of the protocol, not " +
-                                                   std::to_string(kWireVersion));
-  } else if (request.connection() == 0 || request.worker_address().empty()) {
-    status = Status(Code::kInvalidArgument, "handshake without an address");
-  }
+  Result<Caller> caller = check(hello, request);
+  Status status = caller.status();
   if (status.ok()) {
+    caller_ = std::move(*caller);
     auto broken = [weak = weak_from_this()](const Status& why) {
       if (const auto self = weak.lock()) self->end(why);
     };
@@ -84,6 +84,31 @@ Task<> ServerConnection::shake_hands() {
   const Status sent = co_await write_frame(control_, reply.SerializeAsString());
   if (endpoint_ != nullptr && !sent.ok()) co_await endpoint_->close(Deadline::never());
   co_return status.ok() ? sent : status;
+}
+
+Result<Caller> ServerConnection::check(const proto::Hello& hello,
+                                       const proto::ConnectRequest& request) const {
+  if (request.wire_version() != kWireVersion) {
+    return Status(Code::kFailedPrecondition, "version " + std::to_string(request.wire_version()) +
+                                                 " of the protocol, not " +
+                                                 std::to_string(kWireVersion));
+  }
+  if (request.connection() == 0 || request.worker_address().empty()) {
+    return Status(Code::kInvalidArgument, "handshake without an address");
+  }
+  if (options_.tokens.empty()) return Caller();
+  if (request.proof().empty()) {
+    return Status(Code::kFailedPrecondition, "the node wants a token, none was given");
+  }
+  const ProofSubject subject{.challenge = hello.challenge(),
+                             .incarnation = incarnation_,
+                             .connection = request.connection(),
+                             .worker_address = request.worker_address()};
+  const TokenGrant* const grant = find_grant(options_.tokens, subject, request.proof());
+  if (grant == nullptr) {
+    return Status(Code::kFailedPrecondition, "the node wants a token that it knows");
+  }
+  return Caller(*grant);
 }
 
 asio::awaitable<void> ServerConnection::watch() {
@@ -159,11 +184,11 @@ asio::awaitable<void> ServerConnection::refuse(FragmentHeader request, Status wh
 
 Task<ServiceReply> ServerConnection::handle(MethodId method, std::string header, Buffer payload) {
   if (executor_ == worker_.shard()) {
-    co_return co_await service_.handle(method, std::move(header), std::move(payload));
+    co_return co_await service_.handle(caller_, method, std::move(header), std::move(payload));
   }
-  auto there =
-      asio::co_spawn(executor_, service_.handle(method, std::move(header), std::move(payload)),
-                     asio::use_awaitable);
+  auto there = asio::co_spawn(
+      executor_, service_.handle(caller_, method, std::move(header), std::move(payload)),
+      asio::use_awaitable);
   co_return co_await std::move(there);
 }
 

@@ -9,6 +9,11 @@
 #include "transport/ucx/assembly.h"
 #include "transport/ucx/endpoint.h"
 
+namespace icefield::proto {
+class ConnectRequest;
+class Hello;
+}  // namespace icefield::proto
+
 namespace icefield::ucx {
 
 // Puts requests together, has them served side by side and sends the replies. A client that holds
@@ -32,6 +37,8 @@ class ServerConnection final : public FragmentSink,
 
  private:
   Task<> shake_hands();
+  // Who that is; what is wrong with the request otherwise.
+  Result<Caller> check(const proto::Hello& hello, const proto::ConnectRequest& request) const;
   asio::awaitable<void> watch();
   bool accept(const FragmentHeader& header);
   asio::awaitable<void> serve(FragmentHeader request, Assembly message);
@@ -49,6 +56,7 @@ class ServerConnection final : public FragmentSink,
   const std::uint64_t incarnation_;
   const std::uint64_t id_;
   std::uint64_t remote_id_ = 0;
+  Caller caller_;
   std::unique_ptr<Endpoint> endpoint_;
   std::unordered_map<std::uint64_t, Assembly> incoming_;
   std::int64_t calls_held_ = 0;  // from the first fragment to the reply

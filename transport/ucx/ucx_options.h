@@ -4,6 +4,9 @@
 #include <chrono>
 #include <cstdint>
 #include <string>
+#include <vector>
+
+#include "transport/caller.h"
 
 #include "common/status.h"
 
@@ -29,6 +32,12 @@ struct UcxOptions {
   // What a server grants each connection; a client with nothing left waits.
   std::int64_t max_calls = 256;
   std::int64_t max_request_bytes = 256 << 20;  // together, of calls under way
+  // A server's: each connection proves that it knows one of these, or is refused. Empty: everybody
+  // may use everything, and listening beyond this machine is refused, too, but for insecure_listen.
+  std::vector<TokenGrant> tokens;
+  bool insecure_listen = false;
+  // A client's, for servers that want one.
+  std::string token;
   // For connecting and shaking hands, and for closing politely.
   std::chrono::milliseconds connect_timeout{3000};
   std::chrono::milliseconds close_timeout{1000};
