@@ -4,6 +4,9 @@ namespace icefield {
 
 Result<std::unique_ptr<ClusterClient>> ClusterClient::open(Options options) {
   ICE_TRY(std::vector<Member> members, parse_members(options.members));
+  std::vector<Address> addresses;
+  for (const Member& member : members) addresses.push_back(member.name);
+  if (options.transport.network.empty()) options.transport.network = network_for(addresses);
   auto shard = std::make_unique<Shard>();
   ICE_TRY(auto transport, UcxTransport::create(shard->executor(), options.transport));
   return std::unique_ptr<ClusterClient>(

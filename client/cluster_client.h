@@ -18,8 +18,8 @@ namespace icefield {
 class ClusterClient {
  public:
   struct Options {
-    std::string members;  // "host:port,host:port*weight"
-    UcxOptions transport;
+    std::string members;                     // "host:port,host:port*weight"
+    UcxOptions transport = {.network = ""};  // empty: as the members need it
   };
   // kInvalidArgument for a member list that makes no sense, kInternal when UCX cannot be set up.
   static Result<std::unique_ptr<ClusterClient>> open(Options options);

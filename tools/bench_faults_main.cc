@@ -13,8 +13,8 @@
 #include <mutex>
 #include <thread>
 
-#include "client/cluster_client.h"
 #include "tools/child_node.h"
+#include "tools/cluster_flags.h"
 #include "tools/command_line.h"
 #include "tools/progress.h"
 #include "tools/report.h"
@@ -80,9 +80,9 @@ Overruns wait_bare(const std::atomic<bool>& stop) {
   return overruns;
 }
 
-Result<std::unique_ptr<ClusterClient>> connected_client(const std::string& address,
-                                                        const UcxOptions& options) {
-  ICE_TRY(auto client, ClusterClient::open({.members = address, .transport = options}));
+Result<std::unique_ptr<ClusterClient>> connected_client(const std::string& address) {
+  ICE_TRY(ClusterClient::Options options, cluster_options(address, "", FLAGS_lanes));
+  ICE_TRY(auto client, ClusterClient::open(std::move(options)));
   const SystemClock clock;
   auto listing =
       client->nodes().stub(0).list_builds(Deadline::after(clock, std::chrono::seconds(5)));
@@ -94,12 +94,10 @@ Status run() {
   if (FLAGS_calls < 1 || FLAGS_deadline_ms < 1) {
     return Status(Code::kInvalidArgument, "--calls and --deadline_ms must be at least 1");
   }
-  UcxOptions options;
-  ICE_TRY(options.lanes, parse_lanes(FLAGS_lanes));
   ICE_TRY(const ChildNode node,
           ChildNode::start({"--dram_bytes=16777216", "--lanes=" + FLAGS_lanes}));
-  ICE_TRY(auto one, connected_client(node.address(), options));
-  ICE_TRY(auto two, connected_client(node.address(), options));
+  ICE_TRY(auto one, connected_client(node.address()));
+  ICE_TRY(auto two, connected_client(node.address()));
   node.signal(SIGSTOP);
 
   std::atomic<std::int64_t> done{0};  // calls; for the progress bar

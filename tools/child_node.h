@@ -13,7 +13,7 @@ namespace icefield {
 // Stopped with the object: SIGTERM, and kill -9 when that takes longer than five seconds.
 class ChildNode {
  public:
-  // Runs icefield-node beside this program on a free port of loopback, with `flags`, and waits until
+  // Runs icefield-node beside this program on a free loopback port, with `flags`, and waits until
   // it serves. kUnavailable when it ends instead; it has then said why on standard error.
   static Result<ChildNode> start(std::vector<std::string> flags);
   ChildNode(ChildNode&& other) noexcept;

@@ -27,7 +27,7 @@ namespace {
 constexpr char kUsage[] =
     R"(icefield doctor — explains what this machine offers to Icefield and what holds it back
 
-Looks only; changes nothing but a scratch file in --store. Exit code 1 when something must be mended.
+Looks only; writes nothing but a scratch file in --store. Exit code 1: something must be mended.
 
   icefield doctor --store=/var/lib/icefield
 )";

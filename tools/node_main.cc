@@ -21,6 +21,12 @@ DEFINE_string(admin_listen, "127.0.0.1:0",
 DEFINE_string(store, "", "directory of the NVMe tier; empty: memory only");
 DEFINE_int64(dram_bytes, std::int64_t{1} << 30, "memory for objects");
 DEFINE_string(lanes, "auto", "auto, tcp or shared_memory: what may carry bulk bytes");
+DEFINE_string(network, "",
+              "devices for bulk bytes, as UCX names them (eth0, mlx5_0:1, all); empty: lo when "
+              "--listen is loopback, else all");
+DEFINE_string(token_file, "",
+              "lines of \"token namespace[,namespace…]\", * for every one: who may connect");
+DEFINE_bool(insecure_listen, false, "listen beyond this machine without tokens");
 DEFINE_bool(poll, false, "poll all the time: for a node with a core of its own");
 
 namespace icefield {
@@ -36,15 +42,28 @@ and with --store everything acknowledged is there after the next start.
 )";
 
 Result<UcxOptions> transport_options() {
-  UcxOptions options{.poll = FLAGS_poll};
+  UcxOptions options{
+      .network = FLAGS_network.empty() ? network_for({&FLAGS_listen, 1}) : FLAGS_network,
+      .poll = FLAGS_poll,
+      .insecure_listen = FLAGS_insecure_listen};
   ICE_TRY(options.lanes, parse_lanes(FLAGS_lanes));
+  if (!FLAGS_token_file.empty()) {
+    ICE_TRY(options.tokens, read_token_file(FLAGS_token_file));
+  }
+  if (FLAGS_insecure_listen) LOG(WARNING) << "everybody who reaches this node may use it";
   return options;
 }
 
 nlohmann::ordered_json effective_options() {
-  return {{"listen", FLAGS_listen}, {"admin_listen", FLAGS_admin_listen},
-          {"store", FLAGS_store},   {"dram_bytes", FLAGS_dram_bytes},
-          {"lanes", FLAGS_lanes},   {"poll", FLAGS_poll}};
+  return {{"listen", FLAGS_listen},
+          {"admin_listen", FLAGS_admin_listen},
+          {"store", FLAGS_store},
+          {"dram_bytes", FLAGS_dram_bytes},
+          {"network", FLAGS_network},
+          {"token_file", FLAGS_token_file},
+          {"insecure_listen", FLAGS_insecure_listen},
+          {"lanes", FLAGS_lanes},
+          {"poll", FLAGS_poll}};
 }
 
 AdminHttp::Page json_page(const nlohmann::ordered_json& json) {

@@ -5,6 +5,7 @@
 #include <iostream>
 
 #include "engine/sampler.h"
+#include "tools/cluster_flags.h"
 #include "tools/command_line.h"
 #include "tools/report.h"
 #include "tools/session.h"
@@ -16,6 +17,8 @@ DEFINE_string(model, "", "GGUF file; empty: what ./dev model fetched");
 DEFINE_string(store, "", "directory that keeps the document's context; empty: memory only");
 DEFINE_string(cluster, "",
               "nodes that keep contexts, \"host:port,host:port\"; empty: a node in this process");
+DEFINE_string(token_file, "", "file whose first token opens the nodes of --cluster");
+DEFINE_string(lanes, "auto", "to the nodes of --cluster: auto, tcp or shared_memory");
 DEFINE_string(name_space, "default", "contexts of different name spaces are never shared");
 DEFINE_string(budget, "256", "tokens attended exactly per KV head beyond sink and window, or all");
 DEFINE_string(breadth, "",
@@ -249,9 +252,13 @@ Status run() {
   std::int64_t pool_budget = 0;
   ICE_TRY(const AttendOptions attend, attend_options(pool_budget));
   ICE_TRY(check_flags());
+  std::optional<ClusterClient::Options> cluster;
+  if (!FLAGS_cluster.empty()) {
+    ICE_TRY(cluster, cluster_options(FLAGS_cluster, FLAGS_token_file, FLAGS_lanes));
+  }
   ICE_TRY(std::unique_ptr<Session> session,
           Session::open({.model_path = FLAGS_model.empty() ? default_model_path() : FLAGS_model,
-                         .cluster = FLAGS_cluster,
+                         .cluster = std::move(cluster),
                          .store = FLAGS_store,
                          .name_space = FLAGS_name_space,
                          .dram_bytes = FLAGS_dram_bytes,

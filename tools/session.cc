@@ -38,11 +38,11 @@ Result<std::unique_ptr<Session>> Session::open(Options options) {
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   session->threads_ = std::make_unique<ThreadPool>(options.threads == 0 ? cores : options.threads);
   ICE_TRY(session->model_, Model::load(options.model_path));
-  if (options.cluster.empty()) {
+  if (!options.cluster.has_value()) {
     ICE_TRY(session->node_,
             EmbeddedNode::open({.dram_bytes = options.dram_bytes, .store = options.store}));
   } else {
-    ICE_TRY(session->cluster_, ClusterClient::open({.members = options.cluster, .transport = {}}));
+    ICE_TRY(session->cluster_, ClusterClient::open(*options.cluster));
   }
   const ModelConfig& config = session->model_->config();
   const std::int64_t pool_bytes =

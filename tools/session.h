@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "client/cluster_client.h"
@@ -16,8 +17,8 @@ class Session {
  public:
   struct Options {
     std::string model_path;
-    std::string cluster;  // members; empty: a node in this process
-    std::string store;    // of that node; empty: memory only
+    std::optional<ClusterClient::Options> cluster;  // absent: a node in this process
+    std::string store;                              // of that node; empty: memory only
     std::string name_space = "default";
     std::int64_t dram_bytes = 0;
     std::int64_t pool_bytes = 0;  // 0: room for 4 × pool_budget rows of every layer and head

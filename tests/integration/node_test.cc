@@ -147,6 +147,8 @@ TEST_F(NodeProcess, RefusesToStartWithOneClearSentence) {
       {{"--listen=" + other.address()}, "in use"},
       {{"--listen=127.0.0.1:0", "--store=" + dir_.file("store")}, "another process has it open"},
       {{"--listen=nonsense"}, "nonsense"},
+      {{"--listen=0.0.0.0:0"}, "--token_file"},
+      {{"--token_file=" + dir_.file("none")}, "none"},
       {{"--lanes=pigeon"}, "expected auto, tcp or shared_memory"},
       {{"--listen=127.0.0.1:0", "--admin_listen=0.0.0.0:80"}, "expected 127.0.0.1:port"},
       {{"--listen=127.0.0.1:0", "--dram_bytes=10"}, "DRAM capacity of 10 bytes"},
@@ -158,6 +160,23 @@ TEST_F(NodeProcess, RefusesToStartWithOneClearSentence) {
     EXPECT_NE(result.exit_code, 0);
     EXPECT_NE(result.err.find(refused.words), std::string::npos) << result.err;
     EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+  }
+}
+
+TEST_F(NodeProcess, TokensOpenIt) {
+  std::ofstream(dir_.file("tokens")) << "correct-horse-battery default\n";
+  std::ofstream(dir_.file("other")) << "wrong-horse-wrong-battery default\n";
+  NodeDaemon node("127.0.0.1:0", {"--token_file=" + dir_.file("tokens")});
+  const std::vector<std::string> token = {"--token_file=" + dir_.file("tokens")};
+  EXPECT_EQ(figure(run(node.address(), token), "attached_tokens"), 0);
+  EXPECT_EQ(figure(run(node.address(), token), "attached_tokens"), 1280);
+  for (const std::string file : {"", "other"}) {
+    const ProcessResult refused =
+        run_icefield({"run", "--cluster=" + node.address(), "--model=" + dir_.file("model.gguf"),
+                      "--document=" + dir_.file("document.txt"), "--ask=why?",
+                      "--token_file=" + (file.empty() ? file : dir_.file(file))});
+    EXPECT_EQ(refused.exit_code, 2) << refused.out;
+    EXPECT_NE(refused.err.find("token"), std::string::npos) << refused.err;
   }
 }
 

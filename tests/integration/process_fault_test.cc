@@ -28,7 +28,7 @@ constexpr auto kForgotten = kDeadline + 5s;
 class Load {
  public:
   Load(const std::string& members, std::uint64_t seed)
-      : client_(ClusterClient::open({.members = members, .transport = {}}).value()),
+      : client_(ClusterClient::open({.members = members}).value()),
         rng_(seed),
         thread_([this] { run(); }) {}
   ~Load() {

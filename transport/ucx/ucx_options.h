@@ -3,12 +3,12 @@
 
 #include <chrono>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
-#include "transport/caller.h"
-
 #include "common/status.h"
+#include "transport/caller.h"
 
 namespace icefield {
 
@@ -22,10 +22,14 @@ enum class UcxLanes {
 // "auto", "tcp", "shared_memory"; kInvalidArgument for anything else.
 Result<UcxLanes> parse_lanes(const std::string& text);
 
+// UcxOptions::network to reach, or listen at, these addresses ("host:port"): "lo" when all of them
+// are of this machine's loopback, else "all".
+std::string network_for(std::span<const std::string> addresses);
+
 struct UcxOptions {
   UcxLanes lanes = UcxLanes::kAuto;
-  // Devices that may carry bulk bytes, as UCX names them: "eth0", "mlx5_0:1", "all". UCX opens a
-  // port on each; the default reaches peers of this machine only.
+  // Devices that may carry bulk bytes, as UCX names them: "eth0", "mlx5_0:1", "all"; network_for()
+  // chooses. UCX opens a port on each; the default reaches peers of this machine only.
   std::string network = "lo";
   // Busy polling: for a shard with a core of its own, on both ends.
   bool poll = false;

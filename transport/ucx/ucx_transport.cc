@@ -3,6 +3,7 @@
 #include <map>
 
 #include "transport/ucx/client_connection.h"
+#include "transport/ucx/handshake.h"
 #include "transport/ucx/listener.h"
 #include "transport/ucx/ucx_worker.h"
 
@@ -32,6 +33,17 @@ Result<UcxLanes> parse_lanes(const std::string& text) {
   if (text == "shared_memory") return UcxLanes::kSharedMemory;
   return Status(Code::kInvalidArgument,
                 "lanes \"" + text + "\": expected auto, tcp or shared_memory");
+}
+
+std::string network_for(std::span<const std::string> addresses) {
+  for (const std::string& address : addresses) {
+    const Result<HostPort> parsed = parse_address(address);
+    if (!parsed.has_value()) continue;  // refused where it is used
+    boost::system::error_code error;
+    const auto ip = asio::ip::make_address(parsed->host, error);
+    if (parsed->host != "localhost" && (error || !ip.is_loopback())) return "all";
+  }
+  return "lo";
 }
 
 // All of it on the shard.
