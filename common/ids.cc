@@ -78,6 +78,9 @@ std::string_view to_string(PartKind kind) {
     case PartKind::kOrder: return "order";
     case PartKind::kExtent: return "extent";
     case PartKind::kFingerprint: return "fingerprint";
+    case PartKind::kValue: return "value chunk";
+    case PartKind::kValueName: return "value name";
+    case PartKind::kNamespace: return "namespace";
   }
   return "unknown";
 }
@@ -113,6 +116,12 @@ Result<ObjectKey> ObjectKey::parse(ConstByteSpan bytes) {
 }
 
 std::string to_string(const ObjectKey& key) {
+  if (key.part.kind >= PartKind::kValue) {
+    std::string text = to_string(key.segment).substr(0, 8) + " ";
+    text += to_string(key.part.kind);
+    if (key.part.kind == PartKind::kValue) text += " " + std::to_string(key.part.extent);
+    return text;
+  }
   std::string text =
       to_string(key.segment).substr(0, 8) + "/" + to_string(key.build).substr(0, 8) + " ";
   text += to_string(key.part.kind);
@@ -123,6 +132,29 @@ std::string to_string(const ObjectKey& key) {
     text += " no " + std::to_string(key.part.extent);
   }
   return text;
+}
+
+ValueHash value_hash(std::string_view name_space, std::uint64_t flush_number,
+                     std::string_view key) {
+  return typed<ValueHash>(hash_fields(
+      {as_bytes("value"), as_bytes(name_space), le_bytes(flush_number), as_bytes(key)}));
+}
+
+ObjectKey value_chunk_key(const ValueHash& hash, std::int64_t chunk_count, std::int64_t chunk) {
+  ObjectKey key;
+  key.segment.bytes = hash.bytes;
+  key.part = {.kind = PartKind::kValue,
+              .layer = static_cast<std::uint16_t>(chunk_count - 1),
+              .kv_head = PartId::kAllHeads,
+              .extent = static_cast<std::uint16_t>(chunk)};
+  return key;
+}
+
+ObjectKey value_name_key(const ValueHash& hash) {
+  ObjectKey key;
+  key.segment.bytes = hash.bytes;
+  key.part.kind = PartKind::kValueName;
+  return key;
 }
 
 std::size_t ObjectKeyHasher::operator()(const ObjectKey& key) const {
@@ -140,6 +172,47 @@ std::uint64_t checksum_seed(const SegmentId& segment, PartKind kind, std::uint16
 std::uint64_t checksum_seed(const ObjectKey& key) {
   return checksum_seed(key.segment, key.part.kind, key.part.layer, key.part.kv_head,
                        key.part.extent);
+}
+
+std::uint64_t value_piece_check(const ValueHash& hash, std::int64_t piece, ConstByteSpan bytes) {
+  SegmentId place;
+  place.bytes = hash.bytes;
+  return xxh3(bytes,
+              checksum_seed(place, PartKind::kValue, 0, 0, static_cast<std::uint32_t>(piece)));
+}
+
+void value_piece_checks(const ObjectKey& chunk, std::span<const ConstByteSpan> parts,
+                        std::vector<std::uint64_t>& checks) {
+  std::vector<ConstByteSpan> piece;  // of one piece
+  std::int64_t missing = kValuePieceBytes;
+  std::uint32_t number = chunk.part.extent * (kValueChunkBytes / kValuePieceBytes);
+  const auto finish = [&] {
+    checks.push_back(
+        xxh3(piece, checksum_seed(chunk.segment, PartKind::kValue, 0, 0, number++)));
+    piece.clear();
+    missing = kValuePieceBytes;
+  };
+  for (ConstByteSpan part : parts) {
+    while (!part.empty()) {
+      const ConstByteSpan taken = part.first(std::min(part.size(), std::size_t(missing)));
+      piece.push_back(taken);
+      part = part.subspan(taken.size());
+      missing -= static_cast<std::int64_t>(taken.size());
+      if (missing == 0) finish();
+    }
+  }
+  if (!piece.empty()) finish();
+}
+
+std::uint64_t value_chunk_checksum(const ObjectKey& chunk, std::span<const std::uint64_t> checks) {
+  return xxh3(std::as_bytes(checks), checksum_seed(chunk));
+}
+
+std::uint64_t object_checksum(const ObjectKey& key, std::span<const ConstByteSpan> parts) {
+  if (key.part.kind != PartKind::kValue) return xxh3(parts, checksum_seed(key));
+  std::vector<std::uint64_t> checks;
+  value_piece_checks(key, parts, checks);
+  return value_chunk_checksum(key, checks);
 }
 
 std::uint32_t row_check(ConstByteSpan row, const SegmentId& segment, std::uint16_t layer,

@@ -78,8 +78,12 @@ enum class PartKind : std::uint8_t {
   kOrder = 4,
   kExtent = 5,
   kFingerprint = 6,  // the text whose hash is the fingerprint; segment field = that hash, build 0
+  // Below, the segment field is the key hash of a value, or a namespace's, and build is 0.
+  kValue = 7,      // a chunk of a value: layer = number of the last chunk, extent = its own
+  kValueName = 8,  // what a value is called; its commit (docs/formats/value.md)
+  kNamespace = 9,  // a namespace's flush number
 };
-constexpr int kPartKindCount = 7;
+constexpr int kPartKindCount = 10;
 std::string_view to_string(PartKind kind);  // "manifest", "L0" …
 
 // One part of a build. Kinds 1 to 4 hold all KV heads of a layer: kv_head = kAllHeads.
@@ -114,6 +118,25 @@ struct ObjectKeyHasher {
   std::size_t operator()(const ObjectKey& key) const;
 };
 
+// --------------------------------------------------------------------------------------- values
+
+constexpr std::int64_t kMaxValueKeyBytes = 1 << 10;
+constexpr std::int64_t kMaxNamespaceBytes = 256;
+constexpr std::int64_t kMaxValueBytes = 1 << 30;
+constexpr std::int64_t kValueChunkBytes = 1 << 20;   // the unit of storage
+constexpr std::int64_t kValuePieceBytes = 64 << 10;  // the unit of verification
+
+using ValueHash = TypedHash<struct ValueHashTag>;  // of namespace, flush number and key
+
+ValueHash value_hash(std::string_view name_space, std::uint64_t flush_number, std::string_view key);
+
+// Chunks of a value of `bytes` bytes: at least one, so that empty values exist, too.
+constexpr std::int64_t value_chunk_count(std::int64_t bytes) {
+  return bytes == 0 ? 1 : (bytes + kValueChunkBytes - 1) / kValueChunkBytes;
+}
+ObjectKey value_chunk_key(const ValueHash& hash, std::int64_t chunk_count, std::int64_t chunk);
+ObjectKey value_name_key(const ValueHash& hash);
+
 // ------------------------------------------------------------------------------------ checksums
 
 // Seed of the XXH3-64 checksum of one part or row: right bytes in a wrong place fail too.
@@ -121,6 +144,18 @@ struct ObjectKeyHasher {
 std::uint64_t checksum_seed(const SegmentId& segment, PartKind kind, std::uint16_t layer,
                             std::uint16_t kv_head, std::uint32_t ordinal);
 std::uint64_t checksum_seed(const ObjectKey& key);
+
+// The checksum of a stored object: of a value's chunk the XXH3-64 over the checks of its pieces
+// (u64 each), so whoever holds the checks needs no second pass over the bytes; of everything else
+// the XXH3-64 of its bytes. `parts` together are the object, cut anywhere.
+std::uint64_t object_checksum(const ObjectKey& key, std::span<const ConstByteSpan> parts);
+
+// The check of one piece; `piece` counts from the start of the value.
+std::uint64_t value_piece_check(const ValueHash& hash, std::int64_t piece, ConstByteSpan bytes);
+// The checks of the pieces of a chunk, cut anywhere, appended to `checks`.
+void value_piece_checks(const ObjectKey& chunk, std::span<const ConstByteSpan> parts,
+                        std::vector<std::uint64_t>& checks);
+std::uint64_t value_chunk_checksum(const ObjectKey& chunk, std::span<const std::uint64_t> checks);
 
 // The check of one row: the low 32 bits of its seeded XXH3-64.
 std::uint32_t row_check(ConstByteSpan row, const SegmentId& segment, std::uint16_t layer,

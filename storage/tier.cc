@@ -29,7 +29,7 @@ Status verify_object(const ObjectKey& key, const ObjectInfo& info,
   std::size_t size = 0;
   for (const ConstByteSpan piece : pieces) size += piece.size();
   if (static_cast<std::int64_t>(size) != info.bytes ||
-      xxh3(pieces, checksum_seed(key)) != info.checksum) {
+      object_checksum(key, pieces) != info.checksum) {
     return Status(Code::kDataLoss, "checksum mismatch, object " + to_string(key),
                   MissReason::kIntegrity);
   }

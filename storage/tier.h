@@ -17,7 +17,7 @@ namespace icefield {
 
 struct ObjectInfo {
   std::int64_t bytes = 0;
-  std::uint64_t checksum = 0;  // XXH3-64, seeded by the object's key
+  std::uint64_t checksum = 0;  // object_checksum() of common/ids.h
   friend bool operator==(const ObjectInfo&, const ObjectInfo&) = default;
 };
 

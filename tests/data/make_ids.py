@@ -41,6 +41,22 @@ def seed(segment_id, kind, layer, head, ordinal):
     return low ^ (kind << 56 | layer << 40 | head << 24 | ordinal)
 
 
+def value_hash(namespace, flush_number, key):
+    return h(b"value", namespace, struct.pack("<Q", flush_number), key)
+
+
+def value_chunk(key_hash, data, number, count):
+    """Object key, checks of the pieces and checksum of chunk `number` of `count`."""
+    key = key_hash + bytes(16) + struct.pack(">BHHH", 7, count - 1, 0xFFFF, number)
+    chunk = data[number << 20:(number + 1) << 20]
+    checks = [xxhash.xxh3_64_intdigest(chunk[at:at + (64 << 10)],
+                                       seed(key_hash, 7, 0, 0, (number << 4) + at // (64 << 10)))
+              for at in range(0, len(chunk), 64 << 10)]
+    packed = struct.pack(f"<{len(checks)}Q", *checks)
+    total = xxhash.xxh3_64_intdigest(packed, seed(key_hash, 7, count - 1, 0xFFFF, number))
+    return key, checks, total
+
+
 def main():
     text = "model_name=example\nweight_revision=00ff\n"
     fingerprint = h(text.encode())
@@ -57,6 +73,10 @@ def main():
     row = bytes((i * 37 + 11) % 256 for i in range(256))
     row_seed = seed(exact, 5, 29, 2, 4095)
     megabyte = bytes(i % 251 for i in range(1 << 20))
+    named = value_hash(b"tenant", 7, b"block/42")
+    value = bytes(i % 253 for i in range((1 << 20) + (64 << 10) + 5))
+    chunk_key, chunk_checks, chunk_checksum = value_chunk(named, value, 1, 2)
+    empty_key, _, empty_checksum = value_chunk(named, b"", 0, 1)
     print(json.dumps({
         "fingerprint_text": text,
         "fingerprint": fingerprint.hex(),
@@ -69,6 +89,13 @@ def main():
         "row_seed": f"{row_seed:016x}",
         "row_xxh3": f"{xxhash.xxh3_64_intdigest(row, row_seed):016x}",
         "row_check": f"{xxhash.xxh3_64_intdigest(row, row_seed) & 0xffffffff:08x}",
+        "value_key": "block/42", "value_hash": named.hex(),
+        "value_chunk_key": chunk_key.hex(),
+        "value_piece_16": f"{chunk_checks[0]:016x}",
+        "value_piece_17": f"{chunk_checks[1]:016x}",
+        "value_chunk_checksum": f"{chunk_checksum:016x}",
+        "value_empty_chunk_key": empty_key.hex(),
+        "value_empty_checksum": f"{empty_checksum:016x}",
         "xxh3_empty_seed_1": f"{xxhash.xxh3_64_intdigest(b'', 1):016x}",
         "xxh3_1mb_seed_2": f"{xxhash.xxh3_64_intdigest(megabyte, 2):016x}",
     }, indent=1))

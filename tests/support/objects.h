@@ -30,7 +30,7 @@ inline Bytes random_bytes(Rng& rng, std::size_t size) {
 
 inline ObjectInfo info_of(const ObjectKey& key, ConstByteSpan bytes) {
   return {.bytes = static_cast<std::int64_t>(bytes.size()),
-          .checksum = xxh3(bytes, checksum_seed(key))};
+          .checksum = object_checksum(key, std::span(&bytes, 1))};
 }
 
 }  // namespace icefield

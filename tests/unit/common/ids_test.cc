@@ -86,6 +86,53 @@ TEST(Ids, HashesOfVeryShortAndLongBytesAgreeWithThePublishedVectors) {
   }
 }
 
+Bytes vector_value() {
+  Bytes value((1 << 20) + (64 << 10) + 5);
+  for (std::size_t i = 0; i < value.size(); ++i) value[i] = static_cast<std::byte>(i % 253);
+  return value;
+}
+
+TEST(Ids, ValuesAgreeWithThePublishedVectors) {
+  const nlohmann::json expected = vectors();
+  const ValueHash hash = value_hash("tenant", 7, expected["value_key"].get<std::string>());
+  EXPECT_EQ(to_string(hash), expected["value_hash"]);
+  const Bytes value = vector_value();
+  const auto bytes = static_cast<std::int64_t>(value.size());
+  EXPECT_EQ(value_chunk_count(bytes), 2);
+  const ObjectKey chunk = value_chunk_key(hash, 2, 1);
+  EXPECT_EQ(to_hex(chunk.bytes()), expected["value_chunk_key"]);
+  const ConstByteSpan second = ConstByteSpan(value).subspan(kValueChunkBytes);
+  std::vector<std::uint64_t> checks;
+  value_piece_checks(chunk, std::span(&second, 1), checks);
+  ASSERT_EQ(checks.size(), 2u);
+  EXPECT_EQ(hex64(checks[0]), expected["value_piece_16"]);
+  EXPECT_EQ(hex64(checks[1]), expected["value_piece_17"]);
+  EXPECT_EQ(value_piece_check(hash, 17, second.subspan(kValuePieceBytes)), checks[1]);
+  EXPECT_EQ(hex64(object_checksum(chunk, std::span(&second, 1))),
+            expected["value_chunk_checksum"]);
+  EXPECT_EQ(value_chunk_count(0), 1);
+  const ObjectKey empty = value_chunk_key(hash, 1, 0);
+  EXPECT_EQ(to_hex(empty.bytes()), expected["value_empty_chunk_key"]);
+  EXPECT_EQ(hex64(object_checksum(empty, {})), expected["value_empty_checksum"]);
+}
+
+TEST(Ids, AChunkHasTheSameChecksumHoweverItIsCut) {
+  const ObjectKey chunk = value_chunk_key(value_hash("n", 0, "k"), 1, 0);
+  const Bytes value(200'000, std::byte{7});
+  const ConstByteSpan whole = value;
+  const std::uint64_t checksum = object_checksum(chunk, std::span(&whole, 1));
+  for (const std::size_t cut : {0u, 1u, 16'384u, 65'536u, 65'537u, 199'999u, 200'000u}) {
+    const std::vector<ConstByteSpan> parts = {whole.first(cut), whole.subspan(cut)};
+    EXPECT_EQ(object_checksum(chunk, parts), checksum) << "cut at " << cut;
+  }
+  EXPECT_NE(object_checksum(value_chunk_key(value_hash("n", 1, "k"), 1, 0), std::span(&whole, 1)),
+            checksum)
+      << "another flush number is another value";
+  EXPECT_NE(object_checksum(value_chunk_key(value_hash("n", 0, "k"), 2, 0), std::span(&whole, 1)),
+            checksum)
+      << "the number of chunks is checked, too";
+}
+
 TEST(Ids, EverythingThatDecidesTheKvChangesTheHash) {
   const PrefixRoot root{.name_space = "a", .salt = "b", .flush_number = 1};
   std::set<std::string> seen = {to_string(prefix_root(root))};
