@@ -10,6 +10,14 @@ std::string_view to_string(NodeMethod method) {
     case NodeMethod::kMatch: return "match";
     case NodeMethod::kReadPages: return "read_pages";
     case NodeMethod::kListBuilds: return "list_builds";
+    case NodeMethod::kPutValues: return "put_values";
+    case NodeMethod::kGetValues: return "get_values";
+    case NodeMethod::kFindValues: return "find_values";
+    case NodeMethod::kRemoveValues: return "remove_values";
+    case NodeMethod::kListValues: return "list_values";
+    case NodeMethod::kFlushValues: return "flush_values";
+    case NodeMethod::kStats: return "stats";
+    case NodeMethod::kPing: return "ping";
   }
   return "unknown";
 }

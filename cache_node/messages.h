@@ -19,8 +19,16 @@ enum class NodeMethod : MethodId {
   kMatch = 4,
   kReadPages = 5,
   kListBuilds = 6,
+  kPutValues = 7,
+  kGetValues = 8,
+  kFindValues = 9,
+  kRemoveValues = 10,
+  kListValues = 11,
+  kFlushValues = 12,
+  kStats = 13,
+  kPing = 14,  // answers with nothing
 };
-constexpr int kNodeMethodCount = 7;             // numbers up to here
+constexpr int kNodeMethodCount = 15;            // numbers up to here
 std::string_view to_string(NodeMethod method);  // "read_pages"; "unknown" for what is none
 
 // Limits of one request; a client splits what is larger.

@@ -21,24 +21,23 @@ class MissMemory {
       : lines_(std::bit_ceil(std::max(entry_count / kWays, std::size_t{1}))) {}
 
   void note(std::uint64_t fingerprint, MissReason reason) {
-    Line& line = line_of(fingerprint);
-    auto at = find(line, fingerprint);
-    if (at == line.end()) at = line.end() - 1;
-    std::rotate(line.begin(), at, at + 1);
+    Line& line = lines_[line_number(fingerprint)];
+    const std::size_t at = std::min(find(line, fingerprint), kWays - 1);
+    std::rotate(line.begin(), line.begin() + at, line.begin() + at + 1);
     line.front() = name(fingerprint) | static_cast<std::uint64_t>(reason);
   }
 
   MissReason recall(std::uint64_t fingerprint) const {
     const Line& line = lines_[line_number(fingerprint)];
-    const auto at = find(line, fingerprint);
-    if (at == line.end()) return MissReason::kNeverStored;
-    return static_cast<MissReason>(*at & kReasonBits);
+    const std::size_t at = find(line, fingerprint);
+    if (at == kWays) return MissReason::kNeverStored;
+    return static_cast<MissReason>(line[at] & kReasonBits);
   }
 
   void forget(std::uint64_t fingerprint) {
-    Line& line = line_of(fingerprint);
-    const auto at = find(line, fingerprint);
-    if (at != line.end()) *at = 0;
+    Line& line = lines_[line_number(fingerprint)];
+    const std::size_t at = find(line, fingerprint);
+    if (at < kWays) line[at] = 0;
   }
 
  private:
@@ -50,14 +49,12 @@ class MissMemory {
   std::size_t line_number(std::uint64_t fingerprint) const {
     return static_cast<std::size_t>(fingerprint >> 20) & (lines_.size() - 1);
   }
-  Line& line_of(std::uint64_t fingerprint) { return lines_[line_number(fingerprint)]; }
-  template <class L>
-  static auto find(L& line, std::uint64_t fingerprint) {
-    return std::find_if(line.begin(), line.end(), [&](std::uint64_t entry) {
-      return entry != 0 && name(entry) == name(fingerprint);
-    });
+  // kWays when it is not there.
+  static std::size_t find(const Line& line, std::uint64_t fingerprint) {
+    std::size_t at = 0;
+    while (at < kWays && (line[at] == 0 || name(line[at]) != name(fingerprint))) ++at;
+    return at;
   }
-
   std::vector<Line> lines_;
 };
 

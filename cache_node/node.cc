@@ -4,6 +4,7 @@
 
 #include <set>
 
+#include "cache_node/read_through.h"
 #include "common/task_scope.h"
 #include "kernels/page_gather.h"
 
@@ -79,7 +80,7 @@ Task<> CacheNode::recover() {
   disk_->for_each([&](const ObjectKey& key, const ObjectInfo&) {
     if (key.part.kind == PartKind::kManifest)
       manifests.push_back(key);
-    else if (key.part.kind != PartKind::kFingerprint)
+    else if (key.part.kind < PartKind::kFingerprint)
       others.push_back(key);
   });
   for (const ObjectKey& key : manifests) {
@@ -101,7 +102,7 @@ Task<> CacheNode::recover() {
     ++removed;
   }
   if (removed > 0) LOG(INFO) << removed << " parts of builds that were never finished removed";
-  co_return Status();
+  co_return co_await values_.recover();
 }
 
 Task<> CacheNode::put_one(PutObject object) {
@@ -125,10 +126,12 @@ Task<std::vector<Status>> CacheNode::put(std::span<const PutObject> objects) {
   std::vector<Status> statuses;
   for (const PutObject& object : objects) statuses.push_back(co_await put_one(object));
   ICE_CO_TRY(co_await drop_incomplete_builds());
+  ICE_CO_TRY(co_await values_.remove_doomed());
   co_return statuses;
 }
 
 void CacheNode::note_evicted(const ObjectKey& key) {
+  if (key.part.kind == PartKind::kValue) return values_.note_evicted(key);
   if (disk_ == nullptr) incomplete_.push_back({key.segment, key.build});
 }
 
@@ -154,16 +157,7 @@ Task<> CacheNode::drop_incomplete_builds() {
 }
 
 Task<ObjectBytes> CacheNode::get(ObjectKey key, Verify verify) {
-  Result<ObjectBytes> kept = co_await memory_.get(key, verify);
-  if (kept.has_value() || disk_ == nullptr) co_return kept;
-  ICE_CO_TRY(ObjectBytes bytes, co_await disk_->get(key, Verify::kByTier));
-  disk_reads.add();
-  const std::optional<ObjectInfo> info = disk_->find(key);
-  if (info.has_value()) {
-    // It comes back into memory; when there is no room it is served from the disk's copy.
-    (void)co_await memory_.put(key, bytes.pieces(), *info);
-  }
-  co_return bytes;
+  co_return co_await read_through(memory_, disk_, key, verify, disk_reads);
 }
 
 Task<> CacheNode::remove(ObjectKey key) {
@@ -261,6 +255,18 @@ ListBuildsReply CacheNode::list() const {
   reply.tiers.push_back(memory_.usage());
   if (disk_ != nullptr) reply.tiers.push_back(disk_->usage());
   return reply;
+}
+
+NodeStats CacheNode::stats() const {
+  NodeStats stats;
+  stats.tiers.push_back(memory_.usage());
+  if (disk_ != nullptr) stats.tiers.push_back(disk_->usage());
+  for (const Counter* counter : std::initializer_list<const Counter*>{
+           &disk_reads, &page_reads, &memory_.evicted, &memory_.damaged}) {
+    stats.counters.push_back({.name = counter->name(), .value = counter->value()});
+  }
+  values_.add_stats(stats);
+  return stats;
 }
 
 }  // namespace icefield

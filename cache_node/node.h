@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cache_node/messages.h"
+#include "cache_node/node_values.h"
 #include "common/metrics.h"
 #include "storage/dram_tier.h"
 #include "storage/tier.h"
@@ -16,18 +17,28 @@ namespace icefield {
 // one, and read from memory first. A build counts from the moment its manifest is stored, which
 // must come after all of its parts; the index by prefix hash is derived from stored manifests.
 //
-// Ownership  Borrows its tiers.
+// Ownership  Borrows its tiers and its clock. stop() before the destructor.
 // Threads    One shard: that of the tiers.
 class CacheNode {
  public:
   // `disk` may be null: then memory is all there is, and evicting a part drops its whole build.
-  CacheNode(DramTier& memory, Tier* disk) : memory_(memory), disk_(disk) {
+  CacheNode(const Clock& clock, DramTier& memory, Tier* disk)
+      : memory_(memory),
+        disk_(disk),
+        values_(memory, disk, clock, {.hard_pin_bytes = memory.usage().capacity_bytes / 4}) {
     memory_.on_evict([this](const ObjectKey& key) { note_evicted(key); });
   }
 
   // Reads the manifests that the disk holds and removes what a killed writer left half done. Call
   // it once, before anything else.
   Task<> recover();
+  // Waits for what the node does by itself. Nothing may be asked afterwards.
+  Task<> stop() { co_return co_await values_.stop(); }
+
+  // Values for inference frameworks, in the same tiers.
+  NodeValues& values() { return values_; }
+  const NodeValues& values() const { return values_; }
+  NodeStats stats() const;
 
   // One status per object: kDataLoss when the bytes do not have their checksum,
   // kFailedPrecondition for a manifest whose parts are not all there, kResourceExhausted when there
@@ -69,6 +80,7 @@ class CacheNode {
 
   DramTier& memory_;
   Tier* const disk_;
+  NodeValues values_;
   std::map<BuildKey, StoredBuild> builds_;
   std::unordered_multimap<PrefixHash, BuildKey, Hash128Hasher> by_end_;
   std::vector<BuildKey> incomplete_;  // memory evicted a part, nothing else has it

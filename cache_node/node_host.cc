@@ -19,6 +19,7 @@ void NodeHost::collect(MetricsPage& page) const {
   measured_.collect(page);
   page.add(node_.disk_reads);
   page.add(node_.page_reads);
+  for (const Counter* counter : node_.values().counters()) page.add(*counter);
   page.add(memory_->evicted);
   page.add(memory_->damaged);
   if (disk_ != nullptr) {
@@ -40,6 +41,7 @@ void NodeHost::collect(MetricsPage& page) const {
 }
 
 Task<> NodeHost::stop() {
+  ICE_CO_TRY(co_await node_.stop());
   if (disk_ == nullptr) co_return Status();
   co_return co_await disk_->flush();
 }

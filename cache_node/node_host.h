@@ -27,7 +27,8 @@ class NodeHost {
   Service& service() { return measured_; }
   // What the node, its tiers and its requests counted. On the shard.
   void collect(MetricsPage& page) const;
-  // After the transport has stopped: everything acknowledged survives a restart.
+  // After the transport has stopped, before the destructor: everything acknowledged survives a
+  // restart.
   Task<> stop();
 
   DramTier& memory() { return *memory_; }
@@ -38,7 +39,7 @@ class NodeHost {
   NodeHost(std::unique_ptr<DramTier> memory, std::unique_ptr<NvmeTier> disk)
       : memory_(std::move(memory)),
         disk_(std::move(disk)),
-        node_(*memory_, disk_.get()),
+        node_(clock_, *memory_, disk_.get()),
         server_(node_),
         measured_(server_, clock_) {}
 

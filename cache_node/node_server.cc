@@ -19,7 +19,7 @@ Status too_many(std::int64_t items) {
 
 }  // namespace
 
-Task<ServiceReply> NodeServer::handle(const Caller&, MethodId method, std::string header,
+Task<ServiceReply> NodeServer::handle(const Caller& caller, MethodId method, std::string header,
                                       Buffer payload) {
   if (payload.size() > kMaxRequestBytes) {
     co_return Status(Code::kInvalidArgument,
@@ -32,8 +32,12 @@ Task<ServiceReply> NodeServer::handle(const Caller&, MethodId method, std::strin
     case NodeMethod::kMatch: co_return co_await match(header);
     case NodeMethod::kReadPages: co_return co_await read_pages(header);
     case NodeMethod::kListBuilds: co_return co_await list();
+    case NodeMethod::kStats: co_return stats();
+    case NodeMethod::kPing: co_return ServiceReply();
+    default: break;
   }
-  co_return Status(Code::kInvalidArgument, "unknown method " + std::to_string(method));
+  co_return co_await values_.handle(caller, static_cast<NodeMethod>(method), header,
+                                    std::as_const(payload).bytes());
 }
 
 Task<ServiceReply> NodeServer::put(const std::string& header, ConstByteSpan payload) {
@@ -136,6 +140,25 @@ Task<ServiceReply> NodeServer::list() {
   for (const StoredBuild& build : listed.builds) to_proto(build, reply.add_builds());
   for (const TierUsage& usage : listed.tiers) to_proto(usage, reply.add_tiers());
   co_return reply_with(reply);
+}
+
+ServiceReply NodeServer::stats() const {
+  const NodeStats stats = node_.stats();
+  proto::NodeStatsReply reply;
+  for (const TierUsage& usage : stats.tiers) to_proto(usage, reply.add_tiers());
+  for (const NamedCount& counter : stats.counters) {
+    proto::NamedCount* out = reply.add_counters();
+    out->set_name(counter.name);
+    out->set_value(static_cast<std::uint64_t>(counter.value));
+  }
+  for (const NamespaceStats& space : stats.namespaces) {
+    proto::NamespaceStats* out = reply.add_namespaces();
+    out->set_name_space(space.name_space);
+    out->set_flush_number(space.flush_number);
+    out->set_value_count(static_cast<std::uint64_t>(space.value_count));
+    out->set_value_bytes(static_cast<std::uint64_t>(space.value_bytes));
+  }
+  return reply_with(reply);
 }
 
 }  // namespace icefield

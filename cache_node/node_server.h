@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cache_node/node.h"
+#include "cache_node/value_server.h"
 #include "transport/transport.h"
 
 namespace icefield {
@@ -11,7 +12,7 @@ namespace icefield {
 //          wrong with an item is that item's outcome.
 class NodeServer final : public Service {
  public:
-  explicit NodeServer(CacheNode& node) : node_(node) {}
+  explicit NodeServer(CacheNode& node) : node_(node), values_(node.values()) {}
   Task<ServiceReply> handle(const Caller& caller, MethodId method, std::string header,
                             Buffer payload) override;
 
@@ -22,8 +23,10 @@ class NodeServer final : public Service {
   Task<ServiceReply> match(const std::string& header);
   Task<ServiceReply> read_pages(const std::string& header);
   Task<ServiceReply> list();
+  ServiceReply stats() const;
 
   CacheNode& node_;
+  ValueServer values_;
 };
 
 }  // namespace icefield

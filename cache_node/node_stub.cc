@@ -1,23 +1,12 @@
 #include "cache_node/node_stub.h"
 
 #include "cache_node/node_messages.h"
+#include "cache_node/stub_call.h"
 
 namespace icefield {
 
 Status NodeStub::impossible(const std::string& what) const {
   return Status(Code::kInternal, "node " + node_ + " answered " + what);
-}
-
-template <class Message>
-Task<Reply> NodeStub::call(NodeMethod method, const Message& message,
-                           std::vector<ConstByteSpan> payload, std::int64_t capacity,
-                           Deadline deadline) {
-  Request request(static_cast<MethodId>(method), message.SerializeAsString());
-  request.payload = std::move(payload);
-  Buffer into(capacity);
-  Address node = node_;
-  co_return co_await transport_.call(std::move(node), std::move(request), std::move(into),
-                                     deadline);
 }
 
 Task<std::vector<Status>> NodeStub::put(std::vector<PutObject> objects, Deadline deadline) {
@@ -27,8 +16,8 @@ Task<std::vector<Status>> NodeStub::put(std::vector<PutObject> objects, Deadline
     to_proto(object.key, object.info, request.add_objects());
     payload.push_back(object.bytes);
   }
-  ICE_CO_TRY(const Reply reply,
-             co_await call(NodeMethod::kPut, request, std::move(payload), 0, deadline));
+  ICE_CO_TRY(const Reply reply, co_await call_node(transport_, node_, NodeMethod::kPut, request,
+                                                   std::move(payload), Buffer(0), deadline));
   ICE_CO_TRY(const auto message, parse_message<proto::PutReply>(reply.header));
   if (message.outcomes_size() != static_cast<int>(objects.size())) {
     co_return impossible("another number of outcomes");
@@ -42,7 +31,8 @@ Task<GetReply> NodeStub::get(std::vector<ObjectKey> keys, std::int64_t capacity,
                              Deadline deadline) {
   proto::GetRequest request;
   for (const ObjectKey& key : keys) request.add_keys(key_bytes(key));
-  ICE_CO_TRY(Reply reply, co_await call(NodeMethod::kGet, request, {}, capacity, deadline));
+  ICE_CO_TRY(Reply reply, co_await call_node(transport_, node_, NodeMethod::kGet, request, {},
+                                             Buffer(capacity), deadline));
   ICE_CO_TRY(const auto message, parse_message<proto::GetReply>(reply.header));
   if (message.outcomes_size() != static_cast<int>(keys.size()) ||
       message.objects_size() != static_cast<int>(keys.size())) {
@@ -69,7 +59,8 @@ Task<GetReply> NodeStub::get(std::vector<ObjectKey> keys, std::int64_t capacity,
 Task<std::vector<Status>> NodeStub::remove(std::vector<ObjectKey> keys, Deadline deadline) {
   proto::RemoveRequest request;
   for (const ObjectKey& key : keys) request.add_keys(key_bytes(key));
-  ICE_CO_TRY(const Reply reply, co_await call(NodeMethod::kRemove, request, {}, 0, deadline));
+  ICE_CO_TRY(const Reply reply, co_await call_node(transport_, node_, NodeMethod::kRemove, request,
+                                                   {}, Buffer(0), deadline));
   ICE_CO_TRY(const auto message, parse_message<proto::RemoveReply>(reply.header));
   if (message.outcomes_size() != static_cast<int>(keys.size())) {
     co_return impossible("another number of outcomes");
@@ -84,7 +75,8 @@ Task<MatchReply> NodeStub::match(std::vector<PrefixHash> ends, FingerprintHash f
   proto::MatchRequest request;
   for (const PrefixHash& end : ends) request.add_prefix_hashes(hash_bytes(end));
   request.set_fingerprint(hash_bytes(fingerprint));
-  ICE_CO_TRY(const Reply reply, co_await call(NodeMethod::kMatch, request, {}, 0, deadline));
+  ICE_CO_TRY(const Reply reply, co_await call_node(transport_, node_, NodeMethod::kMatch, request,
+                                                   {}, Buffer(0), deadline));
   ICE_CO_TRY(const auto message, parse_message<proto::MatchReply>(reply.header));
   MatchReply result;
   for (const proto::StoredBuild& build : message.builds()) {
@@ -100,7 +92,8 @@ Task<PageReply> NodeStub::read_pages(PageRequest request, Deadline deadline) {
   proto::ReadPagesRequest message;
   to_proto(request, &message);
   const std::int64_t bytes = request.page_count() * request.page_bytes();
-  ICE_CO_TRY(Reply reply, co_await call(NodeMethod::kReadPages, message, {}, bytes, deadline));
+  ICE_CO_TRY(Reply reply, co_await call_node(transport_, node_, NodeMethod::kReadPages, message, {},
+                                             Buffer(bytes), deadline));
   ICE_CO_TRY(const auto answer, parse_message<proto::ReadPagesReply>(reply.header));
   std::size_t head_count = 0;
   for (const std::vector<HeadPages>& heads : request.contexts) head_count += heads.size();
@@ -117,7 +110,8 @@ Task<PageReply> NodeStub::read_pages(PageRequest request, Deadline deadline) {
 
 Task<ListBuildsReply> NodeStub::list_builds(Deadline deadline) {
   ICE_CO_TRY(const Reply reply,
-             co_await call(NodeMethod::kListBuilds, proto::ListBuildsRequest(), {}, 0, deadline));
+             co_await call_node(transport_, node_, NodeMethod::kListBuilds,
+                                proto::ListBuildsRequest(), {}, Buffer(0), deadline));
   ICE_CO_TRY(const auto message, parse_message<proto::ListBuildsReply>(reply.header));
   ListBuildsReply result;
   for (const proto::StoredBuild& build : message.builds()) {

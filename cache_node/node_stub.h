@@ -26,9 +26,6 @@ class NodeStub {
   Task<ListBuildsReply> list_builds(Deadline deadline);
 
  private:
-  template <class Message>
-  Task<Reply> call(NodeMethod method, const Message& message, std::vector<ConstByteSpan> payload,
-                   std::int64_t capacity, Deadline deadline);
   Status impossible(const std::string& what) const;
 
   Transport& transport_;

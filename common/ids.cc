@@ -187,8 +187,7 @@ void value_piece_checks(const ObjectKey& chunk, std::span<const ConstByteSpan> p
   std::int64_t missing = kValuePieceBytes;
   std::uint32_t number = chunk.part.extent * (kValueChunkBytes / kValuePieceBytes);
   const auto finish = [&] {
-    checks.push_back(
-        xxh3(piece, checksum_seed(chunk.segment, PartKind::kValue, 0, 0, number++)));
+    checks.push_back(xxh3(piece, checksum_seed(chunk.segment, PartKind::kValue, 0, 0, number++)));
     piece.clear();
     missing = kValuePieceBytes;
   };

@@ -20,6 +20,7 @@ Result<std::unique_ptr<EmbeddedNode>> EmbeddedNode::open(Options options) {
 
 EmbeddedNode::~EmbeddedNode() {
   (void)sync_wait(executor(), transport_.shutdown());
+  if (host_ != nullptr) (void)sync_wait(executor(), host_->stop());
   shard_.stop();
 }
 

@@ -108,8 +108,7 @@ TEST(Ids, ValuesAgreeWithThePublishedVectors) {
   EXPECT_EQ(hex64(checks[0]), expected["value_piece_16"]);
   EXPECT_EQ(hex64(checks[1]), expected["value_piece_17"]);
   EXPECT_EQ(value_piece_check(hash, 17, second.subspan(kValuePieceBytes)), checks[1]);
-  EXPECT_EQ(hex64(object_checksum(chunk, std::span(&second, 1))),
-            expected["value_chunk_checksum"]);
+  EXPECT_EQ(hex64(object_checksum(chunk, std::span(&second, 1))), expected["value_chunk_checksum"]);
   EXPECT_EQ(value_chunk_count(0), 1);
   const ObjectKey empty = value_chunk_key(hash, 1, 0);
   EXPECT_EQ(to_hex(empty.bytes()), expected["value_empty_chunk_key"]);

@@ -1,0 +1,611 @@
+#include "cache_node/node_values.h"
+
+#include <algorithm>
+
+#include "cache_node/part_cursor.h"
+#include "cache_node/read_through.h"
+
+namespace icefield {
+namespace {
+
+constexpr std::size_t kMaxNamespaces = 1 << 16;
+constexpr std::int64_t kMaxReadBytes = 64 << 20;  // one reply
+
+template <class T>
+void append_all(std::vector<T>& to, std::vector<T>& from) {
+  std::ranges::move(from, std::back_inserter(to));
+}
+
+void append_range(std::span<const ConstByteSpan> pieces, const ChunkRange& range,
+                  ValueReads& reads) {
+  std::int64_t at = 0;
+  for (const ConstByteSpan piece : pieces) {
+    const auto size = static_cast<std::int64_t>(piece.size());
+    const std::int64_t begin = std::clamp<std::int64_t>(range.begin - at, 0, size);
+    const std::int64_t end = std::clamp<std::int64_t>(range.end - at, 0, size);
+    at += size;
+    if (begin >= end) continue;
+    reads.payload.push_back(
+        piece.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin)));
+    reads.payload_bytes += end - begin;
+  }
+}
+
+}  // namespace
+
+void ValueReads::append(ValueReads&& more) {
+  append_all(statuses, more.statuses);
+  append_all(value_bytes, more.value_bytes);
+  append_all(versions, more.versions);
+  append_all(checksums, more.checksums);
+  append_all(piece_checks, more.piece_checks);
+  append_all(payload, more.payload);
+  append_all(leases, more.leases);
+  payload_bytes += more.payload_bytes;
+}
+
+NodeValues::NodeValues(DramTier& memory, Tier* disk, const Clock& clock, Options options)
+    : memory_(memory), disk_(disk), clock_(clock), options_(options) {}
+
+Task<> NodeValues::stop() {
+  if (copies_.has_value()) co_await copies_->join();
+  pins_.clear();
+  uploads_.clear();
+  co_return Status();
+}
+
+// ---------------------------------------------------------------------------------- namespaces
+
+Result<NodeValues::Namespace*> NodeValues::space_of(std::string_view name) {
+  const auto found = spaces_.find(name);
+  if (found != spaces_.end()) return found->second.get();
+  if (spaces_.size() >= kMaxNamespaces) {
+    return Status(Code::kResourceExhausted,
+                  "the node has " + std::to_string(kMaxNamespaces) + " namespaces, no more");
+  }
+  auto space = std::make_unique<Namespace>();
+  space->name = name;
+  space->seed = xxh3(as_bytes(name), 0);
+  return spaces_.emplace(std::string(name), std::move(space)).first->second.get();
+}
+
+asio::awaitable<NodeValues::Namespace*> NodeValues::enter(ValueScope scope, ValueHead& head) {
+  const Result<Namespace*> space = space_of(scope.name_space);
+  head.status = space.status();
+  if (!head.status.ok()) co_return nullptr;
+  if (scope.flush_number > (*space)->flush_number) {
+    head.status = co_await raise(**space, scope.flush_number);
+  } else if (scope.flush_number < (*space)->flush_number) {
+    head.status = Status(Code::kAborted,
+                         "namespace flushed " + std::to_string((*space)->flush_number) +
+                             " times, the request knows of " + std::to_string(scope.flush_number));
+  }
+  head.flush_number = (*space)->flush_number;
+  co_return head.status.ok() ? *space : nullptr;
+}
+
+Task<> NodeValues::raise(Namespace& space, std::uint64_t flush_number) {
+  const std::uint64_t before = std::exchange(space.flush_number, flush_number);
+  for (auto value = values_.begin(); value != values_.end();) {
+    const auto next = std::next(value);
+    const Name* name = value->second.name.get();
+    if (name != nullptr && name->space == &space) drop(value, MissReason::kFlushed);
+    value = next;
+  }
+  NamespaceRecord record{.flush_number = flush_number, .name_space = space.name};
+  if (disk_ != nullptr) ICE_CO_TRY(co_await store_namespace(std::move(record), before));
+  co_return co_await remove_doomed();
+}
+
+std::uint64_t NodeValues::fingerprint(const Namespace& space, std::string_view key) const {
+  return xxh3(as_bytes(key), space.seed);
+}
+
+Status NodeValues::miss(const Namespace& space, std::string_view key) const {
+  return Status::miss(missed_.recall(fingerprint(space, key)), std::string());
+}
+
+Task<std::int64_t> NodeValues::flush(ValueScope scope, ValueHead& head) {
+  ICE_CO_TRY(co_await load_names());
+  const Result<Namespace*> space = space_of(scope.name_space);
+  ICE_CO_TRY(space.status());
+  const std::int64_t before = (*space)->value_count;
+  if (scope.flush_number <= (*space)->flush_number) {
+    head.flush_number = (*space)->flush_number;
+    head.status = Status(Code::kAborted, "namespace flushed by another client");
+    co_return 0;
+  }
+  (void)co_await enter(scope, head);
+  co_return head.status.ok() ? before - (*space)->value_count : 0;
+}
+
+// --------------------------------------------------------------------------------------- putting
+
+Task<PutValuesReply> NodeValues::put(const PutValues& request) {
+  PutValuesReply reply;
+  Namespace* const space = co_await enter(request.scope, reply.head);
+  if (space == nullptr) co_return reply;
+  expire_due();
+  ICE_CO_TRY(co_await remove_doomed());
+  reply.outcomes.reserve(request.values.size());
+  for (const PutValue& item : request.values) {
+    reply.outcomes.push_back(co_await put_one(*space, item, request));
+  }
+  ICE_CO_TRY(co_await remove_doomed());
+  if (request.options.level == WriteLevel::kDurable && disk_ != nullptr) {
+    const Status flushed = co_await disk_->flush();
+    for (Result<PutOutcome>& outcome : reply.outcomes) {
+      if (outcome.has_value() && !flushed.ok()) outcome = flushed;
+    }
+  }
+  co_return reply;
+}
+
+Task<PutOutcome> NodeValues::put_one(Namespace& space, const PutValue& item,
+                                     const PutValues& request) {
+  const bool durable = request.options.level == WriteLevel::kDurable;
+  if (durable && disk_ == nullptr) {
+    co_return Status(Code::kFailedPrecondition,
+                     "a durable put needs a disk; start the node with --store=DIR");
+  }
+  const ValueHash hash = value_hash(space.name, request.scope.flush_number, item.key);
+  const Result<Value*> there = co_await live(space, item.key, hash);
+  if (there.has_value()) {
+    already_there.add();
+    if (durable && !(*there)->on_disk) ICE_CO_TRY(co_await copy_to_disk(hash));
+    co_return PutOutcome::kAlreadyThere;
+  }
+  if (request.options.pin == PinKind::kHard &&
+      hard_pinned_bytes_ + item.value_bytes > options_.hard_pin_bytes) {
+    co_return Status(Code::kResourceExhausted,
+                     "hard pins hold " + std::to_string(hard_pinned_bytes_) + " of " +
+                         std::to_string(options_.hard_pin_bytes) + " bytes",
+                     MissReason::kQuota);
+  }
+  ICE_CO_TRY(upload_of(hash, item, request.upload).status());
+  const Status stored = co_await store_chunks(hash, item, request);
+  if (!stored.ok()) {
+    drop_upload(hash);
+    co_return stored;
+  }
+  if (uploads_.at(hash).missing > 0) co_return PutOutcome::kStored;
+  if (space.flush_number != request.scope.flush_number) {
+    drop_upload(hash);
+    co_return Status(Code::kAborted, "namespace flushed meanwhile");
+  }
+  ICE_CO_TRY(co_await complete(space, hash, item.key, request.options));
+  co_return PutOutcome::kStored;
+}
+
+Result<NodeValues::Upload*> NodeValues::upload_of(const ValueHash& hash, const PutValue& item,
+                                                  std::uint64_t number) {
+  const Status busy(Code::kUnavailable, "another client is writing this value");
+  if (removing_.contains(hash)) return busy;
+  const std::int64_t now_ms = clock_.unix_ms();
+  auto found = uploads_.find(hash);
+  if (found != uploads_.end() && found->second.number != number) {
+    if (now_ms - found->second.last_ms < options_.upload_idle_ms) return busy;
+    drop_upload(hash);
+    return busy;  // until its chunks are gone
+  }
+  if (found == uploads_.end()) {
+    const auto chunks = static_cast<std::size_t>(value_chunk_count(item.value_bytes));
+    found = uploads_.emplace(hash, Upload{.number = number, .bytes = item.value_bytes}).first;
+    found->second.checksums.resize(chunks);
+    found->second.stored.resize(chunks);
+    found->second.missing = static_cast<std::int64_t>(chunks);
+  }
+  Upload& upload = found->second;
+  upload.last_ms = now_ms;
+  if (upload.bytes == item.value_bytes) return &upload;
+  return Status(Code::kInvalidArgument, "value of " + std::to_string(item.value_bytes) +
+                                            " bytes, its first part said " +
+                                            std::to_string(upload.bytes));
+}
+
+Task<> NodeValues::store_chunks(const ValueHash& hash, const PutValue& item,
+                                const PutValues& request) {
+  PartCursor cursor(item.parts);
+  std::vector<ConstByteSpan> parts;
+  const std::int64_t count = value_chunk_count(item.value_bytes);
+  for (std::size_t i = 0; i < item.checksums.size(); ++i) {
+    const std::int64_t chunk = item.first_chunk + static_cast<std::int64_t>(i);
+    const ObjectKey key = value_chunk_key(hash, count, chunk);
+    const ObjectInfo info{
+        .bytes = chunk_range(item.value_bytes, chunk, 0, item.value_bytes).chunk_bytes,
+        .checksum = item.checksums[i]};
+    parts.clear();
+    cursor.take(info.bytes, parts);
+    ICE_CO_TRY(verify_object(key, info, parts));
+    ICE_CO_TRY(co_await store_chunk(key, info, parts, request.options.level));
+    const auto upload = uploads_.find(hash);
+    if (upload == uploads_.end() || upload->second.number != request.upload) {
+      co_return Status(Code::kResourceExhausted, "evicted while it was being written");
+    }
+    const auto number = static_cast<std::size_t>(chunk);
+    if (!upload->second.stored[number]) --upload->second.missing;
+    upload->second.stored[number] = true;
+    upload->second.checksums[number] = info.checksum;
+    if (count == 1) continue;
+    const auto lease = co_await memory_.get(key, Verify::kByCaller);
+    if (lease.has_value()) uploads_.at(hash).leases.push_back(lease->owner());
+  }
+  co_return Status();
+}
+
+Task<> NodeValues::store_chunk(ObjectKey key, ObjectInfo info, std::span<const ConstByteSpan> parts,
+                               WriteLevel level) {
+  if (level == WriteLevel::kDurable) {
+    ICE_CO_TRY(co_await disk_->put(key, parts, info));
+  }
+  Status kept = (co_await memory_.put(key, parts, info)).status();
+  while (kept.code() == Code::kResourceExhausted && (drop_idle_upload() || release_soft_pin())) {
+    ICE_CO_TRY(co_await remove_doomed());
+    kept = (co_await memory_.put(key, parts, info)).status();
+  }
+  // With a disk below, memory is a cache that may be too small.
+  if (kept.ok() || disk_ == nullptr || level == WriteLevel::kDurable) {
+    co_return disk_ == nullptr ? kept : Status();
+  }
+  co_return (co_await disk_->put(key, parts, info)).status();
+}
+
+Task<> NodeValues::complete(Namespace& space, const ValueHash& hash, std::string_view key,
+                            const PutOptions& options) {
+  const Upload upload = std::move(uploads_.at(hash));
+  uploads_.erase(hash);
+  Value value{.bytes = upload.bytes};
+  value.version = upload.checksums.size() == 1
+                      ? upload.checksums.front()
+                      : xxh3(std::as_bytes(std::span(upload.checksums)), 0);
+  if (options.ttl_ms > 0) value.expires_ms = clock_.unix_ms() + options.ttl_ms;
+  value.name = std::make_unique<Name>(Name{.space = &space, .key = std::string(key)});
+  if (value.expires_ms != 0) expiries_.push({.at_ms = value.expires_ms, .hash = hash});
+  ++space.value_count;
+  space.value_bytes += value.bytes;
+  puts.add();
+  put_bytes.add(value.bytes);
+  missed_.forget(fingerprint(space, key));
+  values_.insert_or_assign(hash, std::move(value));
+  if (options.pin != PinKind::kNone) co_await pin(hash, upload.bytes, options);
+  if (options.level == WriteLevel::kDurable) ICE_CO_TRY(co_await store_name(hash));
+  co_return Status();
+}
+
+asio::awaitable<void> NodeValues::pin(ValueHash hash, std::int64_t bytes, PutOptions options) {
+  Pin pin{.kind = options.pin, .bytes = bytes};
+  const std::int64_t count = value_chunk_count(bytes);
+  for (std::int64_t chunk = 0; chunk < count; ++chunk) {
+    const auto lease = co_await memory_.get(value_chunk_key(hash, count, chunk), Verify::kByCaller);
+    if (lease.has_value()) pin.leases.push_back(lease->owner());
+  }
+  if (!values_.contains(hash)) co_return;
+  if (options.pin == PinKind::kHard) {
+    hard_pinned_bytes_ += bytes;
+  } else {
+    pin.until_ms = clock_.unix_ms() + options.pin_ttl_ms;
+    expiries_.push({.at_ms = pin.until_ms, .hash = hash});
+  }
+  pins_.insert_or_assign(hash, std::move(pin));
+}
+
+void NodeValues::unpin(const ValueHash& hash) {
+  const auto found = pins_.find(hash);
+  if (found == pins_.end()) return;
+  if (found->second.kind == PinKind::kHard) hard_pinned_bytes_ -= found->second.bytes;
+  pins_.erase(found);
+}
+
+// The one that ends first.
+bool NodeValues::release_soft_pin() {
+  auto first = pins_.end();
+  for (auto pin = pins_.begin(); pin != pins_.end(); ++pin) {
+    if (pin->second.kind != PinKind::kSoft) continue;
+    if (first == pins_.end() || pin->second.until_ms < first->second.until_ms) first = pin;
+  }
+  if (first == pins_.end()) return false;
+  pins_.erase(first);
+  return true;
+}
+
+// Of a client that has gone.
+bool NodeValues::drop_idle_upload() {
+  const std::int64_t now_ms = clock_.unix_ms();
+  for (const auto& [hash, upload] : uploads_) {
+    if (now_ms - upload.last_ms < options_.upload_idle_ms) continue;
+    drop_upload(ValueHash(hash));
+    return true;
+  }
+  return false;
+}
+
+// --------------------------------------------------------------------------------------- reading
+
+Task<NodeValues::Value*> NodeValues::live(const Namespace& space, std::string_view key,
+                                          const ValueHash& hash) {
+  auto found = values_.find(hash);
+  if (found == values_.end()) co_return miss(space, key);
+  if (found->second.name == nullptr) {
+    ICE_CO_TRY(co_await load_name(hash));
+    found = values_.find(hash);
+    if (found == values_.end()) co_return miss(space, key);
+  }
+  if (found->second.expires_ms == 0 || clock_.unix_ms() < found->second.expires_ms) {
+    co_return &found->second;
+  }
+  drop(found, MissReason::kExpired);
+  ICE_CO_TRY(co_await remove_doomed());
+  co_return miss(space, key);
+}
+
+bool NodeValues::in_memory(const ValueHash& hash) const {
+  const auto found = values_.find(hash);
+  if (found == values_.end()) return true;  // nothing to read
+  const std::int64_t count = value_chunk_count(found->second.bytes);
+  for (std::int64_t chunk = 0; chunk < count; ++chunk) {
+    if (!memory_.find(value_chunk_key(hash, count, chunk)).has_value()) return false;
+  }
+  return true;
+}
+
+// Values in memory are read one after the other; as soon as one is on disk only, all are read side
+// by side and put into order at the end.
+Task<ValueHead> NodeValues::get(const GetValues& request, ValueReads& reads) {
+  ValueHead head;
+  const Namespace* const space = co_await enter(request.scope, head);
+  if (space == nullptr) co_return head;
+  if (!copies_.has_value()) copies_.emplace(co_await asio::this_coro::executor);
+  std::vector<Wanted> wanted;
+  wanted.reserve(request.values.size());
+  bool cold = false;
+  for (const GetValue& item : request.values) {
+    wanted.push_back({.item = item,
+                      .hash = value_hash(space->name, head.flush_number, item.key),
+                      .scrub = request.scrub});
+    cold |= disk_ != nullptr && !in_memory(wanted.back().hash);
+  }
+  if (!cold) {
+    for (const Wanted& one : wanted) co_await read_one(*space, one, reads);
+  } else {
+    std::vector<ValueReads> each(wanted.size());
+    TaskScope scope(co_await asio::this_coro::executor);
+    for (std::size_t i = 0; i < wanted.size(); ++i) {
+      scope.spawn(read_one(*space, wanted[i], each[i]));
+    }
+    co_await scope.join();
+    for (ValueReads& one : each) reads.append(std::move(one));
+  }
+  ICE_CO_TRY(co_await remove_doomed());
+  co_return head;
+}
+
+asio::awaitable<void> NodeValues::read_one(const Namespace& space, const Wanted& wanted,
+                                           ValueReads& reads) {
+  Status status = co_await read_value(space, wanted, reads);
+  if (!status.ok()) {
+    if (status.code() == Code::kNotFound) misses.add();
+    reads.value_bytes.push_back(0);
+    reads.versions.push_back(0);
+  }
+  reads.statuses.push_back(std::move(status));
+}
+
+Task<> NodeValues::read_value(const Namespace& space, const Wanted& wanted, ValueReads& reads) {
+  ICE_CO_TRY(const Value* const value, co_await live(space, wanted.item.key, wanted.hash));
+  const std::int64_t bytes = value->bytes;
+  const std::uint64_t version = value->version;
+  const auto [key, offset, room] = wanted.item;
+  const std::int64_t end = std::min(bytes, offset + room);
+  if (offset % kValuePieceBytes != 0 || (offset >= bytes && offset > 0)) {
+    co_return Status(
+        Code::kInvalidArgument,
+        "offset " + std::to_string(offset) + " in a value of " + std::to_string(bytes) + " bytes");
+  }
+  if (end < bytes && end % kValuePieceBytes != 0) {
+    co_return Status(Code::kInvalidArgument, "value of " + std::to_string(bytes) +
+                                                 " bytes, room for " + std::to_string(room));
+  }
+  if (reads.payload_bytes + end - offset > kMaxReadBytes) {
+    co_return Status(Code::kResourceExhausted, "the reply is full, ask for it again");
+  }
+  const Status read = co_await read_chunks(wanted, bytes, end, version, reads);
+  const auto found = values_.find(wanted.hash);
+  if (!read.ok()) {
+    const bool lost = read.code() == Code::kDataLoss;
+    if (!lost && read.code() != Code::kNotFound) co_return read;
+    if (found != values_.end()) {
+      drop(found, lost ? MissReason::kIntegrity : MissReason::kEvicted);
+    }
+    co_return miss(space, wanted.item.key);
+  }
+  reads.value_bytes.push_back(bytes);
+  reads.versions.push_back(version);
+  hits.add();
+  hit_bytes.add(end - offset);
+  if (found != values_.end()) note_hit(wanted.hash, found->second);
+  co_return Status();
+}
+
+Task<> NodeValues::read_chunks(const Wanted& wanted, std::int64_t value_bytes, std::int64_t end,
+                               std::uint64_t version, ValueReads& reads) {
+  const std::int64_t offset = wanted.item.offset;
+  const std::int64_t count = value_chunk_count(value_bytes);
+  const std::int64_t first = offset / kValueChunkBytes;
+  const std::int64_t stop = std::max(first + 1, ceil_div(end, kValueChunkBytes));
+  const Verify verify = wanted.scrub ? Verify::kByTier : Verify::kByCaller;
+  std::vector<ObjectBytes> chunks;  // all or nothing
+  chunks.reserve(static_cast<std::size_t>(stop - first));
+  for (std::int64_t chunk = first; chunk < stop; ++chunk) {
+    const ObjectKey key = value_chunk_key(wanted.hash, count, chunk);
+    ICE_CO_TRY(ObjectBytes bytes, co_await read_through(memory_, disk_, key, verify, disk_reads));
+    chunks.push_back(std::move(bytes));
+  }
+  for (std::int64_t chunk = first; chunk < stop; ++chunk) {
+    const ObjectKey key = value_chunk_key(wanted.hash, count, chunk);
+    ObjectBytes& bytes = chunks[static_cast<std::size_t>(chunk - first)];
+    const ChunkRange range = chunk_range(value_bytes, chunk, offset, end);
+    const auto info = count == 1 ? std::nullopt : find_chunk(key);
+    reads.checksums.push_back(info.has_value() ? info->checksum : version);
+    if (!range.whole()) value_piece_checks(key, bytes.pieces(), reads.piece_checks);
+    append_range(bytes.pieces(), range, reads);
+    reads.leases.push_back(bytes.owner());
+  }
+  co_return Status();
+}
+
+std::optional<ObjectInfo> NodeValues::find_chunk(const ObjectKey& key) const {
+  std::optional<ObjectInfo> info = memory_.find(key);
+  if (!info.has_value() && disk_ != nullptr) info = disk_->find(key);
+  return info;
+}
+
+Task<FoundValues> NodeValues::find(ValueScope scope, std::span<const std::string_view> keys) {
+  FoundValues reply;
+  const Namespace* const space = co_await enter(scope, reply.head);
+  if (space == nullptr) co_return reply;
+  for (const std::string_view key : keys) {
+    const Result<Value*> value =
+        co_await live(*space, key, value_hash(space->name, scope.flush_number, key));
+    if (value.has_value()) {
+      reply.sizes.emplace_back((*value)->bytes);
+    } else {
+      reply.sizes.emplace_back(value.error());
+    }
+  }
+  co_return reply;
+}
+
+Task<ValueHead> NodeValues::remove(ValueScope scope, std::span<const std::string_view> keys) {
+  ValueHead head;
+  const Namespace* const space = co_await enter(scope, head);
+  if (space == nullptr) co_return head;
+  for (const std::string_view key : keys) {
+    const ValueHash hash = value_hash(space->name, scope.flush_number, key);
+    const Result<Value*> value = co_await live(*space, key, hash);
+    const auto found = values_.find(hash);
+    if (value.has_value() && found != values_.end()) drop(found, MissReason::kNeverStored);
+    missed_.forget(fingerprint(*space, key));
+  }
+  ICE_CO_TRY(co_await remove_doomed());
+  co_return head;
+}
+
+Task<ListedValues> NodeValues::list(ValueScope scope, std::string_view prefix,
+                                    std::string_view after, std::int64_t limit) {
+  ListedValues reply;
+  const Namespace* const space = co_await enter(scope, reply.head);
+  if (space == nullptr) co_return reply;
+  ICE_CO_TRY(co_await load_names());
+  const std::int64_t now_ms = clock_.unix_ms();
+  for (const auto& [hash, value] : values_) {
+    if (value.name == nullptr || value.name->space != space) continue;
+    if (value.expires_ms != 0 && now_ms >= value.expires_ms) continue;
+    const std::string_view key = value.name->key;
+    if (key.starts_with(prefix) && key > after) {
+      reply.values.push_back({.key = std::string(key), .bytes = value.bytes});
+    }
+  }
+  const auto count = std::min(reply.values.size(), static_cast<std::size_t>(limit));
+  std::ranges::partial_sort(reply.values, reply.values.begin() + static_cast<std::ptrdiff_t>(count),
+                            {}, &ListedValue::key);
+  reply.more = reply.values.size() > count;
+  reply.values.resize(count);
+  co_return reply;
+}
+
+// -------------------------------------------------------------------------------------- dropping
+
+void NodeValues::drop(Values::iterator value, MissReason reason) {
+  const auto& [hash, entry] = *value;
+  switch (reason) {
+    case MissReason::kEvicted: evicted.add(); break;
+    case MissReason::kExpired: expired.add(); break;
+    case MissReason::kIntegrity: damaged.add(); break;
+    default: break;
+  }
+  if (entry.name != nullptr) {
+    --entry.name->space->value_count;
+    entry.name->space->value_bytes -= entry.bytes;
+    missed_.note(fingerprint(*entry.name->space, entry.name->key), reason);
+  } else {
+    --nameless_count_;
+  }
+  unpin(hash);
+  removing_.insert(hash);
+  doomed_.push_back({.hash = hash, .chunk_count = value_chunk_count(entry.bytes)});
+  values_.erase(value);
+}
+
+void NodeValues::drop_upload(const ValueHash& hash) {
+  const auto upload = uploads_.find(hash);
+  if (upload == uploads_.end()) return;
+  removing_.insert(hash);
+  doomed_.push_back({.hash = hash, .chunk_count = value_chunk_count(upload->second.bytes)});
+  uploads_.erase(upload);
+}
+
+Task<> NodeValues::remove_doomed() {
+  while (!doomed_.empty()) {
+    const Doomed doomed = doomed_.back();
+    doomed_.pop_back();
+    Status removed;
+    for (std::int64_t chunk = 0; chunk < doomed.chunk_count && removed.ok(); ++chunk) {
+      const ObjectKey key = value_chunk_key(doomed.hash, doomed.chunk_count, chunk);
+      removed = co_await memory_.remove(key);
+      if (disk_ != nullptr && removed.ok()) removed = co_await disk_->remove(key);
+    }
+    if (disk_ != nullptr && removed.ok()) {
+      removed = co_await disk_->remove(value_name_key(doomed.hash));
+    }
+    removing_.erase(doomed.hash);
+    ICE_CO_TRY(removed);
+  }
+  co_return Status();
+}
+
+// Ends of values and of soft pins.
+void NodeValues::expire_due() {
+  const std::int64_t now_ms = clock_.unix_ms();
+  while (!expiries_.empty() && expiries_.top().at_ms <= now_ms) {
+    const Expiry due = expiries_.top();
+    expiries_.pop();
+    const auto pin = pins_.find(due.hash);
+    if (pin != pins_.end() && pin->second.until_ms == due.at_ms) unpin(due.hash);
+    const auto value = values_.find(due.hash);
+    if (value != values_.end() && value->second.expires_ms == due.at_ms) {
+      drop(value, MissReason::kExpired);
+    }
+  }
+}
+
+void NodeValues::note_evicted(const ObjectKey& chunk) {
+  if (disk_ != nullptr && disk_->find(chunk).has_value()) return;
+  ValueHash hash;
+  hash.bytes = chunk.segment.bytes;
+  const auto value = values_.find(hash);
+  if (value != values_.end()) {
+    drop(value, MissReason::kEvicted);
+  } else {
+    drop_upload(hash);
+  }
+}
+
+std::vector<const Counter*> NodeValues::counters() const {
+  return {&puts,       &put_bytes,      &already_there, &hits,    &hit_bytes, &misses,
+          &disk_reads, &copied_to_disk, &evicted,       &expired, &damaged};
+}
+
+void NodeValues::add_stats(NodeStats& stats) const {
+  for (const Counter* counter : counters()) {
+    stats.counters.push_back({.name = counter->name(), .value = counter->value()});
+  }
+  for (const auto& [name, space] : spaces_) {
+    if (space->flush_number == 0 && space->value_count == 0) continue;  // only ever asked for
+    stats.namespaces.push_back({.name_space = name,
+                                .flush_number = space->flush_number,
+                                .value_count = space->value_count,
+                                .value_bytes = space->value_bytes});
+  }
+}
+
+}  // namespace icefield

@@ -1,0 +1,208 @@
+// cache_node/node_values.h — the values that a node holds: what they are called, how long they
+// stay, and why those that are gone are gone.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <queue>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "cache_node/miss_memory.h"
+#include "cache_node/value_messages.h"
+#include "cache_node/value_records.h"
+#include "common/clock.h"
+#include "common/metrics.h"
+#include "common/task_scope.h"
+#include "storage/dram_tier.h"
+
+namespace icefield {
+
+// Bytes of a batch of gets, in place: `payload` lies in slots that `leases` hold.
+struct ValueReads : ValueFacts {
+  std::vector<ConstByteSpan> payload;
+  std::int64_t payload_bytes = 0;
+  std::vector<std::shared_ptr<const void>> leases;
+
+  void append(ValueReads&& more);
+};
+
+// A value is a set of chunks in the tiers and one entry here. It counts from the moment all of its
+// chunks are stored and is dropped as a whole: nothing is kept that cannot be used. Values live in
+// memory; they go to disk when they are put durably, or once they have been used again
+// (Options::disk_after_hits). On disk the name of a value is its commit, so a restart reads the
+// catalog only, and names when they are first needed.
+//
+// The tiers know nothing of times to live and pins yet: a pin here is a lease that is held, an
+// expired value is dropped when it is met or when something is put.
+//
+// Ownership  Borrows its tiers. stop() before the destructor.
+// Threads    The tiers' shard.
+// Errors     Per item. put: kInvalidArgument, kResourceExhausted (no room, pin quota),
+//            kUnavailable (another client is writing it), kDataLoss (damaged on the way),
+//            kFailedPrecondition (durable without a disk). Reads: kNotFound with the reason.
+class NodeValues {
+ public:
+  struct Options {
+    std::int64_t hard_pin_bytes = 0;  // quota
+    std::int32_t disk_after_hits = 1;
+    std::int64_t upload_idle_ms = 10'000;  // then others may put the value
+  };
+
+  NodeValues(DramTier& memory, Tier* disk, const Clock& clock, Options options);
+
+  // What the disk holds. Once, before anything else.
+  Task<> recover();
+  // Waits for copies to disk that are under way; nothing may be asked afterwards.
+  Task<> stop();
+
+  Task<PutValuesReply> put(const PutValues& request);
+  // Appends to `reads` in the order of the request.
+  Task<ValueHead> get(const GetValues& request, ValueReads& reads);
+  Task<FoundValues> find(ValueScope scope, std::span<const std::string_view> keys);
+  // Ok for keys that were not there, too.
+  Task<ValueHead> remove(ValueScope scope, std::span<const std::string_view> keys);
+  Task<ListedValues> list(ValueScope scope, std::string_view prefix, std::string_view after,
+                          std::int64_t limit);
+  // Every request that knows a higher flush number than we do drops the namespace; this one must,
+  // or is kAborted. Gives back how many values were dropped.
+  Task<std::int64_t> flush(ValueScope scope, ValueHead& head);
+
+  // Removes what is left of values that lost a chunk. Whoever put something into memory calls it.
+  Task<> remove_doomed();
+  // A chunk left memory.
+  void note_evicted(const ObjectKey& chunk);
+  void add_stats(NodeStats& stats) const;
+  std::vector<const Counter*> counters() const;
+
+  Counter puts{"icefield_cache_node_value_puts_total", "values stored"};
+  Counter put_bytes{"icefield_cache_node_value_put_bytes_total", "bytes of values stored"};
+  Counter already_there{"icefield_cache_node_value_already_there_total", "puts that were no-ops"};
+  Counter hits{"icefield_cache_node_value_hits_total", "values read"};
+  Counter hit_bytes{"icefield_cache_node_value_hit_bytes_total", "bytes of values read"};
+  Counter misses{"icefield_cache_node_value_misses_total", "values asked for and not there"};
+  Counter disk_reads{"icefield_cache_node_value_disk_reads_total", "chunks read from disk"};
+  Counter copied_to_disk{"icefield_cache_node_value_copied_to_disk_total",
+                         "values copied to disk because they were used again"};
+  Counter evicted{"icefield_cache_node_value_evicted_total", "values lost to eviction"};
+  Counter expired{"icefield_cache_node_value_expired_total", "values whose time was over"};
+  Counter damaged{"icefield_cache_node_value_damaged_total", "values dropped: wrong checksum"};
+
+ private:
+  struct Namespace {
+    std::string name;
+    std::uint64_t flush_number = 0;
+    std::uint64_t seed = 0;  // of fingerprints in the miss memory
+    std::int64_t value_count = 0;
+    std::int64_t value_bytes = 0;
+  };
+  struct Name {
+    Namespace* space = nullptr;
+    std::string key;
+  };
+  struct Value {
+    std::int64_t bytes = 0;
+    std::int64_t expires_ms = 0;  // 0: never
+    std::uint64_t version = 0;
+    std::unique_ptr<Name> name;  // null: on disk, not read yet
+    std::int32_t hits = 0;
+    bool on_disk = false;  // all of it
+    bool copying = false;
+  };
+  using Values = std::unordered_map<ValueHash, Value, Hash128Hasher>;
+  // A value whose chunks are still coming.
+  struct Upload {
+    std::uint64_t number = 0;
+    std::int64_t bytes = 0;
+    std::int64_t last_ms = 0;
+    std::vector<std::uint64_t> checksums;
+    std::vector<bool> stored;                         // per chunk
+    std::int64_t missing = 0;                         // chunks
+    std::vector<std::shared_ptr<const void>> leases;  // so that its chunks do not evict each other
+  };
+  struct Pin {
+    PinKind kind = PinKind::kNone;
+    std::int64_t until_ms = 0;
+    std::int64_t bytes = 0;
+    std::vector<std::shared_ptr<const void>> leases;
+  };
+  struct Doomed {
+    ValueHash hash;
+    std::int64_t chunk_count = 0;
+  };
+  struct Expiry {
+    std::int64_t at_ms = 0;
+    ValueHash hash;
+    friend bool operator>(const Expiry& a, const Expiry& b) { return a.at_ms > b.at_ms; }
+  };
+
+  // Namespaces and flush numbers. enter() gives null when `head.status` says why.
+  asio::awaitable<Namespace*> enter(ValueScope scope, ValueHead& head);
+  Result<Namespace*> space_of(std::string_view name);
+  Task<> raise(Namespace& space, std::uint64_t flush_number);
+  Task<> store_namespace(NamespaceRecord record, std::uint64_t before);
+  std::uint64_t fingerprint(const Namespace& space, std::string_view key) const;
+
+  // Putting.
+  Task<PutOutcome> put_one(Namespace& space, const PutValue& item, const PutValues& request);
+  Task<> store_chunks(const ValueHash& hash, const PutValue& item, const PutValues& request);
+  Task<> store_chunk(ObjectKey key, ObjectInfo info, std::span<const ConstByteSpan> parts,
+                     WriteLevel level);
+  Result<Upload*> upload_of(const ValueHash& hash, const PutValue& item, std::uint64_t number);
+  Task<> complete(Namespace& space, const ValueHash& hash, std::string_view key,
+                  const PutOptions& options);
+  asio::awaitable<void> pin(ValueHash hash, std::int64_t bytes, PutOptions options);
+  void unpin(const ValueHash& hash);
+  bool release_soft_pin();
+  bool drop_idle_upload();
+
+  // Reading.
+  struct Wanted {
+    GetValue item;
+    ValueHash hash;
+    bool scrub = false;
+  };
+  asio::awaitable<void> read_one(const Namespace& space, const Wanted& wanted, ValueReads& reads);
+  Task<> read_value(const Namespace& space, const Wanted& wanted, ValueReads& reads);
+  Task<> read_chunks(const Wanted& wanted, std::int64_t value_bytes, std::int64_t end,
+                     std::uint64_t version, ValueReads& reads);
+  Task<Value*> live(const Namespace& space, std::string_view key, const ValueHash& hash);
+  bool in_memory(const ValueHash& hash) const;
+  void note_hit(const ValueHash& hash, Value& value);
+
+  // Disk.
+  Task<> copy_to_disk(ValueHash hash);
+  Task<> copy_chunks(const ValueHash& hash, std::int64_t chunk_count);
+  Task<> store_name(ValueHash hash);
+  Task<> load_name(ValueHash hash);
+  Task<> load_names();
+  Task<> recover_namespaces(std::vector<ObjectKey> records);
+
+  // Dropping: the entry at once, its chunks in remove_doomed().
+  void drop(Values::iterator value, MissReason reason);
+  void drop_upload(const ValueHash& hash);
+  void expire_due();
+
+  std::optional<ObjectInfo> find_chunk(const ObjectKey& key) const;
+  Status miss(const Namespace& space, std::string_view key) const;
+
+  DramTier& memory_;
+  Tier* const disk_;
+  const Clock& clock_;
+  const Options options_;
+  std::map<std::string, std::unique_ptr<Namespace>, std::less<>> spaces_;
+  Values values_;
+  std::unordered_map<ValueHash, Upload, Hash128Hasher> uploads_;
+  std::unordered_map<ValueHash, Pin, Hash128Hasher> pins_;
+  std::int64_t hard_pinned_bytes_ = 0;
+  std::priority_queue<Expiry, std::vector<Expiry>, std::greater<>> expiries_;
+  std::vector<Doomed> doomed_;
+  std::unordered_set<ValueHash, Hash128Hasher> removing_;  // their chunks are going
+  std::int64_t nameless_count_ = 0;
+  MissMemory missed_;
+  std::optional<TaskScope> copies_;  // to disk
+};
+
+}  // namespace icefield

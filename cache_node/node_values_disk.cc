@@ -1,0 +1,223 @@
+// The disk side of NodeValues: what it holds at the start, names, copies of values in use.
+#include <glog/logging.h>
+
+#include <algorithm>
+
+#include "cache_node/node_values.h"
+
+namespace icefield {
+namespace {
+
+constexpr int kMaxCopies = 4;  // to disk, side by side
+
+// What a store holds of one value.
+struct FoundChunks {
+  std::int64_t chunk_count = 0;
+  std::vector<std::pair<std::int64_t, ObjectInfo>> chunks;
+  bool named = false;
+
+  // All chunks, whole but for the last.
+  bool complete() {
+    std::ranges::sort(chunks, {}, [](const auto& chunk) { return chunk.first; });
+    for (std::size_t i = 0; i < chunks.size(); ++i) {
+      const bool last = i + 1 == chunks.size();
+      if (chunks[i].first != static_cast<std::int64_t>(i)) return false;
+      if (!last && chunks[i].second.bytes != kValueChunkBytes) return false;
+    }
+    return named && static_cast<std::int64_t>(chunks.size()) == chunk_count;
+  }
+  std::int64_t bytes() const {
+    return (chunk_count - 1) * kValueChunkBytes + chunks.back().second.bytes;
+  }
+  std::uint64_t version() const {
+    if (chunks.size() == 1) return chunks.front().second.checksum;
+    std::vector<std::uint64_t> checksums;
+    for (const auto& [number, info] : chunks) checksums.push_back(info.checksum);
+    return xxh3(std::as_bytes(std::span(checksums)), 0);
+  }
+};
+
+}  // namespace
+
+Task<> NodeValues::recover() {
+  if (disk_ == nullptr) co_return Status();
+  std::unordered_map<ValueHash, FoundChunks, Hash128Hasher> found;
+  std::vector<ObjectKey> spaces;
+  disk_->for_each([&](const ObjectKey& key, const ObjectInfo& info) {
+    ValueHash hash;
+    hash.bytes = key.segment.bytes;
+    if (key.part.kind == PartKind::kValue) {
+      FoundChunks& value = found[hash];
+      value.chunk_count = key.part.layer + 1;
+      value.chunks.emplace_back(key.part.extent, info);
+    } else if (key.part.kind == PartKind::kValueName) {
+      found[hash].named = true;
+    } else if (key.part.kind == PartKind::kNamespace) {
+      spaces.push_back(key);
+    }
+  });
+  ICE_CO_TRY(co_await recover_namespaces(std::move(spaces)));
+  std::int64_t removed = 0;
+  for (auto& [hash, value] : found) {
+    if (!value.complete()) {
+      ++removed;
+      removing_.insert(hash);
+      doomed_.push_back({.hash = hash, .chunk_count = value.chunk_count});
+      continue;
+    }
+    values_.emplace(hash,
+                    Value{.bytes = value.bytes(), .version = value.version(), .on_disk = true});
+    ++nameless_count_;
+  }
+  if (removed > 0) LOG(INFO) << removed << " values that were never finished removed";
+  co_return co_await remove_doomed();
+}
+
+Task<> NodeValues::recover_namespaces(std::vector<ObjectKey> records) {
+  for (const ObjectKey& key : records) {
+    const Result<ObjectBytes> bytes = co_await disk_->get(key, Verify::kByTier);
+    if (!bytes.has_value()) continue;  // damaged: the tier has dropped it and said so
+    const Result<NamespaceRecord> record = NamespaceRecord::parse(bytes->copy());
+    if (!record.has_value()) continue;
+    ICE_CO_TRY(Namespace* const space, space_of(record->name_space));
+    space->flush_number = std::max(space->flush_number, record->flush_number);
+  }
+  for (const ObjectKey& key : records) {
+    const auto number = load<std::uint64_t>(key.build.bytes.data());
+    const bool current = std::ranges::any_of(
+        spaces_, [&](const auto& space) { return space.second->flush_number == number; });
+    if (!current) ICE_CO_TRY(co_await disk_->remove(key));
+  }
+  co_return Status();
+}
+
+Task<> NodeValues::store_namespace(NamespaceRecord record, std::uint64_t before) {
+  const Bytes bytes = record.encode();
+  const ConstByteSpan part = bytes;
+  const ObjectKey key = record.key();
+  const ObjectInfo info{.bytes = static_cast<std::int64_t>(bytes.size()),
+                        .checksum = object_checksum(key, std::span(&part, 1))};
+  ICE_CO_TRY(co_await disk_->put(key, std::span(&part, 1), info));
+  ICE_CO_TRY(co_await disk_->flush());
+  record.flush_number = before;
+  co_return co_await disk_->remove(record.key());
+}
+
+// -------------------------------------------------------------------------------------- names
+
+Task<> NodeValues::store_name(ValueHash hash) {
+  const auto value = values_.find(hash);
+  if (value == values_.end() || value->second.name == nullptr) co_return Status();
+  const Namespace& space = *value->second.name->space;
+  const Bytes bytes = ValueName{.flush_number = space.flush_number,
+                                .expires_ms = value->second.expires_ms,
+                                .name_space = space.name,
+                                .key = value->second.name->key}
+                          .encode();
+  const ConstByteSpan part = bytes;
+  const ObjectKey key = value_name_key(hash);
+  const ObjectInfo info{.bytes = static_cast<std::int64_t>(bytes.size()),
+                        .checksum = object_checksum(key, std::span(&part, 1))};
+  ICE_CO_TRY(co_await disk_->put(key, std::span(&part, 1), info));
+  const auto now = values_.find(hash);
+  if (now == values_.end()) co_return co_await disk_->remove(key);
+  now->second.on_disk = true;
+  co_return Status();
+}
+
+Task<> NodeValues::load_name(ValueHash hash) {
+  const Result<ObjectBytes> bytes = co_await disk_->get(value_name_key(hash), Verify::kByTier);
+  const auto value = values_.find(hash);
+  if (value == values_.end() || value->second.name != nullptr) co_return Status();
+  Result<ValueName> name = Status(Code::kDataLoss, "no name");
+  if (bytes.has_value()) name = ValueName::parse(bytes->copy());
+  if (!name.has_value()) {
+    const bool lost = bytes.has_value() || bytes.error().code() == Code::kDataLoss ||
+                      bytes.error().code() == Code::kNotFound;
+    if (!lost) co_return bytes.error();
+    drop(value, MissReason::kIntegrity);
+    co_return co_await remove_doomed();
+  }
+  ICE_CO_TRY(Namespace* const space, space_of(name->name_space));
+  --nameless_count_;
+  ++space->value_count;
+  space->value_bytes += value->second.bytes;
+  value->second.name = std::make_unique<Name>(Name{.space = space, .key = std::move(name->key)});
+  value->second.expires_ms = name->expires_ms;
+  if (name->expires_ms != 0) expiries_.push({.at_ms = name->expires_ms, .hash = hash});
+  if (name->flush_number >= space->flush_number) co_return Status();
+  drop(value, MissReason::kFlushed);
+  co_return co_await remove_doomed();
+}
+
+// Of all values, side by side in bounded numbers.
+Task<> NodeValues::load_names() {
+  constexpr std::size_t kBatch = 256;
+  const auto load_one = [](NodeValues& self, ValueHash hash,
+                           Status& status) -> asio::awaitable<void> {
+    const Status loaded = co_await self.load_name(hash);
+    if (!loaded.ok()) status = loaded;
+  };
+  Status status;
+  while (nameless_count_ > 0 && status.ok()) {
+    std::vector<ValueHash> batch;
+    for (const auto& [hash, value] : values_) {
+      if (value.name == nullptr) batch.push_back(hash);
+      if (batch.size() == kBatch) break;
+    }
+    TaskScope scope(co_await asio::this_coro::executor);
+    for (const ValueHash& hash : batch) scope.spawn(load_one(*this, hash, status));
+    co_await scope.join();
+  }
+  co_return status;
+}
+
+// -------------------------------------------------------------------------------------- copies
+
+// Evidence of reuse, and memory is filling up: then the value is worth a place on disk.
+void NodeValues::note_hit(const ValueHash& hash, Value& value) {
+  ++value.hits;
+  if (disk_ == nullptr || value.on_disk || value.copying) return;
+  if (value.hits < options_.disk_after_hits || copies_->running() >= kMaxCopies) return;
+  const TierUsage usage = memory_.usage();
+  if (usage.used_bytes * 2 < usage.capacity_bytes) return;
+  value.copying = true;
+  const auto copy = [](NodeValues& self, ValueHash one) -> asio::awaitable<void> {
+    const Status copied = co_await self.copy_to_disk(one);
+    if (copied.ok()) {
+      self.copied_to_disk.add();
+    } else {
+      LOG(WARNING) << "value " << to_string(one) << " not copied to disk: " << copied.to_string();
+    }
+    const auto found = self.values_.find(one);
+    if (found != self.values_.end()) found->second.copying = false;
+  };
+  copies_->spawn(copy(*this, hash));
+}
+
+Task<> NodeValues::copy_to_disk(ValueHash hash) {
+  const auto value = values_.find(hash);
+  if (value == values_.end()) co_return Status();
+  const std::int64_t count = value_chunk_count(value->second.bytes);
+  const Status copied = co_await copy_chunks(hash, count);
+  if (copied.ok() && values_.contains(hash)) co_return co_await store_name(hash);
+  if (!values_.contains(hash) && !uploads_.contains(hash)) {
+    for (std::int64_t chunk = 0; chunk < count; ++chunk) {
+      ICE_CO_TRY(co_await disk_->remove(value_chunk_key(hash, count, chunk)));
+    }
+  }
+  co_return copied;
+}
+
+Task<> NodeValues::copy_chunks(const ValueHash& hash, std::int64_t chunk_count) {
+  for (std::int64_t chunk = 0; chunk < chunk_count; ++chunk) {
+    const ObjectKey key = value_chunk_key(hash, chunk_count, chunk);
+    if (disk_->find(key).has_value()) continue;
+    const std::optional<ObjectInfo> info = memory_.find(key);
+    ICE_CO_TRY(const ObjectBytes bytes, co_await memory_.get(key, Verify::kByCaller));
+    ICE_CO_TRY(co_await disk_->put(key, bytes.pieces(), *info));
+  }
+  co_return Status();
+}
+
+}  // namespace icefield

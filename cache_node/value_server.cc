@@ -1,0 +1,235 @@
+#include "cache_node/value_server.h"
+
+#include "cache_node/node_messages.h"
+
+namespace icefield {
+namespace {
+
+constexpr std::uint32_t kMaxListed = 10'000;
+
+Status invalid(std::string what) { return Status(Code::kInvalidArgument, std::move(what)); }
+
+template <class Message>
+ServiceReply reply_with(const Message& message) {
+  ServiceReply reply;
+  reply.header = message.SerializeAsString();
+  return reply;
+}
+
+// Views into the message.
+ValueScope scope_of(const proto::ValueScope& scope) {
+  return {.name_space = scope.name_space(), .flush_number = scope.flush_number()};
+}
+
+Result<std::vector<std::string_view>> keys_of(const proto::ValueKeys& keys) {
+  if (keys.lengths_size() > kMaxRequestItems) {
+    return invalid(std::to_string(keys.lengths_size()) + " items in one request, at most " +
+                   std::to_string(kMaxRequestItems));
+  }
+  std::vector<std::string_view> views;
+  views.reserve(static_cast<std::size_t>(keys.lengths_size()));
+  std::string_view text = keys.text();
+  for (const std::uint32_t length : keys.lengths()) {
+    if (length > text.size()) return invalid("keys are longer than their text");
+    views.push_back(text.substr(0, length));
+    ICE_TRY(validate_value_key(views.back()));
+    text.remove_prefix(length);
+  }
+  return views;
+}
+
+void put_head(const ValueHead& head, proto::ValueReplyHead* out) {
+  if (!head.status.ok()) to_proto(head.status, out->mutable_outcome());
+  out->set_flush_number(head.flush_number);
+}
+
+template <class Message>
+void put_failure(std::size_t item, const Status& status, Message& message) {
+  proto::ItemFailure* failure = message.add_failures();
+  failure->set_item(static_cast<std::uint32_t>(item));
+  to_proto(status, failure->mutable_outcome());
+}
+
+PutOptions options_of(const proto::PutValuesRequest& request) {
+  constexpr std::uint64_t kMaxTtl = std::uint64_t{1} << 50;
+  constexpr std::uint32_t kUnknown = 255;  // refused by validate()
+  return {.level = static_cast<WriteLevel>(std::min(request.level(), kUnknown)),
+          .ttl_ms = static_cast<std::int64_t>(std::min(request.ttl_ms(), kMaxTtl)),
+          .pin = static_cast<PinKind>(std::min(request.pin(), kUnknown)),
+          .pin_ttl_ms = static_cast<std::int64_t>(std::min(request.pin_ttl_ms(), kMaxTtl))};
+}
+
+// Hands out the payload and the checksums item by item. `parts` gets one span per item.
+Status put_items(const proto::PutValuesRequest& message, ConstByteSpan payload,
+                 std::span<const std::string_view> keys, std::vector<ConstByteSpan>& parts,
+                 std::vector<PutValue>& values) {
+  const auto count = static_cast<int>(keys.size());
+  if (message.value_bytes_size() != count || message.first_chunks_size() != count ||
+      message.chunk_counts_size() != count) {
+    return invalid("put of values: arrays of different lengths");
+  }
+  std::span<const std::uint64_t> checksums(message.checksums().data(),
+                                           static_cast<std::size_t>(message.checksums_size()));
+  parts.resize(keys.size());
+  for (int i = 0; i < count; ++i) {
+    const auto at = static_cast<std::size_t>(i);
+    const std::uint64_t bytes = message.value_bytes(i);
+    if (bytes > static_cast<std::uint64_t>(kMaxValueBytes)) {
+      return validate_value_bytes(kMaxValueBytes + 1);
+    }
+    PutValue value{.key = keys[at],
+                   .value_bytes = static_cast<std::int64_t>(bytes),
+                   .first_chunk = message.first_chunks(i)};
+    const std::uint32_t chunks = message.chunk_counts(i);
+    if (chunks == 0 || chunks > checksums.size() ||
+        value.first_chunk + chunks > value_chunk_count(value.value_bytes)) {
+      return invalid("put of values: chunks that the value does not have");
+    }
+    value.checksums = checksums.first(chunks);
+    checksums = checksums.subspan(chunks);
+    const auto size = static_cast<std::size_t>(value.end() - value.begin());
+    if (size > payload.size()) return invalid("values are longer than the payload");
+    parts[at] = payload.first(size);
+    payload = payload.subspan(size);
+    value.parts = std::span(&parts[at], 1);
+    values.push_back(value);
+  }
+  return payload.empty() ? Status() : invalid("the payload is longer than its values");
+}
+
+}  // namespace
+
+template <class Message>
+Result<Message> ValueServer::admit(const Caller& caller, const std::string& header) {
+  ICE_TRY(Message message, parse_message<Message>(header));
+  ICE_TRY(validate_namespace(message.scope().name_space()));
+  if (caller.may_use(message.scope().name_space())) return message;
+  return Status(Code::kFailedPrecondition,
+                "the token of this connection does not grant namespace '" +
+                    message.scope().name_space() + "'");
+}
+
+Task<ServiceReply> ValueServer::handle(const Caller& caller, NodeMethod method,
+                                       const std::string& header, ConstByteSpan payload) {
+  switch (method) {
+    case NodeMethod::kPutValues: co_return co_await put(caller, header, payload);
+    case NodeMethod::kGetValues: co_return co_await get(caller, header);
+    case NodeMethod::kFindValues: co_return co_await find(caller, header);
+    case NodeMethod::kRemoveValues: co_return co_await remove(caller, header);
+    case NodeMethod::kListValues: co_return co_await list(caller, header);
+    case NodeMethod::kFlushValues: co_return co_await flush(caller, header);
+    default: co_return invalid("unknown method " + std::to_string(static_cast<int>(method)));
+  }
+}
+
+Task<ServiceReply> ValueServer::put(const Caller& caller, const std::string& header,
+                                    ConstByteSpan payload) {
+  ICE_CO_TRY(const auto message, admit<proto::PutValuesRequest>(caller, header));
+  ICE_CO_TRY(const auto keys, keys_of(message.keys()));
+  PutValues request;
+  request.scope = scope_of(message.scope());
+  request.upload = message.upload();
+  request.options = options_of(message);
+  ICE_CO_TRY(request.options.validate());
+  std::vector<ConstByteSpan> parts;
+  ICE_CO_TRY(put_items(message, payload, keys, parts, request.values));
+  ICE_CO_TRY(const PutValuesReply done, co_await values_.put(request));
+  proto::PutValuesReply reply;
+  put_head(done.head, reply.mutable_head());
+  for (std::size_t i = 0; i < done.outcomes.size(); ++i) {
+    const Result<PutOutcome>& outcome = done.outcomes[i];
+    if (!outcome.has_value()) {
+      put_failure(i, outcome.error(), reply);
+    } else if (*outcome == PutOutcome::kAlreadyThere) {
+      reply.add_already_there(static_cast<std::uint32_t>(i));
+    }
+  }
+  co_return reply_with(reply);
+}
+
+Task<ServiceReply> ValueServer::get(const Caller& caller, const std::string& header) {
+  ICE_CO_TRY(const auto message, admit<proto::GetValuesRequest>(caller, header));
+  ICE_CO_TRY(const auto keys, keys_of(message.keys()));
+  const auto count = static_cast<int>(keys.size());
+  if (message.offsets_size() != count || message.rooms_size() != count) {
+    co_return invalid("get of values: arrays of different lengths");
+  }
+  GetValues request;
+  request.scope = scope_of(message.scope());
+  request.scrub = message.scrub();
+  request.values.reserve(keys.size());
+  constexpr auto kMost = static_cast<std::uint64_t>(kMaxValueBytes);
+  for (int i = 0; i < count; ++i) {
+    request.values.push_back(
+        {.key = keys[static_cast<std::size_t>(i)],
+         .offset = static_cast<std::int64_t>(std::min(message.offsets(i), kMost)),
+         .room = static_cast<std::int64_t>(std::min(message.rooms(i), kMost))});
+  }
+  ValueReads reads;
+  ICE_CO_TRY(const ValueHead head, co_await values_.get(request, reads));
+  proto::GetValuesReply answer;
+  put_head(head, answer.mutable_head());
+  for (std::size_t i = 0; i < reads.statuses.size(); ++i) {
+    if (!reads.statuses[i].ok()) put_failure(i, reads.statuses[i], answer);
+  }
+  answer.mutable_value_bytes()->Add(reads.value_bytes.begin(), reads.value_bytes.end());
+  answer.mutable_versions()->Add(reads.versions.begin(), reads.versions.end());
+  answer.mutable_checksums()->Add(reads.checksums.begin(), reads.checksums.end());
+  answer.mutable_piece_checks()->Add(reads.piece_checks.begin(), reads.piece_checks.end());
+  ServiceReply reply = reply_with(answer);
+  reply.payload = std::move(reads.payload);
+  reply.keep_alive =
+      std::make_shared<std::vector<std::shared_ptr<const void>>>(std::move(reads.leases));
+  co_return reply;
+}
+
+Task<ServiceReply> ValueServer::find(const Caller& caller, const std::string& header) {
+  ICE_CO_TRY(const auto message, admit<proto::FindValuesRequest>(caller, header));
+  ICE_CO_TRY(const auto keys, keys_of(message.keys()));
+  ICE_CO_TRY(const FoundValues found, co_await values_.find(scope_of(message.scope()), keys));
+  proto::FindValuesReply reply;
+  put_head(found.head, reply.mutable_head());
+  for (std::size_t i = 0; i < found.sizes.size(); ++i) {
+    const bool there = found.sizes[i].has_value();
+    reply.add_value_bytes(there ? static_cast<std::uint64_t>(*found.sizes[i]) : 0);
+    if (!there) put_failure(i, found.sizes[i].error(), reply);
+  }
+  co_return reply_with(reply);
+}
+
+Task<ServiceReply> ValueServer::remove(const Caller& caller, const std::string& header) {
+  ICE_CO_TRY(const auto message, admit<proto::RemoveValuesRequest>(caller, header));
+  ICE_CO_TRY(const auto keys, keys_of(message.keys()));
+  ICE_CO_TRY(const ValueHead head, co_await values_.remove(scope_of(message.scope()), keys));
+  proto::RemoveValuesReply reply;
+  put_head(head, reply.mutable_head());
+  co_return reply_with(reply);
+}
+
+Task<ServiceReply> ValueServer::list(const Caller& caller, const std::string& header) {
+  ICE_CO_TRY(const auto message, admit<proto::ListValuesRequest>(caller, header));
+  ICE_CO_TRY(const ListedValues listed,
+             co_await values_.list(scope_of(message.scope()), message.prefix(), message.after(),
+                                   std::min(message.limit(), kMaxListed)));
+  proto::ListValuesReply reply;
+  put_head(listed.head, reply.mutable_head());
+  for (const ListedValue& value : listed.values) {
+    reply.mutable_keys()->mutable_text()->append(value.key);
+    reply.mutable_keys()->add_lengths(static_cast<std::uint32_t>(value.key.size()));
+    reply.add_value_bytes(static_cast<std::uint64_t>(value.bytes));
+  }
+  reply.set_more(listed.more);
+  co_return reply_with(reply);
+}
+
+Task<ServiceReply> ValueServer::flush(const Caller& caller, const std::string& header) {
+  ICE_CO_TRY(const auto message, admit<proto::FlushValuesRequest>(caller, header));
+  ValueHead head;
+  ICE_CO_TRY(const std::int64_t dropped, co_await values_.flush(scope_of(message.scope()), head));
+  proto::FlushValuesReply reply;
+  put_head(head, reply.mutable_head());
+  reply.set_dropped(static_cast<std::uint64_t>(dropped));
+  co_return reply_with(reply);
+}
+
+}  // namespace icefield

@@ -1,0 +1,225 @@
+#include "cache_node/value_stub.h"
+
+#include "cache_node/node_messages.h"
+#include "cache_node/stub_call.h"
+
+namespace icefield {
+namespace {
+
+void put_scope(const ValueScope& scope, proto::ValueScope* out) {
+  out->set_name_space(std::string(scope.name_space));
+  out->set_flush_number(scope.flush_number);
+}
+
+template <class Items, class KeyOf>
+void put_keys(const Items& items, KeyOf key_of, proto::ValueKeys* out) {
+  std::size_t bytes = 0;
+  for (const auto& item : items) bytes += key_of(item).size();
+  out->mutable_text()->reserve(bytes);
+  out->mutable_lengths()->Reserve(static_cast<int>(items.size()));
+  for (const auto& item : items) {
+    out->mutable_text()->append(key_of(item));
+    out->add_lengths(static_cast<std::uint32_t>(key_of(item).size()));
+  }
+}
+
+std::string_view same(std::string_view key) { return key; }
+
+ValueHead head_of(const proto::ValueReplyHead& head) {
+  return {.status = from_proto(head.outcome()), .flush_number = head.flush_number()};
+}
+
+// Failures by item, all others ok.
+Result<std::vector<Status>> statuses_of(
+    const google::protobuf::RepeatedPtrField<proto::ItemFailure>& failures, std::size_t count) {
+  std::vector<Status> statuses(count);
+  for (const proto::ItemFailure& failure : failures) {
+    if (failure.item() >= count) return Status(Code::kInternal, "no such item");
+    statuses[failure.item()] = from_proto(failure.outcome());
+  }
+  return statuses;
+}
+
+template <class T, class Repeated>
+void take(const Repeated& from, std::vector<T>& to) {
+  to.assign(from.begin(), from.end());
+}
+
+}  // namespace
+
+Status ValueStub::impossible(const std::string& what) const {
+  return Status(Code::kInternal, "node " + node_ + " answered " + what);
+}
+
+Task<PutValuesReply> ValueStub::put(PutValues request, Deadline deadline) {
+  proto::PutValuesRequest message;
+  put_scope(request.scope, message.mutable_scope());
+  put_keys(
+      request.values, [](const PutValue& value) { return value.key; }, message.mutable_keys());
+  std::vector<ConstByteSpan> payload;
+  for (const PutValue& value : request.values) {
+    message.add_value_bytes(static_cast<std::uint64_t>(value.value_bytes));
+    message.add_first_chunks(static_cast<std::uint32_t>(value.first_chunk));
+    message.add_chunk_counts(static_cast<std::uint32_t>(value.checksums.size()));
+    message.mutable_checksums()->Add(value.checksums.begin(), value.checksums.end());
+    payload.insert(payload.end(), value.parts.begin(), value.parts.end());
+  }
+  message.set_upload(request.upload);
+  message.set_level(static_cast<std::uint32_t>(request.options.level));
+  message.set_ttl_ms(static_cast<std::uint64_t>(request.options.ttl_ms));
+  message.set_pin(static_cast<std::uint32_t>(request.options.pin));
+  message.set_pin_ttl_ms(static_cast<std::uint64_t>(request.options.pin_ttl_ms));
+  ICE_CO_TRY(const Reply reply,
+             co_await call_node(transport_, node_, NodeMethod::kPutValues, message,
+                                std::move(payload), Buffer(), deadline));
+  ICE_CO_TRY(const auto answer, parse_message<proto::PutValuesReply>(reply.header));
+  PutValuesReply result;
+  result.head = head_of(answer.head());
+  if (!result.head.status.ok()) co_return result;
+  ICE_CO_TRY(const auto statuses, statuses_of(answer.failures(), request.values.size()));
+  for (const Status& status : statuses) {
+    if (status.ok()) {
+      result.outcomes.emplace_back(PutOutcome::kStored);
+    } else {
+      result.outcomes.emplace_back(status);
+    }
+  }
+  for (const std::uint32_t item : answer.already_there()) {
+    if (item >= result.outcomes.size()) co_return impossible("no such item");
+    result.outcomes[item] = PutOutcome::kAlreadyThere;
+  }
+  co_return result;
+}
+
+Task<GetValuesReply> ValueStub::get(GetValues request, Buffer into, Deadline deadline) {
+  proto::GetValuesRequest message;
+  put_scope(request.scope, message.mutable_scope());
+  put_keys(
+      request.values, [](const GetValue& value) { return value.key; }, message.mutable_keys());
+  for (const GetValue& value : request.values) {
+    message.add_offsets(static_cast<std::uint64_t>(value.offset));
+    message.add_rooms(static_cast<std::uint64_t>(value.room));
+  }
+  message.set_scrub(request.scrub);
+  ICE_CO_TRY(Reply reply, co_await call_node(transport_, node_, NodeMethod::kGetValues, message, {},
+                                             std::move(into), deadline));
+  ICE_CO_TRY(const auto answer, parse_message<proto::GetValuesReply>(reply.header));
+  GetValuesReply result;
+  result.payload = std::move(reply.payload);
+  result.head = head_of(answer.head());
+  if (!result.head.status.ok()) co_return result;
+  const std::size_t count = request.values.size();
+  ICE_CO_TRY(result.facts.statuses, statuses_of(answer.failures(), count));
+  take(answer.value_bytes(), result.facts.value_bytes);
+  take(answer.versions(), result.facts.versions);
+  take(answer.checksums(), result.facts.checksums);
+  take(answer.piece_checks(), result.facts.piece_checks);
+  if (result.facts.value_bytes.size() != count || result.facts.versions.size() != count) {
+    co_return impossible("another number of values");
+  }
+  for (const std::int64_t bytes : result.facts.value_bytes) {
+    if (bytes < 0 || bytes > kMaxValueBytes) co_return impossible("a value of impossible size");
+  }
+  co_return result;
+}
+
+Task<FoundValues> ValueStub::find(ValueScope scope, std::vector<std::string_view> keys,
+                                  Deadline deadline) {
+  proto::FindValuesRequest message;
+  put_scope(scope, message.mutable_scope());
+  put_keys(keys, same, message.mutable_keys());
+  ICE_CO_TRY(const Reply reply, co_await call_node(transport_, node_, NodeMethod::kFindValues,
+                                                   message, {}, Buffer(), deadline));
+  ICE_CO_TRY(const auto answer, parse_message<proto::FindValuesReply>(reply.header));
+  FoundValues result;
+  result.head = head_of(answer.head());
+  if (!result.head.status.ok()) co_return result;
+  ICE_CO_TRY(const auto statuses, statuses_of(answer.failures(), keys.size()));
+  if (answer.value_bytes_size() != static_cast<int>(keys.size())) {
+    co_return impossible("another number of values");
+  }
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    if (statuses[i].ok()) {
+      result.sizes.emplace_back(static_cast<std::int64_t>(answer.value_bytes(static_cast<int>(i))));
+    } else {
+      result.sizes.emplace_back(statuses[i]);
+    }
+  }
+  co_return result;
+}
+
+Task<ValueHead> ValueStub::remove(ValueScope scope, std::vector<std::string_view> keys,
+                                  Deadline deadline) {
+  proto::RemoveValuesRequest message;
+  put_scope(scope, message.mutable_scope());
+  put_keys(keys, same, message.mutable_keys());
+  ICE_CO_TRY(const Reply reply, co_await call_node(transport_, node_, NodeMethod::kRemoveValues,
+                                                   message, {}, Buffer(), deadline));
+  ICE_CO_TRY(const auto answer, parse_message<proto::RemoveValuesReply>(reply.header));
+  co_return head_of(answer.head());
+}
+
+Task<ListedValues> ValueStub::list(ValueScope scope, std::string_view prefix, std::string after,
+                                   std::int64_t limit, Deadline deadline) {
+  proto::ListValuesRequest message;
+  put_scope(scope, message.mutable_scope());
+  message.set_prefix(std::string(prefix));
+  message.set_after(std::move(after));
+  message.set_limit(static_cast<std::uint32_t>(limit));
+  ICE_CO_TRY(const Reply reply, co_await call_node(transport_, node_, NodeMethod::kListValues,
+                                                   message, {}, Buffer(), deadline));
+  ICE_CO_TRY(const auto answer, parse_message<proto::ListValuesReply>(reply.header));
+  ListedValues result;
+  result.head = head_of(answer.head());
+  result.more = answer.more();
+  std::string_view text = answer.keys().text();
+  if (answer.keys().lengths_size() != answer.value_bytes_size()) {
+    co_return impossible("another number of values");
+  }
+  for (int i = 0; i < answer.value_bytes_size(); ++i) {
+    const std::size_t length = answer.keys().lengths(i);
+    if (length > text.size()) co_return impossible("keys longer than their text");
+    result.values.push_back({.key = std::string(text.substr(0, length)),
+                             .bytes = static_cast<std::int64_t>(answer.value_bytes(i))});
+    text.remove_prefix(length);
+  }
+  co_return result;
+}
+
+Task<ValueHead> ValueStub::flush(ValueScope scope, Deadline deadline) {
+  proto::FlushValuesRequest message;
+  put_scope(scope, message.mutable_scope());
+  ICE_CO_TRY(const Reply reply, co_await call_node(transport_, node_, NodeMethod::kFlushValues,
+                                                   message, {}, Buffer(), deadline));
+  ICE_CO_TRY(const auto answer, parse_message<proto::FlushValuesReply>(reply.header));
+  co_return head_of(answer.head());
+}
+
+Task<NodeStats> ValueStub::stats(Deadline deadline) {
+  const proto::NodeStatsRequest message;
+  ICE_CO_TRY(const Reply reply, co_await call_node(transport_, node_, NodeMethod::kStats, message,
+                                                   {}, Buffer(), deadline));
+  ICE_CO_TRY(const auto answer, parse_message<proto::NodeStatsReply>(reply.header));
+  NodeStats stats;
+  for (const proto::TierUsage& tier : answer.tiers()) stats.tiers.push_back(from_proto(tier));
+  for (const proto::NamedCount& counter : answer.counters()) {
+    stats.counters.push_back(
+        {.name = counter.name(), .value = static_cast<std::int64_t>(counter.value())});
+  }
+  for (const proto::NamespaceStats& space : answer.namespaces()) {
+    stats.namespaces.push_back({.name_space = space.name_space(),
+                                .flush_number = space.flush_number(),
+                                .value_count = static_cast<std::int64_t>(space.value_count()),
+                                .value_bytes = static_cast<std::int64_t>(space.value_bytes())});
+  }
+  co_return stats;
+}
+
+Task<> ValueStub::ping(Deadline deadline) {
+  const proto::NodeStatsRequest message;
+  const Result<Reply> reply =
+      co_await call_node(transport_, node_, NodeMethod::kPing, message, {}, Buffer(), deadline);
+  co_return reply.status();
+}
+
+}  // namespace icefield

@@ -1,0 +1,345 @@
+#include "client/value_store.h"
+
+#include <algorithm>
+
+#include "cache_node/part_cursor.h"
+#include "common/task_scope.h"
+
+namespace icefield {
+namespace {
+
+constexpr std::int64_t kListPage = 1000;
+
+std::int64_t bytes_of(std::span<const ConstByteSpan> parts) {
+  std::size_t bytes = 0;
+  for (const ConstByteSpan part : parts) bytes += part.size();
+  return static_cast<std::int64_t>(bytes);
+}
+
+Status validate(const ValueToPut& value) {
+  ICE_TRY(validate_value_key(value.key));
+  return validate_value_bytes(bytes_of(value.parts));
+}
+
+}  // namespace
+
+ValueStore::ValueStore(const Clock& clock, Rng& rng, Nodes& nodes, Options options)
+    : options_(options), nodes_(clock, nodes, options.breaker), next_upload_(rng.next()) {
+  ICE_CHECK(options_.request_bytes % kValueChunkBytes == 0 && options_.request_bytes > 0 &&
+            options_.request_bytes <= kMaxRequestBytes);
+}
+
+std::vector<std::vector<std::size_t>> ValueStore::by_node(std::span<const std::string_view> keys,
+                                                          const ValueCall& call) const {
+  std::vector<std::vector<std::size_t>> groups(nodes_.size());
+  const std::uint64_t flush_number = nodes_.flush_number(call.name_space);
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    groups[nodes_.owner(value_hash(call.name_space, flush_number, keys[i]))].push_back(i);
+  }
+  return groups;
+}
+
+bool ValueStore::was_stale(const ValueHead& head, const ValueCall& call) {
+  nodes_.learn(call.name_space, head.flush_number);
+  return head.status.code() == Code::kAborted;
+}
+
+// --------------------------------------------------------------------------------------- putting
+
+struct ValueStore::Puts {
+  ValueCall call;
+  PutOptions options;
+  std::vector<ValueToPut> values;
+  std::uint64_t flush_number = 0;
+  std::uint64_t upload = 0;
+  std::vector<ValueHash> hashes;
+  std::vector<std::vector<std::size_t>> by_node;  // values
+  std::vector<Result<PutOutcome>> outcomes;
+  bool stale = false;
+};
+
+// How far the values of one node have come.
+struct ValueStore::PutProgress {
+  std::size_t next = 0;    // in by_node
+  std::int64_t chunk = 0;  // of that value
+  PartCursor parts{{}};    // the rest of it
+};
+
+Task<PutOutcome> ValueStore::put(std::string_view key, ConstByteSpan value, PutOptions options,
+                                 ValueCall call) {
+  std::vector<ValueToPut> values = {{.key = key, .parts = std::span(&value, 1)}};
+  ICE_CO_TRY(const auto outcomes, co_await put_batch(std::move(values), options, call));
+  co_return outcomes.front();
+}
+
+Task<std::vector<Result<PutOutcome>>> ValueStore::put_batch(std::vector<ValueToPut> values,
+                                                            PutOptions options, ValueCall call) {
+  ICE_CO_TRY(validate_namespace(call.name_space));
+  ICE_CO_TRY(options.validate());
+  Puts puts;
+  puts.call = call;
+  puts.options = options;
+  puts.values = std::move(values);
+  puts.outcomes.resize(puts.values.size());
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    puts.stale = false;
+    puts.flush_number = nodes_.flush_number(call.name_space);
+    puts.upload = next_upload_.fetch_add(1, std::memory_order_relaxed);
+    puts.hashes.clear();
+    puts.by_node.assign(nodes_.size(), {});
+    for (std::size_t i = 0; i < puts.values.size(); ++i) {
+      const ValueToPut& value = puts.values[i];
+      puts.hashes.push_back(value_hash(call.name_space, puts.flush_number, value.key));
+      const Status valid = validate(value);
+      if (valid.ok()) {
+        puts.by_node[nodes_.owner(puts.hashes[i])].push_back(i);
+      } else {
+        puts.outcomes[i] = valid;
+      }
+    }
+    TaskScope scope(co_await asio::this_coro::executor);
+    for (std::size_t node = 0; node < puts.by_node.size(); ++node) {
+      if (!puts.by_node[node].empty()) scope.spawn(put_to(puts, node));
+    }
+    co_await scope.join();
+    if (!puts.stale) break;
+  }
+  co_return std::move(puts.outcomes);
+}
+
+asio::awaitable<void> ValueStore::put_to(Puts& puts, std::size_t node) {
+  PutProgress progress;
+  while (progress.next < puts.by_node[node].size() && !puts.stale) {
+    co_await put_part(puts, node, progress);
+  }
+}
+
+// One request: as many chunks of as many values as it holds, each hashed just before it is sent.
+asio::awaitable<void> ValueStore::put_part(Puts& puts, std::size_t node, PutProgress& progress) {
+  struct Part {
+    std::size_t value = 0;
+    std::size_t checksum_count = 0;
+    std::size_t part_count = 0;
+  };
+  const std::vector<std::size_t>& mine = puts.by_node[node];
+  PutValues request;
+  request.scope = {.name_space = puts.call.name_space, .flush_number = puts.flush_number};
+  request.upload = puts.upload;
+  request.options = puts.options;
+  std::vector<Part> items;
+  std::vector<std::uint64_t> checksums;
+  std::vector<ConstByteSpan> parts;
+  std::vector<std::uint64_t> pieces;
+  std::int64_t room = options_.request_bytes;
+  bool unfinished = false;  // the last value has more chunks
+  while (progress.next < mine.size() && room > 0 && !unfinished &&
+         std::ssize(items) < kMaxRequestItems) {
+    const std::size_t index = mine[progress.next];
+    const ValueToPut& value = puts.values[index];
+    const std::int64_t bytes = bytes_of(value.parts);
+    if (progress.chunk == 0) progress.parts = PartCursor(value.parts);
+    if (progress.chunk == 0 && bytes <= kValueChunkBytes && bytes > room) break;
+    const std::int64_t count = value_chunk_count(bytes);
+    request.values.push_back(
+        {.key = value.key, .value_bytes = bytes, .first_chunk = progress.chunk});
+    Part item{.value = index};
+    for (; progress.chunk < count && (room > 0 || item.checksum_count == 0); ++progress.chunk) {
+      const ObjectKey key = value_chunk_key(puts.hashes[index], count, progress.chunk);
+      const std::int64_t size = chunk_range(bytes, progress.chunk, 0, bytes).chunk_bytes;
+      const std::size_t before = parts.size();
+      progress.parts.take(size, parts);
+      pieces.clear();
+      value_piece_checks(key, std::span(parts).subspan(before), pieces);
+      checksums.push_back(value_chunk_checksum(key, pieces));
+      room -= size;
+      item.part_count += parts.size() - before;
+      ++item.checksum_count;
+    }
+    unfinished = progress.chunk < count;
+    if (!unfinished) {
+      ++progress.next;
+      progress.chunk = 0;
+    }
+    items.push_back(item);
+  }
+  std::size_t checksum = 0;
+  std::size_t part = 0;
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    request.values[i].checksums = std::span(checksums).subspan(checksum, items[i].checksum_count);
+    request.values[i].parts = std::span(parts).subspan(part, items[i].part_count);
+    checksum += items[i].checksum_count;
+    part += items[i].part_count;
+  }
+
+  Status status = nodes_.admit(node);
+  Result<PutValuesReply> reply = status.ok() ? Result<PutValuesReply>() : status;
+  if (puts.call.cancel != nullptr && puts.call.cancel->cancelled()) {
+    reply = Status(Code::kCancelled, "put cancelled");
+  } else if (status.ok()) {
+    reply = co_await nodes_.stub(node).put(std::move(request), puts.call.deadline);
+    nodes_.report(node, reply.status());
+  }
+  if (reply.has_value() && was_stale(reply->head, puts.call)) puts.stale = true;
+  if (reply.has_value() && !reply->head.status.ok()) reply = reply->head.status;
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    Result<PutOutcome>& outcome = puts.outcomes[items[i].value];
+    if (reply.has_value()) {
+      outcome = reply->outcomes[i];
+    } else {
+      outcome = reply.error();
+    }
+  }
+  // The rest of a value is not worth sending when it is there already or cannot be stored.
+  if (!unfinished) co_return;
+  const Result<PutOutcome>& last = puts.outcomes[items.back().value];
+  if (last.has_value() && *last == PutOutcome::kStored) co_return;
+  ++progress.next;
+  progress.chunk = 0;
+}
+
+// ------------------------------------------------------------------------------- small requests
+
+Task<std::vector<Result<std::int64_t>>> ValueStore::exists(std::vector<std::string_view> keys,
+                                                           ValueCall call) {
+  ICE_CO_TRY(validate_namespace(call.name_space));
+  for (const std::string_view key : keys) ICE_CO_TRY(validate_value_key(key));
+  std::vector<Result<std::int64_t>> sizes(keys.size());
+  const auto ask_node = [](ValueStore& self, std::size_t node, std::vector<std::size_t> items,
+                           std::vector<std::string_view> all, ValueCall how,
+                           std::vector<Result<std::int64_t>>& out,
+                           bool& stale) -> asio::awaitable<void> {
+    std::vector<std::string_view> mine;
+    for (const std::size_t item : items) mine.push_back(all[item]);
+    const ValueScope scope{.name_space = how.name_space,
+                           .flush_number = self.nodes_.flush_number(how.name_space)};
+    const Status admitted = self.nodes_.admit(node);
+    Result<FoundValues> found = admitted.ok() ? Result<FoundValues>() : admitted;
+    if (admitted.ok()) {
+      found = co_await self.nodes_.stub(node).find(scope, std::move(mine), how.deadline);
+      self.nodes_.report(node, found.status());
+    }
+    if (found.has_value()) stale |= self.was_stale(found->head, how);
+    Status failure = found.has_value() ? found->head.status : found.error();
+    if (failure.code() == Code::kUnavailable || failure.code() == Code::kInternal) {
+      failure = Status::miss(MissReason::kNodeDown, failure.message());
+    }
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      if (failure.ok()) {
+        out[items[i]] = found->sizes[i];
+      } else {
+        out[items[i]] = failure;
+      }
+    }
+  };
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    bool stale = false;
+    std::vector<std::vector<std::size_t>> groups = by_node(keys, call);
+    TaskScope scope(co_await asio::this_coro::executor);
+    for (std::size_t node = 0; node < groups.size(); ++node) {
+      if (groups[node].empty()) continue;
+      scope.spawn(ask_node(*this, node, std::move(groups[node]), keys, call, sizes, stale));
+    }
+    co_await scope.join();
+    if (!stale) break;
+  }
+  co_return sizes;
+}
+
+Task<std::vector<Status>> ValueStore::remove(std::vector<std::string_view> keys, ValueCall call) {
+  ICE_CO_TRY(validate_namespace(call.name_space));
+  for (const std::string_view key : keys) ICE_CO_TRY(validate_value_key(key));
+  std::vector<Status> statuses(keys.size());
+  const auto ask_node = [](ValueStore& self, std::size_t node, std::vector<std::size_t> items,
+                           std::vector<std::string_view> all, ValueCall how,
+                           std::vector<Status>& out, bool& stale) -> asio::awaitable<void> {
+    std::vector<std::string_view> mine;
+    for (const std::size_t item : items) mine.push_back(all[item]);
+    const ValueScope scope{.name_space = how.name_space,
+                           .flush_number = self.nodes_.flush_number(how.name_space)};
+    Status status = self.nodes_.admit(node);
+    if (status.ok()) {
+      const Result<ValueHead> head =
+          co_await self.nodes_.stub(node).remove(scope, std::move(mine), how.deadline);
+      status = head.status();
+      self.nodes_.report(node, status);
+      if (head.has_value()) stale |= self.was_stale(*head, how);
+      if (head.has_value()) status = head->status;
+    }
+    for (const std::size_t item : items) out[item] = status;
+  };
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    bool stale = false;
+    std::vector<std::vector<std::size_t>> groups = by_node(keys, call);
+    TaskScope scope(co_await asio::this_coro::executor);
+    for (std::size_t node = 0; node < groups.size(); ++node) {
+      if (groups[node].empty()) continue;
+      scope.spawn(ask_node(*this, node, std::move(groups[node]), keys, call, statuses, stale));
+    }
+    co_await scope.join();
+    if (!stale) break;
+  }
+  co_return statuses;
+}
+
+Task<std::vector<ListedValue>> ValueStore::list(std::string prefix, std::int64_t limit,
+                                                ValueCall call) {
+  ICE_CO_TRY(validate_namespace(call.name_space));
+  std::vector<ListedValue> all;
+  for (std::size_t node = 0; node < nodes_.size(); ++node) {
+    std::string after;
+    int redone = 0;
+    for (std::int64_t left = limit; left > 0;) {
+      const ValueScope scope{.name_space = call.name_space,
+                             .flush_number = nodes_.flush_number(call.name_space)};
+      ICE_CO_TRY(nodes_.admit(node));
+      Result<ListedValues> page = co_await nodes_.stub(node).list(
+          scope, prefix, after, std::min(left, kListPage), call.deadline);
+      nodes_.report(node, page.status());
+      ICE_CO_TRY(page.status());
+      if (was_stale(page->head, call) && redone++ == 0) continue;
+      ICE_CO_TRY(page->head.status);
+      left -= std::ssize(page->values);
+      if (!page->values.empty()) after = page->values.back().key;
+      std::ranges::move(page->values, std::back_inserter(all));
+      if (!page->more) break;
+    }
+  }
+  std::ranges::sort(all, {}, &ListedValue::key);
+  if (std::ssize(all) > limit) all.resize(static_cast<std::size_t>(limit));
+  co_return all;
+}
+
+Task<std::uint64_t> ValueStore::flush(ValueCall call) {
+  ICE_CO_TRY(validate_namespace(call.name_space));
+  const auto raise = [](ValueStore& self, std::size_t node, ValueScope scope, ValueCall how,
+                        Status& failure, bool& answered, bool& stale) -> asio::awaitable<void> {
+    Status status = self.nodes_.admit(node);
+    if (status.ok()) {
+      const Result<ValueHead> head = co_await self.nodes_.stub(node).flush(scope, how.deadline);
+      status = head.status();
+      self.nodes_.report(node, status);
+      if (head.has_value()) stale |= self.was_stale(*head, how);
+      if (head.has_value()) status = head->status;
+    }
+    answered |= status.ok();
+    if (!status.ok()) failure = status;
+  };
+  while (true) {
+    const ValueScope scope{.name_space = call.name_space,
+                           .flush_number = nodes_.flush_number(call.name_space) + 1};
+    Status failure;
+    bool answered = false;
+    bool stale = false;
+    TaskScope tasks(co_await asio::this_coro::executor);
+    for (std::size_t node = 0; node < nodes_.size(); ++node) {
+      tasks.spawn(raise(*this, node, scope, call, failure, answered, stale));
+    }
+    co_await tasks.join();
+    if (stale) continue;  // some node knew more: each round knows more, too
+    if (!answered) co_return failure;
+    nodes_.learn(call.name_space, scope.flush_number);
+    co_return scope.flush_number;
+  }
+}
+
+}  // namespace icefield

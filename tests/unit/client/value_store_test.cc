@@ -1,0 +1,393 @@
+// The value store over nodes in this process: what was put comes back, or a miss says why.
+#include "client/value_store.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "tests/support/objects.h"
+#include "tests/support/temp_dir.h"
+#include "tests/support/value_cluster.h"
+
+namespace icefield {
+namespace {
+
+using Sizes = std::vector<Result<std::int64_t>>;
+
+class ValueStoreTest : public testing::Test {
+ protected:
+  Bytes random(std::size_t size) { return random_bytes(rng_, size); }
+
+  static Status put(ValueCluster& cluster, std::string_view key, ConstByteSpan value,
+                    PutOptions options = {}, ValueCall call = {}) {
+    return cluster.run(cluster.store().put(key, value, options, call)).status();
+  }
+  static Result<Bytes> get(ValueCluster& cluster, std::string_view key, std::int64_t room,
+                           ValueCall call = {}) {
+    const Result<Buffer> buffer = cluster.run(cluster.store().get(key, Buffer(room), call));
+    if (!buffer.has_value()) return buffer.error();
+    return Bytes(buffer->bytes().begin(), buffer->bytes().end());
+  }
+  static MissReason miss(ValueCluster& cluster, std::string_view key, ValueCall call = {}) {
+    const Result<Bytes> got = get(cluster, key, 4 << 20, call);
+    EXPECT_FALSE(got.has_value());
+    if (got.has_value()) return MissReason::kNone;
+    EXPECT_EQ(got.error().code(), Code::kNotFound) << got.error().to_string();
+    return got.error().reason();
+  }
+
+  SeededRng rng_{7};
+};
+
+TEST_F(ValueStoreTest, WhatWasPutComesBackWhateverItsSize) {
+  ValueCluster cluster({}, 2);
+  for (const std::size_t size :
+       {0u, 1u, 100u, 16'384u, 65'535u, 65'536u, 65'537u, 1u << 20, (1u << 20) + 1, 3u << 20}) {
+    const std::string key = "value of " + std::to_string(size);
+    const Bytes value = random(size);
+    ASSERT_TRUE(put(cluster, key, value).ok()) << size;
+    const Result<Bytes> back = get(cluster, key, static_cast<std::int64_t>(size));
+    ASSERT_TRUE(back.has_value()) << size << " " << back.error().to_string();
+    EXPECT_TRUE(*back == value) << size;
+  }
+}
+
+TEST_F(ValueStoreTest, ValuesLargerThanARequestGoInParts) {
+  ValueCluster cluster({}, 1, {.request_bytes = 2 << 20});
+  const Bytes value = random((7 << 20) + 12'345);
+  const ConstByteSpan whole = value;
+  const std::vector<ConstByteSpan> parts = {whole.first(1'234'567), whole.subspan(1'234'567)};
+  std::vector<ValueToPut> values = {{.key = "small", .parts = std::span(parts).first(0)},
+                                    {.key = "large", .parts = parts}};
+  const auto stored = cluster.run(cluster.store().put_batch(std::move(values), {}, {})).value();
+  ASSERT_TRUE(stored[0].has_value() && stored[1].has_value());
+  EXPECT_TRUE(get(cluster, "large", std::ssize(value)).value() == value);
+  EXPECT_TRUE(get(cluster, "large", 32 << 20).value() == value) << "more room than needed";
+  const std::int64_t begin = 100'001;
+  const std::int64_t length = 5'000'000;
+  const Buffer range = cluster.run(cluster.store().get_range("large", begin, length, {})).value();
+  EXPECT_TRUE(std::ranges::equal(range.bytes(), whole.subspan(begin, length)));
+  EXPECT_EQ(cluster.node(0).values().puts.value(), 2);
+}
+
+TEST_F(ValueStoreTest, ASecondPutIsANoOpThatSaysSo) {
+  ValueCluster cluster({}, 1);
+  const Bytes first = random(1000);
+  const Bytes second = random(2000);
+  EXPECT_EQ(cluster.run(cluster.store().put("k", first, {}, {})).value(), PutOutcome::kStored);
+  EXPECT_EQ(cluster.run(cluster.store().put("k", second, {}, {})).value(),
+            PutOutcome::kAlreadyThere);
+  EXPECT_TRUE(get(cluster, "k", 1000).value() == first);
+}
+
+TEST_F(ValueStoreTest, RangesAreCutAndVerified) {
+  ValueCluster cluster({}, 1);
+  const Bytes value = random((2 << 20) + 70'000);
+  ASSERT_TRUE(put(cluster, "k", value).ok());
+  const auto size = std::ssize(value);
+  for (const auto& [begin, length] :
+       std::vector<std::pair<std::int64_t, std::int64_t>>{{0, 1},
+                                                          {1, 1},
+                                                          {65'536, 65'536},
+                                                          {65'535, 2},
+                                                          {1'048'570, 20},
+                                                          {0, size},
+                                                          {size - 1, 100},
+                                                          {1 << 20, 1 << 20},
+                                                          {70'000, 1'500'000}}) {
+    const Result<Buffer> range = cluster.run(cluster.store().get_range("k", begin, length, {}));
+    ASSERT_TRUE(range.has_value()) << begin << " " << range.error().to_string();
+    const auto expected = ConstByteSpan(value).subspan(
+        static_cast<std::size_t>(begin), static_cast<std::size_t>(std::min(length, size - begin)));
+    EXPECT_TRUE(std::ranges::equal(range->bytes(), expected)) << begin << " + " << length;
+  }
+  EXPECT_EQ(cluster.run(cluster.store().get_range("k", size, 1, {})).error().code(),
+            Code::kInvalidArgument);
+  EXPECT_EQ(cluster.run(cluster.store().get_range("k", size + (1 << 20), 1, {})).error().code(),
+            Code::kInvalidArgument);
+}
+
+TEST_F(ValueStoreTest, BatchesHaveOneResultPerItemAndUseAllNodes) {
+  ValueCluster cluster({}, 3);
+  std::map<std::string, Bytes> stored;
+  std::vector<ValueToPut> values;
+  std::vector<ConstByteSpan> spans;
+  for (int i = 0; i < 60; ++i) {
+    stored["block/" + std::to_string(i)] = random(static_cast<std::size_t>(1000 * i));
+  }
+  spans.reserve(stored.size());
+  for (const auto& [key, value] : stored) {
+    spans.emplace_back(value);
+    values.push_back({.key = key, .parts = std::span(&spans.back(), 1)});
+  }
+  const auto outcomes = cluster.run(cluster.store().put_batch(values, {}, {})).value();
+  for (const auto& outcome : outcomes) EXPECT_EQ(outcome.value(), PutOutcome::kStored);
+  for (std::size_t i = 0; i < 3; ++i) EXPECT_GT(cluster.node(i).values().puts.value(), 8);
+
+  std::vector<ValueToGet> wanted = {{.key = "absent", .room = 10}};
+  for (const auto& [key, value] : stored) wanted.push_back({.key = key, .room = 60'000});
+  wanted.push_back({.key = "block/59", .room = 100, .range_begin = 7});
+  wanted.push_back({.key = "block/59", .room = 100});
+  wanted.push_back({.key = "", .room = 100});
+  const ValueBatch batch = cluster.run(cluster.store().get_batch(wanted, {})).value();
+  ASSERT_EQ(batch.values.size(), 64u);
+  EXPECT_EQ(batch.values[0].error().reason(), MissReason::kNeverStored);
+  std::size_t i = 1;
+  for (const auto& [key, value] : stored) {
+    ASSERT_TRUE(batch.values[i].has_value()) << batch.values[i].error().to_string();
+    EXPECT_TRUE(std::ranges::equal(*batch.values[i], value)) << key;
+    ++i;
+  }
+  EXPECT_TRUE(
+      std::ranges::equal(*batch.values[61], ConstByteSpan(stored["block/59"]).subspan(7, 100)));
+  EXPECT_EQ(batch.values[62].error().code(), Code::kInvalidArgument) << "the target is too small";
+  EXPECT_EQ(batch.values[63].error().code(), Code::kInvalidArgument) << "no key";
+
+  Bytes into(59'000);
+  std::vector<ValueInto> targets = {{.key = "block/59", .into = into},
+                                    {.key = "absent", .into = into}};
+  const Sizes sizes = cluster.run(cluster.store().get_into(targets, {})).value();
+  EXPECT_EQ(sizes[0].value(), 59'000);
+  EXPECT_TRUE(into == stored["block/59"]);
+  EXPECT_FALSE(sizes[1].has_value());
+}
+
+TEST_F(ValueStoreTest, ExistsRemoveAndListSeeAllNodes) {
+  ValueCluster cluster({}, 2);
+  for (int i = 0; i < 30; ++i) {
+    const std::string key = (i % 2 == 0 ? "even/" : "odd/") + std::to_string(100 + i);
+    ASSERT_TRUE(put(cluster, key, random(static_cast<std::size_t>(i))).ok());
+  }
+  const Sizes found =
+      cluster.run(cluster.store().exists({"odd/103", "none", "even/100"}, {})).value();
+  EXPECT_EQ(found[0].value(), 3);
+  EXPECT_EQ(found[1].error().reason(), MissReason::kNeverStored);
+  EXPECT_EQ(found[2].value(), 0);
+
+  auto odd = cluster.run(cluster.store().list("odd/", 100, {})).value();
+  ASSERT_EQ(odd.size(), 15u);
+  EXPECT_EQ(odd.front(), (ListedValue{.key = "odd/101", .bytes = 1}));
+  EXPECT_TRUE(std::ranges::is_sorted(odd, {}, &ListedValue::key));
+  EXPECT_EQ(cluster.run(cluster.store().list("", 7, {})).value().size(), 7u);
+  EXPECT_EQ(cluster.run(cluster.store().list("", 7, {})).value().back().key, "even/112");
+
+  const auto removed = cluster.run(cluster.store().remove({"odd/103", "none"}, {})).value();
+  EXPECT_TRUE(removed[0].ok() && removed[1].ok());
+  EXPECT_EQ(miss(cluster, "odd/103"), MissReason::kNeverStored);
+  EXPECT_EQ(cluster.run(cluster.store().list("odd/", 100, {})).value().size(), 14u);
+}
+
+TEST_F(ValueStoreTest, NamespacesDoNotShareValues) {
+  ValueCluster cluster({}, 1);
+  ASSERT_TRUE(put(cluster, "k", random(10), {}, {.name_space = "a"}).ok());
+  EXPECT_EQ(miss(cluster, "k", {.name_space = "b"}), MissReason::kNeverStored);
+  EXPECT_TRUE(cluster.run(cluster.store().list("", 10, {.name_space = "b"})).value().empty());
+}
+
+TEST_F(ValueStoreTest, AFlushMakesEverythingUnreachableForEveryClient) {
+  ValueCluster cluster({}, 2);
+  ValueStore& ours = cluster.store();
+  SeededRng rng(9);
+  ValueStore other(cluster.clock(), rng, cluster.nodes(), {});
+  const ValueCall call{.name_space = "a"};
+  const Bytes value = random(100);
+  for (int i = 0; i < 10; ++i) {
+    ASSERT_TRUE(put(cluster, "k" + std::to_string(i), value, {}, call).ok());
+  }
+  ASSERT_TRUE(put(cluster, "k0", value, {}, {.name_space = "b"}).ok());
+  EXPECT_EQ(cluster.run(ours.flush(call)).value(), 1u);
+  EXPECT_EQ(get(cluster, "k0", 100, call).status().code(), Code::kNotFound);
+  EXPECT_TRUE(get(cluster, "k0", 100, {.name_space = "b"}).has_value());
+
+  // The other client finds out when it asks, redoes the call once, and says what happened.
+  EXPECT_EQ(cluster.run(other.get("k1", Buffer(100), call)).error().code(), Code::kNotFound);
+  EXPECT_EQ(other.nodes().flush_number("a"), 1u);
+  EXPECT_EQ(cluster.run(other.put("k1", value, {}, call)).value(), PutOutcome::kStored);
+  EXPECT_TRUE(get(cluster, "k1", 100, call).has_value());
+
+  SeededRng third_rng(10);
+  ValueStore third(cluster.clock(), third_rng, cluster.nodes(), {});
+  EXPECT_EQ(cluster.run(third.flush(call)).value(), 2u) << "it knew of no flush, and learned";
+  EXPECT_EQ(cluster.run(third.put("k5", value, {}, call)).value(), PutOutcome::kStored);
+  EXPECT_EQ(cluster.run(ours.exists({"k5"}, call)).value()[0].value(), 100);
+}
+
+TEST_F(ValueStoreTest, TheNodeThatHeldAFlushedValueSaysSo) {
+  ValueCluster cluster({}, 1);
+  ASSERT_TRUE(put(cluster, "k", random(10)).ok());
+  ASSERT_TRUE(cluster.run(cluster.store().flush({})).has_value());
+  EXPECT_EQ(miss(cluster, "k"), MissReason::kFlushed);
+  EXPECT_EQ(cluster.node(0).memory().usage().object_count, 0);
+}
+
+TEST_F(ValueStoreTest, BadInputIsRefusedInWords) {
+  ValueCluster cluster({}, 1);
+  const std::string long_key(1025, 'k');
+  const Bytes value = random(10);
+  const auto refused = [&](const Status& status) {
+    EXPECT_EQ(status.code(), Code::kInvalidArgument);
+    return status.message();
+  };
+  EXPECT_EQ(refused(put(cluster, long_key, value)), "key of 1025 bytes, at most 1024");
+  EXPECT_TRUE(put(cluster, std::string(1024, 'k'), value).ok());
+  EXPECT_EQ(refused(put(cluster, "", value)), "the key is empty");
+  EXPECT_EQ(refused(put(cluster, "k", value, {.ttl_ms = -1})), "a time to live is negative");
+  EXPECT_EQ(refused(put(cluster, "k", value, {.pin = PinKind::kSoft})),
+            "a soft pin needs a time to live");
+  const std::string long_space(257, 'n');
+  EXPECT_EQ(refused(put(cluster, "k", value, {}, {.name_space = long_space})),
+            "namespace of 257 bytes, at most 256");
+  const std::vector<ConstByteSpan> huge(1025, ConstByteSpan(value.data(), 1 << 20));  // not read
+  std::vector<ValueToPut> values = {{.key = "huge", .parts = huge}};
+  EXPECT_EQ(refused(cluster.run(cluster.store().put_batch(values, {}, {})).value()[0].status()),
+            "value of 1074790400 bytes, at most 1073741824");
+  ASSERT_TRUE(put(cluster, "k", value).ok());
+  EXPECT_EQ(refused(get(cluster, "k", 9).status()), "value of 10 bytes, room for 9");
+  EXPECT_EQ(refused(put(cluster, "d", value, {.level = WriteLevel::kDurable}).code() ==
+                            Code::kFailedPrecondition
+                        ? Status(Code::kInvalidArgument, "no disk")
+                        : Status()),
+            "no disk");
+}
+
+TEST_F(ValueStoreTest, ValuesExpire) {
+  ValueCluster cluster({}, 1);
+  ASSERT_TRUE(put(cluster, "k", random(10), {.ttl_ms = 1000}).ok());
+  cluster.clock().advance(std::chrono::milliseconds(999));
+  EXPECT_TRUE(get(cluster, "k", 10).has_value());
+  cluster.clock().advance(std::chrono::milliseconds(1));
+  EXPECT_EQ(miss(cluster, "k"), MissReason::kExpired);
+  EXPECT_EQ(cluster.node(0).memory().usage().object_count, 0);
+  ASSERT_TRUE(put(cluster, "k", random(20)).ok()) << "its place is free again";
+  EXPECT_TRUE(get(cluster, "k", 20).has_value());
+}
+
+TEST_F(ValueStoreTest, DamageInMemoryIsAMissAndNeverReturned) {
+  ValueCluster cluster({}, 1);
+  const Bytes value = random(300'000);
+  for (int i = 0; i < 20; ++i) {
+    ASSERT_TRUE(put(cluster, "k", value).ok());
+    ByteSpan slab = cluster.node(0).memory().memory();
+    const auto at = std::ranges::search(slab, std::span(value).subspan(i * 14'000u, 64)).begin();
+    ASSERT_NE(at, slab.end());
+    *at ^= std::byte{1} << (i % 8);
+    EXPECT_EQ(miss(cluster, "k"), MissReason::kIntegrity) << i;
+  }
+  EXPECT_EQ(cluster.node(0).values().damaged.value(), 20);
+  EXPECT_EQ(cluster.node(0).memory().usage().object_count, 0);
+}
+
+TEST_F(ValueStoreTest, DamageInMemoryIsMendedFromDisk) {
+  TempDir dir;
+  ValueCluster cluster({.store = dir.path()}, 1);
+  const Bytes value = random(100'000);
+  ASSERT_TRUE(put(cluster, "k", value, {.level = WriteLevel::kDurable}).ok());
+  ByteSpan slab = cluster.node(0).memory().memory();
+  const auto at = std::ranges::search(slab, std::span(value).subspan(70'000, 64)).begin();
+  ASSERT_NE(at, slab.end());
+  *at ^= std::byte{4};
+  EXPECT_TRUE(get(cluster, "k", 100'000).value() == value);
+  EXPECT_TRUE(get(cluster, "k", 100'000).value() == value);
+  EXPECT_EQ(cluster.node(0).memory().damaged.value(), 1);
+}
+
+TEST_F(ValueStoreTest, EvictedValuesSaySoAndLeaveNothing) {
+  ValueCluster cluster({.dram_bytes = 4 << 20}, 1);
+  for (int i = 0; i < 6; ++i) {
+    ASSERT_TRUE(put(cluster, "k" + std::to_string(i), random((1 << 20) + 5'000)).ok());
+  }
+  EXPECT_EQ(miss(cluster, "k0"), MissReason::kEvicted);
+  EXPECT_EQ(miss(cluster, "k7"), MissReason::kNeverStored);
+  EXPECT_TRUE(get(cluster, "k5", 2 << 20).has_value());
+  const auto listed = cluster.run(cluster.store().list("", 100, {})).value();
+  EXPECT_EQ(cluster.node(0).memory().usage().object_count, 2 * std::ssize(listed))
+      << "no half of a value stays";
+  EXPECT_EQ(put(cluster, "huge", random(5 << 20)).code(), Code::kResourceExhausted);
+}
+
+TEST_F(ValueStoreTest, PinnedValuesStay) {
+  ValueCluster cluster({.dram_bytes = 4 << 20}, 1);
+  const auto fill = [&](const std::string& name) {
+    for (int i = 0; i < 8; ++i) {
+      ASSERT_TRUE(put(cluster, name + std::to_string(i), random(900'000)).ok());
+    }
+  };
+  ASSERT_TRUE(put(cluster, "hard", random(900'000), {.pin = PinKind::kHard}).ok());
+  const PutOptions soft{.pin = PinKind::kSoft, .pin_ttl_ms = 1000};
+  ASSERT_TRUE(put(cluster, "soft", random(900'000), soft).ok());
+  EXPECT_EQ(put(cluster, "more", random(900'000), {.pin = PinKind::kHard}).reason(),
+            MissReason::kQuota);
+  fill("a");
+  EXPECT_TRUE(get(cluster, "hard", 1 << 20).has_value());
+  EXPECT_TRUE(get(cluster, "soft", 1 << 20).has_value());
+  cluster.clock().advance(std::chrono::seconds(1));
+  fill("b");
+  EXPECT_TRUE(get(cluster, "hard", 1 << 20).has_value());
+  EXPECT_EQ(miss(cluster, "soft"), MissReason::kEvicted) << "the pin is over";
+  // A soft pin gives way when there is no room otherwise.
+  ASSERT_TRUE(put(cluster, "soft", random(900'000), soft).ok());
+  ASSERT_TRUE(put(cluster, "soft 2", random(900'000), soft).ok());
+  ASSERT_TRUE(put(cluster, "soft 3", random(900'000), soft).ok());
+  EXPECT_TRUE(put(cluster, "wide", random(2 << 20)).ok());
+  EXPECT_TRUE(get(cluster, "hard", 1 << 20).has_value());
+  EXPECT_TRUE(cluster.run(cluster.store().remove({"hard"}, {})).has_value());
+  EXPECT_EQ(put(cluster, "hard", random(900'000), {.pin = PinKind::kHard}).code(), Code::kOk)
+      << "the quota is free again";
+}
+
+TEST_F(ValueStoreTest, DurableValuesSurviveARestart) {
+  TempDir dir;
+  ValueCluster cluster({.store = dir.path()}, 1);
+  const ValueCall call{.name_space = "a"};
+  const PutOptions durable{.level = WriteLevel::kDurable};
+  const Bytes large = random((2 << 20) + 100);
+  ASSERT_TRUE(cluster.run(cluster.store().flush(call)).has_value());
+  ASSERT_TRUE(put(cluster, "large", large, durable, call).ok());
+  ASSERT_TRUE(put(cluster, "empty", {}, durable, call).ok());
+  ASSERT_TRUE(
+      put(cluster, "short", large, {.level = WriteLevel::kDurable, .ttl_ms = 1000}, call).ok());
+  ASSERT_TRUE(put(cluster, "memory", large, {}, call).ok());
+  ASSERT_TRUE(put(cluster, "later", large, {}, call).ok());
+  EXPECT_EQ(cluster.run(cluster.store().put("later", large, durable, call)).value(),
+            PutOutcome::kAlreadyThere);
+  cluster.stop(0);
+  cluster.start(0);
+  EXPECT_TRUE(get(cluster, "large", 3 << 20, call).value() == large);
+  EXPECT_TRUE(get(cluster, "empty", 0, call).value().empty());
+  EXPECT_TRUE(get(cluster, "later", 3 << 20, call).value() == large) << "put again, durably";
+  EXPECT_EQ(miss(cluster, "memory", call), MissReason::kNeverStored);
+  const auto listed = cluster.run(cluster.store().list("", 10, call)).value();
+  EXPECT_EQ(listed.size(), 4u);
+  cluster.clock().advance(std::chrono::seconds(1));
+  EXPECT_EQ(miss(cluster, "short", call), MissReason::kExpired) << "times to live survive, too";
+
+  // So does the flush number: a client that knows of none is told.
+  SeededRng rng(3);
+  ValueStore fresh(cluster.clock(), rng, cluster.nodes(), {});
+  EXPECT_TRUE(cluster.run(fresh.get("large", Buffer(3 << 20), call)).has_value());
+  EXPECT_EQ(fresh.nodes().flush_number("a"), 1u);
+  ASSERT_TRUE(cluster.run(fresh.flush(call)).has_value());
+  cluster.stop(0);
+  cluster.start(0);
+  EXPECT_EQ(cluster.node(0).disk()->usage().object_count, 1) << "the namespace, nothing else";
+}
+
+TEST_F(ValueStoreTest, ValuesInUseGoToDiskWhenMemoryFillsUp) {
+  TempDir dir;
+  ValueCluster cluster({.dram_bytes = 4 << 20, .store = dir.path()}, 1);
+  const Bytes used = random(1 << 20);
+  ASSERT_TRUE(put(cluster, "used", used).ok());
+  ASSERT_TRUE(put(cluster, "filler", random(1 << 20)).ok());
+  EXPECT_TRUE(get(cluster, "used", 1 << 20).has_value());
+  ASSERT_TRUE(cluster.run(cluster.node(0).values().stop()).ok());  // the copy is made
+  EXPECT_EQ(cluster.node(0).values().copied_to_disk.value(), 1);
+  for (int i = 0; i < 6; ++i) {
+    ASSERT_TRUE(put(cluster, "k" + std::to_string(i), random(1 << 20)).ok());
+  }
+  EXPECT_TRUE(get(cluster, "used", 1 << 20).value() == used) << "from disk";
+  EXPECT_GT(cluster.node(0).values().disk_reads.value(), 0);
+  EXPECT_EQ(miss(cluster, "filler"), MissReason::kEvicted) << "never used: not worth the disk";
+}
+
+}  // namespace
+}  // namespace icefield
