@@ -25,6 +25,7 @@ constexpr Verb kVerbs[] = {
     {"metrics", "list the metrics that a node serves"},
     {"doctor", "explain what this machine offers and what holds it back"},
     {"bench faults", "how punctual calls are while a node is frozen"},
+    {"bench transport", "bytes between two processes, beside ucx_perftest"},
     {"cluster", "several nodes on this machine, for trying and for tests"},
 };
 

@@ -1,0 +1,342 @@
+// icefield bench transport — bytes between two processes, beside ucx_perftest in the same run.
+//
+// Estimate: a get of 1 MB is copied twice, into a segment by the server and out of it by the
+// client, side by side on two cores: the slower copy bounds it, at about the speed of memcpy.
+// Verification reads the bytes once more, from the cache of the core that has just written them.
+#include <gflags/gflags.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <iostream>
+#include <optional>
+
+#include "common/shard.h"
+#include "common/task_scope.h"
+#include "tools/bench_transport_service.h"
+#include "tools/child_process.h"
+#include "tools/command_line.h"
+#include "tools/perftest.h"
+#include "tools/progress.h"
+#include "tools/report.h"
+#include "transport/ucx/ucx_transport.h"
+
+DEFINE_string(lanes, "shared_memory,tcp", "shared_memory, tcp or both");
+DEFINE_string(modes, "event,poll", "event: both sides sleep until there is something; poll; both");
+DEFINE_string(ops, "get,put", "get, put or both");
+DEFINE_int32(rounds, 5, "alternations of ours and ucx_perftest, of which medians are shown");
+DEFINE_int32(round_ms, 200, "of ours in each round");
+DEFINE_int64(clients, 1, "calls side by side over one connection");
+DEFINE_bool(perftest, true, "measure ucx_perftest too (Debian's ucx-utils)");
+DEFINE_bool(json, false, "print one JSON object instead of a table");
+DEFINE_bool(serve, false, "be the server: started by the program itself");
+
+namespace icefield {
+namespace {
+
+constexpr char kUsage[] =
+    R"(icefield bench transport — gets and puts between two processes, beside ucx_perftest
+
+A server process holds the bytes; the client reads (get) or writes (put) them in calls of one value
+or of a batch, and checks XXH3 of every 64 KB, or not. ucx_perftest runs in turn with ours, over the
+same lanes with the same thresholds, segments and error handling: a stream of messages one way for
+bandwidths, round trips for 64 bytes.
+
+  icefield bench transport --lanes=shared_memory --modes=event --rounds=9
+)";
+
+using Ms = std::chrono::duration<double, std::milli>;
+using Us = std::chrono::duration<double, std::micro>;
+
+constexpr std::int64_t kSmallBytes = 64;  // measured as round trips
+constexpr std::int64_t kMostBytes = 1 << 20;
+
+struct Size {
+  std::int64_t value_bytes;
+  std::int64_t batch;
+};
+constexpr Size kSizes[] = {{64, 1}, {16 << 10, 1}, {128 << 10, 1}, {1 << 20, 1}, {16 << 10, 64}};
+
+struct Side {
+  std::string lanes;
+  std::string mode;
+  bool tcp() const { return lanes == "tcp"; }
+  bool poll() const { return mode == "poll"; }
+};
+
+struct Case {
+  Side side;
+  std::string op;
+  Size size;
+  bool verify = true;
+  bool latency() const { return size.value_bytes == kSmallBytes; }
+  std::int64_t bytes() const { return size.value_bytes * size.batch; }
+};
+
+// What one case gave, over all rounds.
+struct Measured {
+  std::vector<double> gbps;     // of each round
+  std::vector<double> call_us;  // of each call
+  std::vector<double> perftest;
+};
+
+double quantile(std::vector<double> values, double share) {
+  if (values.empty()) return 0;
+  std::ranges::sort(values);
+  return values[static_cast<std::size_t>(share * static_cast<double>(values.size() - 1))];
+}
+
+std::vector<std::string> split(const std::string& text) {
+  std::vector<std::string> parts(1);
+  for (const char c : text) {
+    if (c == ',')
+      parts.emplace_back();
+    else
+      parts.back() += c;
+  }
+  return parts;
+}
+
+UcxOptions options_of(const Side& side) {
+  UcxOptions options;
+  options.lanes = side.tcp() ? UcxLanes::kTcp : UcxLanes::kSharedMemory;
+  options.poll = side.poll();
+  return options;
+}
+
+Result<std::unique_ptr<UcxTransport>> open_transport(Shard& shard, const Side& side) {
+  auto make = [](asio::any_io_executor executor,
+                 UcxOptions options) -> Task<std::unique_ptr<UcxTransport>> {
+    co_return UcxTransport::create(std::move(executor), options);
+  };
+  return sync_wait(shard.executor(), make(shard.executor(), options_of(side)));
+}
+
+// Prints the address and answers until it is killed.
+Status serve() {
+  const Side side{FLAGS_lanes, FLAGS_modes};
+  Shard shard;
+  BenchService service(kMostBytes);
+  ICE_TRY(const auto transport, open_transport(shard, side));
+  ICE_TRY(const Address address,
+          sync_wait(shard.executor(), transport->listen("127.0.0.1:0", shard.executor(), service)));
+  std::cout << address << std::endl;
+  asio::io_context forever;
+  const auto work = asio::make_work_guard(forever);
+  forever.run();
+  return Status();
+}
+
+// The client's process and its server's, over one kind of lanes.
+class Pair {
+ public:
+  static Result<std::unique_ptr<Pair>> open(const Side& side) {
+    std::error_code error;
+    const std::string self = std::filesystem::read_symlink("/proc/self/exe", error).string();
+    std::unique_ptr<Pair> pair(
+        new Pair({self, "--serve", "--lanes=" + side.lanes, "--modes=" + side.mode}));
+    pair->address_ = pair->server_.read_line();
+    if (pair->address_.empty()) return Status(Code::kUnavailable, "the server did not start");
+    ICE_TRY(pair->transport_, open_transport(pair->shard_, side));
+    return pair;
+  }
+  ~Pair() {
+    if (transport_ != nullptr) (void)sync_wait(shard_.executor(), transport_->shutdown());
+    shard_.stop();
+  }
+
+  // Calls for `duration` with FLAGS_clients side by side.
+  Status measure(const Case& what, Ms duration, Measured& into) {
+    return sync_wait(shard_.executor(), run_clients(what, duration, into));
+  }
+
+ private:
+  explicit Pair(std::vector<std::string> arguments) : server_(std::move(arguments), {}) {}
+
+  Task<> run_clients(const Case& what, Ms duration, Measured& into) {
+    ICE_CO_TRY(co_await run(what, Ms(0), into));  // connects and warms up
+    into.call_us.clear();
+    const auto begin = clock_.now();
+    const std::size_t before = into.call_us.size();
+    TaskScope scope(shard_.executor());
+    std::vector<Status> ends(static_cast<std::size_t>(FLAGS_clients));
+    auto client = [this, &what, duration, &into](Status& end) -> asio::awaitable<void> {
+      end = co_await run(what, duration, into);
+    };
+    for (Status& end : ends) scope.spawn(client(end));
+    co_await scope.join();
+    for (const Status& end : ends) ICE_CO_TRY(end);
+    const std::chrono::duration<double> took = clock_.now() - begin;
+    const auto calls = static_cast<double>(into.call_us.size() - before);
+    into.gbps.push_back(calls * static_cast<double>(what.bytes()) / took.count() / 1e9);
+    co_return Status();
+  }
+
+  Task<> run(const Case& what, Ms duration, Measured& into) {
+    const bool get = what.op == "get";
+    const BenchRequest ask{what.size.value_bytes, what.size.batch, what.verify ? 1 : 0};
+    const std::string header(as_text(std::as_bytes(std::span(&ask, 1))));
+    Buffer buffer(what.bytes());
+    Buffer value(what.bytes());
+    value.resize(what.bytes());
+    std::ranges::fill(value.bytes(), std::byte{1});
+    const auto end = clock_.now() + duration;
+    do {
+      const auto begin = clock_.now();
+      Request request(static_cast<MethodId>(get ? BenchMethod::kGet : BenchMethod::kPut), header);
+      if (!get) request.payload.push_back(std::as_const(value).bytes());
+      if (!get && what.verify) request.header += piece_checksums(value.bytes());
+      ICE_CO_TRY(Reply reply, co_await transport_->call(address_, std::move(request),
+                                                        std::move(buffer), deadline()));
+      if (get && what.verify && !intact(what, reply)) {
+        co_return Status(Code::kDataLoss, "checksum mismatch on arrival");
+      }
+      buffer = std::move(reply.payload);
+      into.call_us.push_back(Us(clock_.now() - begin).count());
+    } while (clock_.now() < end);
+    co_return Status();
+  }
+
+  static bool intact(const Case& what, Reply& reply) {
+    ConstByteSpan left = reply.payload.bytes();
+    if (static_cast<std::int64_t>(left.size()) != what.bytes()) return false;
+    std::string checksums;
+    for (std::int64_t i = 0; i < what.size.batch; ++i) {
+      const auto value = static_cast<std::size_t>(what.size.value_bytes);
+      checksums += piece_checksums(left.first(value));
+      left = left.subspan(value);
+    }
+    return checksums == reply.header;
+  }
+
+  Deadline deadline() const { return Deadline::after(clock_, std::chrono::seconds(10)); }
+
+  SystemClock clock_;
+  ChildProcess server_;
+  Shard shard_;
+  std::unique_ptr<UcxTransport> transport_;
+  Address address_;
+};
+
+Result<double> perftest(const Case& what) {
+  // About as long as one round of ours.
+  constexpr std::int64_t kBytes = 400 << 20;
+  const PerftestPlan plan{
+      .tcp = what.side.tcp(),
+      .poll = what.side.poll(),
+      .latency = what.latency(),
+      .message_bytes = what.bytes(),
+      .iterations =
+          what.latency() ? 5000 : std::clamp<std::int64_t>(kBytes / what.bytes(), 50, 5000)};
+  ICE_TRY(const PerftestResult result, run_perftest(plan));
+  return what.latency() ? result.round_trip_us : result.gbps;
+}
+
+nlohmann::ordered_json params_of(const Case& what, const std::vector<double>& call_us) {
+  return {{"op", what.op},
+          {"value_bytes", what.size.value_bytes},
+          {"batch", what.size.batch},
+          {"transport", what.side.lanes},
+          {"mode", what.side.mode},
+          {"verify", what.verify},
+          {"clients", FLAGS_clients},
+          {"p50_us", quantile(call_us, 0.5)},
+          {"p99_us", quantile(call_us, 0.99)},
+          {"p99_9_us", quantile(call_us, 0.999)}};
+}
+
+Figure figure_of(const Case& what, const Measured& measured) {
+  Figure figure;
+  figure.name = what.latency() ? what.op + "_latency_us" : what.op + "_gbps";
+  figure.params = params_of(what, measured.call_us);
+  figure.value = what.latency() ? quantile(measured.call_us, 0.5) : quantile(measured.gbps, 0.5);
+  figure.unit = what.latency() ? "us" : "GB/s";
+  figure.better = what.latency() ? "lower" : "higher";
+  if (!measured.perftest.empty()) {
+    figure.against = "ucx_perftest";
+    figure.ratio = figure.value / quantile(measured.perftest, 0.5);
+  }
+  return figure;
+}
+
+std::vector<Case> cases_of(const Side& side) {
+  std::vector<Case> cases;
+  for (const std::string& op : split(FLAGS_ops)) {
+    for (const Size& size : kSizes) {
+      for (const bool verify : {true, false}) cases.push_back({side, op, size, verify});
+    }
+  }
+  return cases;
+}
+
+Status measure_side(const Side& side, Report& report) {
+  const std::vector<Case> cases = cases_of(side);
+  std::vector<Measured> results(cases.size());
+  Progress progress("measuring " + side.lanes + ", " + side.mode, FLAGS_rounds);
+  for (int round = 0; round < FLAGS_rounds; ++round) {
+    progress.set(round);
+    ICE_TRY(const auto pair, Pair::open(side));
+    for (std::size_t i = 0; i < cases.size(); ++i) {
+      std::vector<double> before = std::move(results[i].call_us);
+      ICE_TRY(pair->measure(cases[i], Ms(FLAGS_round_ms), results[i]));
+      results[i].call_us.insert(results[i].call_us.end(), before.begin(), before.end());
+      // One yardstick serves a case with and without verification, get and put.
+      if (!FLAGS_perftest || !cases[i].verify || cases[i].op != cases.front().op) continue;
+      ICE_TRY(results[i].perftest.emplace_back(), perftest(cases[i]));
+    }
+  }
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    const std::size_t yardstick = i % (std::size(kSizes) * 2) / 2 * 2;
+    results[i].perftest = results[yardstick].perftest;
+    report.add(figure_of(cases[i], results[i]));
+  }
+  return Status();
+}
+
+void print(const Report& report) {
+  Table table({"lanes", "mode", "op", "value", "batch", "verified", "GB/s", "p50 us", "p99 us",
+               "of ucx_perftest"});
+  for (const Figure& figure : report.figures()) {
+    const auto& params = figure.params;
+    const bool latency = figure.unit == "us";
+    table.add({params["transport"], params["mode"], params["op"], bytes_text(params["value_bytes"]),
+               std::to_string(params["batch"].get<int>()),
+               params["verify"].get<bool>() ? "yes" : "no",
+               latency ? "" : number_text(figure.value, 2), number_text(params["p50_us"], 1),
+               number_text(params["p99_us"], 1),
+               figure.against.empty() ? "" : number_text(figure.ratio, 2) + (latency ? "x" : "")});
+  }
+  std::cout << table.text();
+}
+
+Status run() {
+  if (FLAGS_serve) return serve();
+  if (FLAGS_rounds < 1 || FLAGS_clients < 1 || FLAGS_round_ms < 1) {
+    return Status(Code::kInvalidArgument, "--rounds, --round_ms and --clients: 1 or more");
+  }
+  Report report("bench transport");
+  for (const std::string& lanes : split(FLAGS_lanes)) {
+    if (lanes != "tcp" && lanes != "shared_memory") {
+      return Status(Code::kInvalidArgument, "--lanes=" + lanes + ": shared_memory or tcp");
+    }
+    for (const std::string& mode : split(FLAGS_modes)) {
+      if (mode != "event" && mode != "poll") {
+        return Status(Code::kInvalidArgument, "--modes=" + mode + ": event or poll");
+      }
+      ICE_TRY(measure_side({lanes, mode}, report));
+    }
+  }
+  if (FLAGS_json)
+    std::cout << report.json() << "\n";
+  else
+    print(report);
+  return Status();
+}
+
+}  // namespace
+}  // namespace icefield
+
+int main(int argc, char** argv) {
+  icefield::parse_command_line(argc, argv, icefield::kUsage);
+  const icefield::Status status = icefield::run();
+  return status.ok() ? 0 : icefield::fail(status);
+}

@@ -1,0 +1,43 @@
+// tools/bench_transport_service.h — the server's side of `icefield bench transport`: memory that is
+// read and written through a transport.
+#pragma once
+
+#include <memory>
+
+#include "transport/transport.h"
+
+namespace icefield {
+
+// Checksums are XXH3 over pieces of this size.
+constexpr std::int64_t kBenchPieceBytes = 64 << 10;
+
+enum class BenchMethod : MethodId { kGet = 1, kPut = 2 };
+
+// The header of a request.
+struct BenchRequest {
+  std::int64_t value_bytes = 0;
+  std::int64_t batch = 0;   // values per call
+  std::int64_t verify = 0;  // 0: no checksums
+};
+static_assert(std::is_trivially_copyable_v<BenchRequest>);
+
+// XXH3 of each piece, the last one may be shorter; as the bytes of a header.
+std::string piece_checksums(ConstByteSpan bytes);
+
+// get answers with `batch` values, gathered, and the checksums of their pieces in the header; put
+// checks the pieces against what follows the request in the header.
+class BenchService final : public Service {
+ public:
+  explicit BenchService(std::int64_t bytes);
+  Task<ServiceReply> handle(const Caller& caller, MethodId method, std::string header,
+                            Buffer payload) override;
+
+ private:
+  Task<ServiceReply> get(const BenchRequest& request);
+
+  Buffer memory_;
+  std::string checksums_;  // of the last size asked for
+  BenchRequest asked_;
+};
+
+}  // namespace icefield
