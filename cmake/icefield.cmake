@@ -91,15 +91,19 @@ function(icefield_program name)
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} ${ARG_LIBS} icefield_flags)
 endfunction()
 
-# icefield_test(name SRCS … [DEPS …] [LIBS …] [LABELS …] [TIMEOUT seconds]): a GoogleTest
-# program that ctest runs as one test.
+# icefield_test(name SRCS … [DEPS …] [LIBS …] [LABELS …] [TIMEOUT seconds] [SIMD]): a GoogleTest
+# program that ctest runs as one test. SIMD: once for every instruction set that the CPU has.
 function(icefield_test name)
-  cmake_parse_arguments(ARG "" "TIMEOUT" "SRCS;DEPS;LIBS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "SIMD" "TIMEOUT" "SRCS;DEPS;LIBS;LABELS" ${ARGN})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
   endif()
+  set(main GTest::gtest_main)
+  if(ARG_SIMD)
+    set(main simd_main)
+  endif()
   icefield_program(${name} SRCS ${ARG_SRCS} DEPS ${ARG_DEPS}
-                   LIBS ${ARG_LIBS} GTest::gmock GTest::gtest_main)
+                   LIBS ${ARG_LIBS} GTest::gmock ${main})
   set_target_properties(${name} PROPERTIES
     RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   target_compile_definitions(${name} PRIVATE

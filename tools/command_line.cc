@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <limits>
 #include <sstream>
 
 namespace icefield {
@@ -88,9 +89,11 @@ Result<std::int64_t> parse_number(const std::string& flag, const std::string& te
   } catch (const std::exception&) {
     used = 0;
   }
-  if (used == 0 || used != text.size() || value < least) {
+  constexpr std::int64_t kMost = std::numeric_limits<std::int32_t>::max();
+  if (used == 0 || used != text.size() || value < least || value > kMost) {
     return Status(Code::kInvalidArgument, "--" + flag + "=" + text + ": expected a number from " +
-                                              std::to_string(least) + " on, or all");
+                                              std::to_string(least) + " to " +
+                                              std::to_string(kMost) + ", or all");
   }
   return value;
 }

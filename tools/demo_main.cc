@@ -105,7 +105,7 @@ Result<Line> ask_all(Setup& setup, const Context& context, const std::string& na
   Session& session = *setup.session;
   const ModelConfig& config = session.model().config();
   const bool dense = context.dense();
-  if (!dense) ICE_TRY(session.worker().resize_pool(default_pool_bytes(config.kv, budget, 1)));
+  if (!dense) ICE_TRY(session.worker().resize_pool(default_pool_bytes(config, budget, 1)));
   (void)session.decoder().take_report();
   Line line{.attention = name};
   right.clear();

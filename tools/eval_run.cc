@@ -190,7 +190,7 @@ class DocumentEval {
     const ModelConfig& config = session_.model().config();
     const std::int64_t pool_budget = how.budget == kBudgetAll ? 256 : how.budget;
     ICE_TRY(session_.worker().resize_pool(
-        default_pool_bytes(config.kv, pool_budget, session_.worker().options().page_rows)));
+        default_pool_bytes(config, pool_budget, session_.worker().options().page_rows)));
     (void)session_.decoder().take_report();
     const AttendOptions attend = how.attend();
     for (std::size_t i = 0; options_.questions && i < document_.questions.size(); ++i) {

@@ -54,6 +54,7 @@ exactly and the rest through cluster means. With --store, the next run attaches 
 
 struct Question {
   std::string text;
+  std::vector<TokenId> prompt;
   std::string answer;
   std::int64_t tokens = 0;
   double first_token_ms = 0;
@@ -107,15 +108,13 @@ Result<AttendOptions> attend_options(std::int64_t& pool_budget) {
 Status answer(Session& session, const Context& document, const ChatFrame& frame,
               const AttendOptions& attend, Question& question) {
   const Tokenizer& tokenizer = session.model().tokenizer();
-  ICE_TRY(std::vector<TokenId> prompt, tokenizer.encode("\n\n" + question.text));
-  prompt.insert(prompt.end(), frame.after.begin(), frame.after.end());
   Context context = session.worker().fork(document);
   std::vector<TokenId> stop = session.model().end_tokens();
   stop.insert(stop.end(), frame.stop.begin(), frame.stop.end());
   Sampler sampler(FLAGS_temperature, FLAGS_seed);
   auto begin = std::chrono::steady_clock::now();
   ICE_TRY(std::span<const float> logits,
-          session.decoder().forward(context, prompt,
+          session.decoder().forward(context, question.prompt,
                                     {.attend = attend, .group_tokens = FLAGS_group_tokens}));
   question.first_token_ms = ms_since(begin);
   begin = std::chrono::steady_clock::now();
@@ -130,6 +129,7 @@ Status answer(Session& session, const Context& document, const ChatFrame& frame,
     if (!FLAGS_json) std::cout << piece.substr(0, line_end) << std::flush;
     ++question.tokens;
     if (line_end != std::string::npos || question.tokens == FLAGS_max_tokens) break;
+    if (context.token_count() == session.model().config().max_positions) break;
     ICE_TRY(logits, session.decoder().forward(context, std::span(&token, 1), {.attend = attend}));
   }
   question.decode_ms = ms_since(begin);
@@ -218,6 +218,13 @@ Status check_flags() {
   if (FLAGS_prompt != "raw" && FLAGS_prompt != "chat") {
     return Status(Code::kInvalidArgument, "--prompt=" + FLAGS_prompt + ": expected raw or chat");
   }
+  if (FLAGS_group_tokens < 1 || FLAGS_group_tokens > kMaxQueryTokens) {
+    return Status(Code::kInvalidArgument, "--group_tokens=" + std::to_string(FLAGS_group_tokens) +
+                                              ": expected 1 to " + std::to_string(kMaxQueryTokens));
+  }
+  if (FLAGS_dense_suffix_tokens < 0) {
+    return Status(Code::kInvalidArgument, "--dense_suffix_tokens must be 0 or more");
+  }
   if (FLAGS_max_tokens < 1) {
     return Status(Code::kInvalidArgument, "--max_tokens must be at least 1");
   }
@@ -244,6 +251,22 @@ Result<std::vector<TokenId>> document_tokens(const Model& model, const ChatFrame
                                               " positions; shorten the document");
   }
   return tokens;
+}
+
+// The tokens of every question; one must fit behind the document. Checked before the prefill.
+Status encode_questions(const Model& model, const ChatFrame& frame, std::size_t document_tokens,
+                        std::vector<Question>& questions) {
+  for (Question& question : questions) {
+    ICE_TRY(question.prompt, model.tokenizer().encode("\n\n" + question.text));
+    question.prompt.insert(question.prompt.end(), frame.after.begin(), frame.after.end());
+    const auto total = static_cast<std::int64_t>(document_tokens + question.prompt.size());
+    if (total <= model.config().max_positions) continue;
+    return Status(Code::kInvalidArgument,
+                  "document and question \"" + question.text + "\" of " + std::to_string(total) +
+                      " tokens, but the model has " + std::to_string(model.config().max_positions) +
+                      " positions; shorten one of them");
+  }
+  return Status();
 }
 
 Status run() {
@@ -273,6 +296,7 @@ Status run() {
     ICE_TRY(frame, chat_frame(model.file(), model.tokenizer()));
   }
   ICE_TRY(const std::vector<TokenId> tokens, document_tokens(model, frame, text));
+  ICE_TRY(encode_questions(model, frame, tokens.size(), questions));
   ICE_TRY(Session::Opened opened,
           session->open_document(tokens, FLAGS_dense_suffix_tokens, attend));
   if (opened.miss.reason() == MissReason::kFingerprint && !FLAGS_json) {

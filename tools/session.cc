@@ -16,12 +16,16 @@ bool is_absence(const Status& status) {
 
 }  // namespace
 
-std::int64_t default_pool_bytes(const KvShape& shape, std::int64_t budget, std::int32_t page_rows) {
+std::int64_t default_pool_bytes(const ModelConfig& config, std::int64_t budget,
+                                std::int32_t page_rows) {
   constexpr std::int64_t kRowsPerBudget = 4;
   constexpr std::int64_t kBookkeeping = 24;  // bytes per slot
-  const std::int64_t pages =
-      kRowsPerBudget * std::max<std::int64_t>(budget, 16) * shape.layer_count * shape.kv_head_count;
-  return std::max<std::int64_t>(1 << 20, pages * (page_rows * shape.row_bytes() + kBookkeeping));
+  const std::int64_t whole = ceil_div(config.max_positions, std::max(page_rows, 1));
+  const std::int64_t pages = std::min(kRowsPerBudget * std::max<std::int64_t>(budget, 16), whole);
+  const std::int64_t heads =
+      static_cast<std::int64_t>(config.kv.layer_count) * config.kv.kv_head_count;
+  return std::max<std::int64_t>(1 << 20,
+                                heads * pages * (page_rows * config.kv.row_bytes() + kBookkeeping));
 }
 
 double ms_since(std::chrono::steady_clock::time_point begin) {
@@ -46,9 +50,8 @@ Result<std::unique_ptr<Session>> Session::open(Options options) {
   }
   const ModelConfig& config = session->model_->config();
   const std::int64_t pool_bytes =
-      options.pool_bytes != 0
-          ? options.pool_bytes
-          : default_pool_bytes(config.kv, options.pool_budget, options.page_rows);
+      options.pool_bytes != 0 ? options.pool_bytes
+                              : default_pool_bytes(config, options.pool_budget, options.page_rows);
   ICE_TRY(session->worker_,
           Worker::create({.model = config.kv,
                           .slice = Slice::whole(config.kv),

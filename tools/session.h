@@ -69,8 +69,9 @@ class Session {
 };
 
 // Room for 4 × `budget` rows of every layer and head: about what the last 16 tokens used
-// (docs/benchmarks.md). Never less than 1 MiB.
-std::int64_t default_pool_bytes(const KvShape& shape, std::int64_t budget, std::int32_t page_rows);
+// (docs/benchmarks.md). Never less than 1 MiB, never more than the model's longest context.
+std::int64_t default_pool_bytes(const ModelConfig& config, std::int64_t budget,
+                                std::int32_t page_rows);
 
 // Milliseconds since `begin`.
 double ms_since(std::chrono::steady_clock::time_point begin);

@@ -1,6 +1,7 @@
 #include "worker/hot_pool.h"
 
 #include <bit>
+#include <exception>
 
 namespace icefield {
 namespace {
@@ -29,7 +30,13 @@ Result<HotPool> HotPool::make(std::int64_t capacity_bytes, std::int64_t page_byt
                   "hot pool of " + std::to_string(capacity_bytes) + " bytes holds no page of " +
                       std::to_string(page_bytes) + " bytes; raise pool_bytes");
   }
-  return HotPool(low, page_bytes);
+  try {
+    return HotPool(low, page_bytes);
+  } catch (const std::exception&) {  // bad_alloc, length_error
+    return Status(Code::kResourceExhausted, "no memory for a hot pool of " +
+                                                std::to_string(capacity_bytes) +
+                                                " bytes; lower pool_bytes");
+  }
 }
 
 HotPool::HotPool(std::int64_t slots, std::int64_t page_bytes)

@@ -27,7 +27,7 @@ constexpr std::uint32_t segment_of(PageKey key) { return static_cast<std::uint32
 // Threads  One at a time.
 class HotPool {
  public:
-  // kInvalidArgument when not even one slot fits.
+  // kInvalidArgument when not even one slot fits, kResourceExhausted when there is no such memory.
   static Result<HotPool> make(std::int64_t capacity_bytes, std::int64_t page_bytes);
 
   // Unpins what the step before used.

@@ -24,42 +24,50 @@ GroupFixture::GroupFixture(const Kernels& kernels_in, HeadShape shape_in,
   rotate(q.data(), rows(), shape.d_k, q_rotated.data());
 }
 
-void GroupFixture::score_lists() {
+ScoreListsGroup GroupFixture::score_lists_group() {
   const auto g = static_cast<std::size_t>(rows());
   poison(list_logit, g * static_cast<std::size_t>(size.lists));
   poison(reference_level, g);
   poison(segment_mass, segments.size());
-  const ScoreListsGroup group{.row_count = rows(),
-                              .q = q.data(),
-                              .exact_lse = exact_lse.data(),
-                              .segment_count = static_cast<std::int32_t>(segments.size()),
-                              .segments = segments.data(),
-                              .list_logit = list_logit.data(),
-                              .reference_level = reference_level.data(),
-                              .segment_mass = segment_mass.data()};
+  return {.row_count = rows(),
+          .q = q.data(),
+          .exact_lse = exact_lse.data(),
+          .segment_count = static_cast<std::int32_t>(segments.size()),
+          .segments = segments.data(),
+          .list_logit = list_logit.data(),
+          .reference_level = reference_level.data(),
+          .segment_mass = segment_mass.data()};
+}
+
+void GroupFixture::score_lists() {
+  const ScoreListsGroup group = score_lists_group();
   kernels.score_lists({.shape = shape, .group_count = 1, .groups = &group});
 }
 
-void GroupFixture::propose(const SelectionRule& rule) {
+ProposeGroup GroupFixture::propose_group(const SelectionRule& rule) {
   const auto clusters = static_cast<std::size_t>(size.clusters);
   poison(cluster_logit, static_cast<std::size_t>(rows()) * clusters);
   poison(cluster_vote, clusters);
   candidate.assign(clusters, 77);
-  std::vector<std::int32_t> order(clusters);
-  const ProposeGroup group{.row_count = rows(),
-                           .q = q.data(),
-                           .reference_level = reference_level.data(),
-                           .segment_count = static_cast<std::int32_t>(segments.size()),
-                           .segments = segments.data(),
-                           .rule = rule,
-                           .cluster_logit = cluster_logit.data(),
-                           .cluster_vote = cluster_vote.data(),
-                           .order = order.data(),
-                           .candidate = candidate.data()};
+  order_.resize(clusters);
+  return {.row_count = rows(),
+          .q = q.data(),
+          .reference_level = reference_level.data(),
+          .segment_count = static_cast<std::int32_t>(segments.size()),
+          .segments = segments.data(),
+          .rule = rule,
+          .cluster_logit = cluster_logit.data(),
+          .cluster_vote = cluster_vote.data(),
+          .order = order_.data(),
+          .candidate = candidate.data()};
+}
+
+void GroupFixture::propose(const SelectionRule& rule) {
+  const ProposeGroup group = propose_group(rule);
   kernels.propose({.shape = shape, .group_count = 1, .groups = &group});
 }
 
-void GroupFixture::rank(const SelectionRule& rule) {
+RankGroup GroupFixture::rank_group(const SelectionRule& rule) {
   const auto all_rows = static_cast<std::size_t>(size.rows);
   poison(token_logit, static_cast<std::size_t>(rows()) * all_rows);
   poison(vote, all_rows);
@@ -72,25 +80,33 @@ void GroupFixture::rank(const SelectionRule& rule) {
       total += rule.segment_budgets[s];
     }
   }
-  std::vector<RankedRow> ranking(static_cast<std::size_t>(rank_scratch_rows(most)));
+  ranking_.resize(static_cast<std::size_t>(rank_scratch_rows(most)));
   selected.assign(static_cast<std::size_t>(total), TableRow{-1, -1});
-  std::int32_t count = -1;
-  const RankGroup group{.row_count = rows(),
-                        .q_rotated = q_rotated.data(),
-                        .reference_level = reference_level.data(),
-                        .segment_count = static_cast<std::int32_t>(segments.size()),
-                        .segments = segments.data(),
-                        .cluster_logit = cluster_logit.data(),
-                        .candidate = candidate.data(),
-                        .rule = rule,
-                        .token_logit = token_logit.data(),
-                        .vote = vote.data(),
-                        .ranking = ranking.data(),
-                        .selected = selected.data(),
-                        .selected_count = &count};
+  selected_count_ = -1;
+  return {.row_count = rows(),
+          .q_rotated = q_rotated.data(),
+          .reference_level = reference_level.data(),
+          .segment_count = static_cast<std::int32_t>(segments.size()),
+          .segments = segments.data(),
+          .cluster_logit = cluster_logit.data(),
+          .candidate = candidate.data(),
+          .rule = rule,
+          .token_logit = token_logit.data(),
+          .vote = vote.data(),
+          .ranking = ranking_.data(),
+          .selected = selected.data(),
+          .selected_count = &selected_count_};
+}
+
+void GroupFixture::rank(const SelectionRule& rule) {
+  const RankGroup group = rank_group(rule);
   kernels.rank({.shape = shape, .group_count = 1, .groups = &group});
-  ICE_CHECK(count >= 0 && count <= total);
-  selected.resize(static_cast<std::size_t>(count));
+  keep_selected();
+}
+
+void GroupFixture::keep_selected() {
+  ICE_CHECK(selected_count_ >= 0 && selected_count_ <= static_cast<std::int32_t>(selected.size()));
+  selected.resize(static_cast<std::size_t>(selected_count_));
 }
 
 void GroupFixture::select(const SelectionRule& rule) {
@@ -99,31 +115,37 @@ void GroupFixture::select(const SelectionRule& rule) {
   rank(rule);
 }
 
+AttendGroup GroupFixture::attend_group(PartialBuffer& result,
+                                       const std::vector<SegmentAccount>& accounts,
+                                       const std::vector<std::uint8_t>& faulty) {
+  runs_.clear();
+  for (const TableRow& at : selected) {
+    runs_.push_back({.rows = stored_rows[static_cast<std::size_t>(at.segment)] +
+                             static_cast<std::int64_t>(at.row) * (shape.d_k + shape.d_v),
+                     .mask = 1});
+  }
+  poison(scratch_, static_cast<std::size_t>(attend_scratch_floats(rows(), size)));
+  return {.row_count = rows(),
+          .q = q.data(),
+          .run_count = static_cast<std::int32_t>(runs_.size()),
+          .runs = runs_.data(),
+          .segment_count = static_cast<std::int32_t>(segments.size()),
+          .segments = segments.data(),
+          .accounts = accounts.empty() ? nullptr : accounts.data(),
+          .cluster_logit = cluster_logit.data(),
+          .candidate = candidate.data(),
+          .token_logit = token_logit.data(),
+          .selected_count = static_cast<std::int32_t>(selected.size()),
+          .selected = selected.data(),
+          .faulty = faulty.empty() ? nullptr : faulty.data(),
+          .scratch = scratch_.data(),
+          .result = result.view()};
+}
+
 PartialBuffer GroupFixture::attend(const std::vector<SegmentAccount>& accounts,
                                    const std::vector<std::uint8_t>& faulty) {
-  std::vector<RowRun> runs;
-  for (const TableRow& at : selected) {
-    runs.push_back({.rows = stored_rows[static_cast<std::size_t>(at.segment)] +
-                            static_cast<std::int64_t>(at.row) * (shape.d_k + shape.d_v),
-                    .mask = 1});
-  }
-  std::vector<float> scratch(static_cast<std::size_t>(attend_scratch_floats(rows(), size)), NAN);
   PartialBuffer result(rows(), shape.d_v);
-  const AttendGroup group{.row_count = rows(),
-                          .q = q.data(),
-                          .run_count = static_cast<std::int32_t>(runs.size()),
-                          .runs = runs.data(),
-                          .segment_count = static_cast<std::int32_t>(segments.size()),
-                          .segments = segments.data(),
-                          .accounts = accounts.empty() ? nullptr : accounts.data(),
-                          .cluster_logit = cluster_logit.data(),
-                          .candidate = candidate.data(),
-                          .token_logit = token_logit.data(),
-                          .selected_count = static_cast<std::int32_t>(selected.size()),
-                          .selected = selected.data(),
-                          .faulty = faulty.empty() ? nullptr : faulty.data(),
-                          .scratch = scratch.data(),
-                          .result = result.view()};
+  const AttendGroup group = attend_group(result, accounts, faulty);
   kernels.attend({.shape = shape, .group_count = 1, .groups = &group});
   return result;
 }

@@ -35,6 +35,15 @@ class GroupFixture {
   void rank(const SelectionRule& rule);
   void select(const SelectionRule& rule);  // the three above
 
+  // What those calls pass to the kernels, for calls of several groups. The arrays are the fixture's
+  // and valid until its next call; after a rank of several groups, keep_selected().
+  ScoreListsGroup score_lists_group();
+  ProposeGroup propose_group(const SelectionRule& rule);
+  RankGroup rank_group(const SelectionRule& rule);
+  void keep_selected();
+  AttendGroup attend_group(PartialBuffer& result, const std::vector<SegmentAccount>& accounts,
+                           const std::vector<std::uint8_t>& faulty);
+
   // Attends the selected rows and the tail.
   PartialBuffer attend(const std::vector<SegmentAccount>& accounts = {},
                        const std::vector<std::uint8_t>& faulty = {});
@@ -53,6 +62,13 @@ class GroupFixture {
   std::vector<std::uint8_t> candidate;
   std::vector<float> token_logit, vote;
   std::vector<TableRow> selected;
+
+ private:
+  std::vector<std::int32_t> order_;
+  std::vector<RankedRow> ranking_;
+  std::int32_t selected_count_ = -1;
+  std::vector<RowRun> runs_;
+  std::vector<float> scratch_;
 };
 
 // Attention over exact rows only: every row of `rows` [count, d_k + d_v].

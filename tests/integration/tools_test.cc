@@ -49,6 +49,7 @@ class Tools : public testing::Test {
                       const std::string& words) {
     const ProcessResult result = run_icefield(arguments);
     EXPECT_EQ(result.exit_code, code) << result.err;
+    EXPECT_EQ(result.out, "");
     EXPECT_NE(result.err.find(words), std::string::npos)
         << "\"" << words << "\" not in: " << result.err;
     EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
@@ -170,7 +171,7 @@ TEST_F(Tools, TextThatIsTooLongOrNotTextIsExplained) {
   expect_refused(run_arguments({"--document=" + dir_.file("long.txt")}), 2, "4096 positions");
   std::ofstream(dir_.file("binary.txt")) << "abc\xff\xfe";
   expect_refused(run_arguments({"--document=" + dir_.file("binary.txt")}), 2, "not UTF-8");
-  std::ofstream(dir_.file("nearly.txt")) << std::string(4090, 'x');
+  std::ofstream(dir_.file("nearly.txt")) << std::string(4092, 'x');
   expect_refused(run_arguments({"--document=" + dir_.file("nearly.txt")}), 2, "4096 positions");
 }
 
@@ -179,7 +180,14 @@ TEST_F(Tools, NonsenseNumbersAreRefused) {
   expect_refused(run_arguments({"--budget=many"}), 2, "--budget=many");
   expect_refused(run_arguments({"--budget=12x"}), 2, "--budget=12x");
   expect_refused(run_arguments({"--breadth=0"}), 2, "--breadth=0");
-  expect_refused(run_arguments({"--group_tokens=17"}), 2, "groups of 17");
+  expect_refused(run_arguments({"--budget=2147483648"}), 2, "--budget=2147483648");
+  expect_refused(run_arguments({"--breadth=4294967297"}), 2, "--breadth=4294967297");
+  expect_refused(run_arguments({"--group_tokens=17"}), 2, "--group_tokens=17");
+  expect_refused(run_arguments({"--group_tokens=0"}), 2, "--group_tokens=0");
+  expect_refused(run_arguments({"--dense_suffix_tokens=-1"}), 2, "--dense_suffix_tokens");
+  expect_refused(run_arguments({"--pool_bytes=-5"}), 2, "hot pool of -5 bytes");
+  expect_refused(run_arguments({"--temperature=nan"}), 2, "--temperature");
+  expect_refused(run_arguments({"--threads=100000"}), 2, "threads");
   expect_refused(run_arguments({"--page_rows=3"}), 2, "pages of 3 rows");
   expect_refused(run_arguments({"--pool_bytes=100"}), 2, "hot pool of 100 bytes");
   expect_refused(run_arguments({"--dram_bytes=5"}), 2, "DRAM capacity of 5");
@@ -190,16 +198,43 @@ TEST_F(Tools, NonsenseNumbersAreRefused) {
   expect_refused(run_arguments({"--prompt=chat"}), 2, "no chat template");
   expect_refused(run_arguments({"--coverage_floor=3"}), 2, "coverage floor");
   expect_refused({"eval", "--context_tokens=10"}, 2, "--context_tokens=10");
+  expect_refused({"eval", "--budget=64,-1"}, 2, "--budget=-1");
+  expect_refused({"eval", "--budget=64,"}, 2, "ends where a number should stand");
+  expect_refused({"eval", "--breadth=99999999999"}, 2, "--breadth=99999999999");
   expect_refused({"eval", "--tasks=juggling"}, 2, "no task \"juggling\"");
   expect_refused({"eval", "--documents=0"}, 2, "--documents");
   expect_refused({"eval", "--document=" + dir_.file("document.txt")}, 2, "200 KB");
+}
+
+// More memory than any machine has: a sentence, not a crash.
+TEST_F(Tools, MemoryThatIsNotThereIsExplained) {
+  expect_refused(run_arguments({"--pool_bytes=1000000000000000"}), 1, "no memory for a hot pool");
+  expect_refused(run_arguments({"--dram_bytes=1000000000000000"}), 1, "DRAM tier of");
+}
+
+// A budget beyond every context is all of it, in no more memory than the longest context takes.
+TEST_F(Tools, BudgetBeyondTheContextIsFullAttention) {
+  const auto all = run_icefield(run_arguments({"--budget=all", "--json"}));
+  const auto huge = run_icefield(run_arguments({"--budget=2147483647", "--json"}));
+  ASSERT_EQ(huge.exit_code, 0) << huge.err;
+  const json report = json::parse(huge.out);
+  EXPECT_EQ(report["answers"][0]["answer"], json::parse(all.out)["answers"][0]["answer"]);
+  EXPECT_EQ(figure(report, "tail_share"), 0);
+  EXPECT_LT(figure(report, "hot_bytes"), 3 * 4096 * 1024);  // of 4 096 positions at 1 kB
+}
+
+TEST_F(Tools, AnswerEndsWhereTheModelsPositionsEnd) {
+  std::ofstream(dir_.file("document.txt")) << std::string(4080, 'x');
+  const auto result = run_icefield(run_arguments({"--json", "--max_tokens=100000"}));
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_LE(json::parse(result.out)["answers"][0]["tokens"], 4096 - 4080 - 6 + 1);
 }
 
 TEST_F(Tools, StoresThatCannotBeUsedAreExplained) {
   std::ofstream(dir_.file("file")) << "x";
   expect_refused(run_arguments({"--store=" + dir_.file("file")}), 2, "it is a file");
   expect_refused(run_arguments({"--store=/proc/icefield"}), 2, "cannot be made");
-  // A store of another layout version, and a damaged one.
+  // A damaged one; that of another layout version is in nvme_tier_test.
   ASSERT_EQ(run_icefield(run_arguments({"--store=" + dir_.file("store")})).exit_code, 0);
   std::ofstream(dir_.file("store") + "/CURRENT") << "MANIFEST-424242\n";
   expect_refused(run_arguments({"--store=" + dir_.file("store")}), 1, "delete the directory");

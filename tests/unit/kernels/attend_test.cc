@@ -115,6 +115,53 @@ TEST_P(Attend, EverythingSelectedIsFullAttention) {
   }
 }
 
+// Groups of a call do not depend on each other, whatever their shapes.
+TEST(AttendBatch, GroupsOfACallAreEachByItself) {
+  for (const std::int32_t d : {64, 128}) {
+    const World worlds[] = {World(51, {1024, 256}, d, 3), World(52, {256}, d, 1),
+                            World(53, {1024}, d, 16)};
+    const std::int32_t budgets[] = {64, 0, 200};
+    for (const Kernels* kernels : {&cpu_kernels(), &reference_kernels()}) {
+      std::vector<GroupFixture> batch;
+      std::vector<PartialBuffer> results;
+      for (const World& world : worlds) {
+        batch.push_back(world.group(*kernels));
+        results.emplace_back(world.group_rows(), d);
+      }
+      const HeadShape& shape = worlds[0].shape;
+      std::vector<ScoreListsGroup> lists;
+      for (GroupFixture& group : batch) lists.push_back(group.score_lists_group());
+      kernels->score_lists({.shape = shape, .group_count = 3, .groups = lists.data()});
+      std::vector<ProposeGroup> clusters;
+      std::vector<RankGroup> tokens;
+      for (std::size_t i = 0; i < 3; ++i) {
+        clusters.push_back(batch[i].propose_group({.budget = budgets[i], .breadth = 2}));
+      }
+      kernels->propose({.shape = shape, .group_count = 3, .groups = clusters.data()});
+      for (std::size_t i = 0; i < 3; ++i) {
+        tokens.push_back(batch[i].rank_group({.budget = budgets[i], .breadth = 2}));
+      }
+      kernels->rank({.shape = shape, .group_count = 3, .groups = tokens.data()});
+      std::vector<AttendGroup> attends;
+      for (std::size_t i = 0; i < 3; ++i) {
+        batch[i].keep_selected();
+        attends.push_back(batch[i].attend_group(results[i], {}, {}));
+      }
+      kernels->attend({.shape = shape, .group_count = 3, .groups = attends.data()});
+      for (std::size_t i = 0; i < 3; ++i) {
+        GroupFixture alone = worlds[i].group(*kernels);
+        alone.select({.budget = budgets[i], .breadth = 2});
+        EXPECT_EQ(batch[i].selected, alone.selected);
+        EXPECT_EQ(batch[i].candidate, alone.candidate);
+        const PartialBuffer expected = alone.attend();
+        EXPECT_EQ(results[i].out, expected.out);
+        EXPECT_EQ(results[i].lse, expected.lse);
+        EXPECT_EQ(results[i].tail, expected.tail);
+      }
+    }
+  }
+}
+
 // Contract §10: each token is accounted for by exactly one term. With q = 0 every logit is 0
 // (w = 0 too), so e^lse counts the tokens.
 TEST_P(Attend, EveryTokenIsAccountedForOnce) {
