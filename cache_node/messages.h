@@ -51,6 +51,12 @@ struct GetReply {
   Buffer payload;
 };
 
+// Which builds of a namespace end at these prefixes?
+struct MatchQuery {
+  std::string name_space;
+  std::vector<PrefixHash> ends;
+  FingerprintHash fingerprint;
+};
 struct MatchReply {
   std::vector<StoredBuild> builds;
   // Another model's fingerprint, when builds are stored but none of the asking model.

@@ -15,6 +15,7 @@ StoredBuild describe(const Manifest& manifest, const BuildId& build, std::size_t
   return {.segment = manifest.segment,
           .build = build,
           .slice = manifest.slice,
+          .name_space = manifest.name_space,
           .fingerprint = manifest.fingerprint,
           .stored_bytes = manifest.part_bytes(),
           .manifest_bytes = static_cast<std::int64_t>(manifest_bytes)};
@@ -105,11 +106,16 @@ Task<> CacheNode::recover() {
   co_return co_await values_.recover();
 }
 
-Task<> CacheNode::put_one(PutObject object) {
+Task<> CacheNode::put_one(PutObject object, NamespaceId name_space) {
   const bool manifest = object.key.part.kind == PartKind::kManifest;
   ICE_CO_TRY(verify_object(object.key, object.info, std::span(&object.bytes, 1)));
   StoredBuild build;
-  if (manifest) ICE_CO_TRY(check_commit(object.key, object.bytes, build));
+  if (manifest) {
+    ICE_CO_TRY(check_commit(object.key, object.bytes, build));
+    if (build.name_space != name_space) {
+      co_return Status(Code::kFailedPrecondition, "manifest of another namespace than the request");
+    }
+  }
   const std::vector<ConstByteSpan> pieces = {object.bytes};
   if (disk_ != nullptr) {
     ICE_CO_TRY(co_await disk_->put(object.key, pieces, object.info));
@@ -122,9 +128,12 @@ Task<> CacheNode::put_one(PutObject object) {
   co_return Status();
 }
 
-Task<std::vector<Status>> CacheNode::put(std::span<const PutObject> objects) {
+Task<std::vector<Status>> CacheNode::put(std::span<const PutObject> objects,
+                                         NamespaceId name_space) {
   std::vector<Status> statuses;
-  for (const PutObject& object : objects) statuses.push_back(co_await put_one(object));
+  for (const PutObject& object : objects) {
+    statuses.push_back(co_await put_one(object, name_space));
+  }
   ICE_CO_TRY(co_await drop_incomplete_builds());
   ICE_CO_TRY(co_await values_.remove_doomed());
   co_return statuses;
@@ -167,19 +176,21 @@ Task<> CacheNode::remove(ObjectKey key) {
   co_return Status();
 }
 
-MatchReply CacheNode::match(std::span<const PrefixHash> ends,
-                            const FingerprintHash& fingerprint) const {
+MatchReply CacheNode::match(const MatchQuery& query) const {
+  const NamespaceId name_space = namespace_id(query.name_space);
   MatchReply reply;
-  for (const PrefixHash& end : ends) {
+  for (const PrefixHash& end : query.ends) {
     const auto [begin, stop] = by_end_.equal_range(end);
     for (auto entry = begin; entry != stop; ++entry) {
-      reply.builds.push_back(builds_.at(entry->second));
+      const StoredBuild& build = builds_.at(entry->second);
+      if (build.name_space == name_space) reply.builds.push_back(build);
     }
   }
   bool own = false;
   for (const auto& [key, build] : builds_) {
-    own |= build.fingerprint == fingerprint;
-    if (build.fingerprint != fingerprint) reply.other_fingerprint = build.fingerprint;
+    if (build.name_space != name_space) continue;
+    own |= build.fingerprint == query.fingerprint;
+    if (build.fingerprint != query.fingerprint) reply.other_fingerprint = build.fingerprint;
   }
   if (own) reply.other_fingerprint.reset();
   return reply;

@@ -41,9 +41,9 @@ class CacheNode {
   NodeStats stats() const;
 
   // One status per object: kDataLoss when the bytes do not have their checksum,
-  // kFailedPrecondition for a manifest whose parts are not all there, kResourceExhausted when there
-  // is no room. Storing a manifest flushes the disk.
-  Task<std::vector<Status>> put(std::span<const PutObject> objects);
+  // kFailedPrecondition for a manifest of another namespace or whose parts are not all there,
+  // kResourceExhausted when there is no room. Storing a manifest flushes the disk.
+  Task<std::vector<Status>> put(std::span<const PutObject> objects, NamespaceId name_space);
 
   // From memory, else from disk into memory.
   Task<ObjectBytes> get(ObjectKey key, Verify verify);
@@ -51,8 +51,7 @@ class CacheNode {
   // Removing a manifest makes its build unknown; its other parts are removed one by one.
   Task<> remove(ObjectKey key);
 
-  // Builds whose segments end at one of these prefixes.
-  MatchReply match(std::span<const PrefixHash> ends, const FingerprintHash& fingerprint) const;
+  MatchReply match(const MatchQuery& query) const;
 
   // Pages gathered back to back into `out` [page_count × page_bytes]; one outcome per HeadPages.
   // Extents that are on disk only are read side by side.
@@ -71,7 +70,7 @@ class CacheNode {
   };
 
   Status check_commit(const ObjectKey& key, ConstByteSpan bytes, StoredBuild& build) const;
-  Task<> put_one(PutObject object);
+  Task<> put_one(PutObject object, NamespaceId name_space);
   void note_evicted(const ObjectKey& key);
   Task<> drop_incomplete_builds();
   std::optional<ObjectInfo> find(const ObjectKey& key) const;

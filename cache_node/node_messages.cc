@@ -40,6 +40,13 @@ void to_proto(const ObjectKey& key, const ObjectInfo& info, proto::ObjectHeader*
   out->set_checksum(info.checksum);
 }
 
+Status check_grant(const Caller& caller, const std::string& name_space) {
+  if (caller.may_use(name_space)) return Status();
+  return Status(Code::kFailedPrecondition,
+                "the token of this connection does not grant " +
+                    (name_space == "*" ? "every namespace" : "namespace '" + name_space + "'"));
+}
+
 void to_proto(const StoredBuild& build, proto::StoredBuild* out) {
   out->set_before(hash_bytes(build.segment.before));
   out->set_end(hash_bytes(build.segment.end));

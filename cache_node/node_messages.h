@@ -25,6 +25,10 @@ Result<HeadOutcome> from_proto(const proto::HeadOutcome& outcome);
 void to_proto(const TierUsage& usage, proto::TierUsage* out);
 TierUsage from_proto(const proto::TierUsage& usage);
 
+// Ok when the token of a connection grants the namespace, which is checked before anything of a
+// request is done. Reads by build id need no more: who was not given one by a match cannot guess it.
+Status check_grant(const Caller& caller, const std::string& name_space);
+
 template <class Hash>
 Result<Hash> hash_from(std::string_view bytes) {
   Hash hash;

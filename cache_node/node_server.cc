@@ -26,12 +26,12 @@ Task<ServiceReply> NodeServer::handle(const Caller& caller, MethodId method, std
                      "payload of " + std::to_string(payload.size()) + " bytes");
   }
   switch (static_cast<NodeMethod>(method)) {
-    case NodeMethod::kPut: co_return co_await put(header, std::as_const(payload).bytes());
+    case NodeMethod::kPut: co_return co_await put(caller, header, std::as_const(payload).bytes());
     case NodeMethod::kGet: co_return co_await get(header);
     case NodeMethod::kRemove: co_return co_await remove(header);
-    case NodeMethod::kMatch: co_return co_await match(header);
+    case NodeMethod::kMatch: co_return co_await match(caller, header);
     case NodeMethod::kReadPages: co_return co_await read_pages(header);
-    case NodeMethod::kListBuilds: co_return co_await list();
+    case NodeMethod::kListBuilds: co_return co_await list(caller, header);
     case NodeMethod::kStats: co_return stats();
     case NodeMethod::kPing: co_return ServiceReply();
     default: break;
@@ -40,8 +40,10 @@ Task<ServiceReply> NodeServer::handle(const Caller& caller, MethodId method, std
                                     std::as_const(payload).bytes());
 }
 
-Task<ServiceReply> NodeServer::put(const std::string& header, ConstByteSpan payload) {
+Task<ServiceReply> NodeServer::put(const Caller& caller, const std::string& header,
+                                   ConstByteSpan payload) {
   ICE_CO_TRY(const auto request, parse_message<proto::PutRequest>(header));
+  ICE_CO_TRY(check_grant(caller, request.name_space()));
   if (request.objects_size() > kMaxRequestItems) co_return too_many(request.objects_size());
   std::vector<PutObject> objects;
   for (const proto::ObjectHeader& item : request.objects()) {
@@ -55,7 +57,8 @@ Task<ServiceReply> NodeServer::put(const std::string& header, ConstByteSpan payl
     payload = payload.subspan(item.length());
     objects.push_back(object);
   }
-  ICE_CO_TRY(const std::vector<Status> statuses, co_await node_.put(objects));
+  ICE_CO_TRY(const std::vector<Status> statuses,
+             co_await node_.put(objects, namespace_id(request.name_space())));
   proto::PutReply reply;
   for (const Status& status : statuses) to_proto(status, reply.add_outcomes());
   co_return reply_with(reply);
@@ -100,17 +103,18 @@ Task<ServiceReply> NodeServer::remove(const std::string& header) {
   co_return reply_with(reply);
 }
 
-Task<ServiceReply> NodeServer::match(const std::string& header) {
+Task<ServiceReply> NodeServer::match(const Caller& caller, const std::string& header) {
   ICE_CO_TRY(const auto request, parse_message<proto::MatchRequest>(header));
+  ICE_CO_TRY(check_grant(caller, request.name_space()));
   if (request.prefix_hashes_size() > kMaxRequestItems) {
     co_return too_many(request.prefix_hashes_size());
   }
-  std::vector<PrefixHash> ends;
+  MatchQuery query{.name_space = request.name_space()};
   for (const std::string& bytes : request.prefix_hashes()) {
-    ICE_CO_TRY(ends.emplace_back(), hash_from<PrefixHash>(bytes));
+    ICE_CO_TRY(query.ends.emplace_back(), hash_from<PrefixHash>(bytes));
   }
-  ICE_CO_TRY(const auto fingerprint, hash_from<FingerprintHash>(request.fingerprint()));
-  const MatchReply found = node_.match(ends, fingerprint);
+  ICE_CO_TRY(query.fingerprint, hash_from<FingerprintHash>(request.fingerprint()));
+  const MatchReply found = node_.match(query);
   proto::MatchReply reply;
   for (const StoredBuild& build : found.builds) to_proto(build, reply.add_builds());
   if (found.other_fingerprint.has_value()) {
@@ -134,10 +138,16 @@ Task<ServiceReply> NodeServer::read_pages(const std::string& header) {
   co_return reply;
 }
 
-Task<ServiceReply> NodeServer::list() {
+Task<ServiceReply> NodeServer::list(const Caller& caller, const std::string& header) {
+  ICE_CO_TRY(const auto request, parse_message<proto::ListBuildsRequest>(header));
+  const bool every = request.name_space().empty();
+  ICE_CO_TRY(check_grant(caller, every ? "*" : request.name_space()));
+  const NamespaceId name_space = namespace_id(request.name_space());
   const ListBuildsReply listed = node_.list();
   proto::ListBuildsReply reply;
-  for (const StoredBuild& build : listed.builds) to_proto(build, reply.add_builds());
+  for (const StoredBuild& build : listed.builds) {
+    if (every || build.name_space == name_space) to_proto(build, reply.add_builds());
+  }
   for (const TierUsage& usage : listed.tiers) to_proto(usage, reply.add_tiers());
   co_return reply_with(reply);
 }

@@ -17,12 +17,12 @@ class NodeServer final : public Service {
                             Buffer payload) override;
 
  private:
-  Task<ServiceReply> put(const std::string& header, ConstByteSpan payload);
+  Task<ServiceReply> put(const Caller& caller, const std::string& header, ConstByteSpan payload);
   Task<ServiceReply> get(const std::string& header);
   Task<ServiceReply> remove(const std::string& header);
-  Task<ServiceReply> match(const std::string& header);
+  Task<ServiceReply> match(const Caller& caller, const std::string& header);
   Task<ServiceReply> read_pages(const std::string& header);
-  Task<ServiceReply> list();
+  Task<ServiceReply> list(const Caller& caller, const std::string& header);
   ServiceReply stats() const;
 
   CacheNode& node_;

@@ -9,8 +9,10 @@ Status NodeStub::impossible(const std::string& what) const {
   return Status(Code::kInternal, "node " + node_ + " answered " + what);
 }
 
-Task<std::vector<Status>> NodeStub::put(std::vector<PutObject> objects, Deadline deadline) {
+Task<std::vector<Status>> NodeStub::put(std::vector<PutObject> objects, std::string name_space,
+                                        Deadline deadline) {
   proto::PutRequest request;
+  request.set_name_space(name_space);
   std::vector<ConstByteSpan> payload;
   for (const PutObject& object : objects) {
     to_proto(object.key, object.info, request.add_objects());
@@ -70,11 +72,11 @@ Task<std::vector<Status>> NodeStub::remove(std::vector<ObjectKey> keys, Deadline
   co_return statuses;
 }
 
-Task<MatchReply> NodeStub::match(std::vector<PrefixHash> ends, FingerprintHash fingerprint,
-                                 Deadline deadline) {
+Task<MatchReply> NodeStub::match(MatchQuery query, Deadline deadline) {
   proto::MatchRequest request;
-  for (const PrefixHash& end : ends) request.add_prefix_hashes(hash_bytes(end));
-  request.set_fingerprint(hash_bytes(fingerprint));
+  request.set_name_space(query.name_space);
+  for (const PrefixHash& end : query.ends) request.add_prefix_hashes(hash_bytes(end));
+  request.set_fingerprint(hash_bytes(query.fingerprint));
   ICE_CO_TRY(const Reply reply, co_await call_node(transport_, node_, NodeMethod::kMatch, request,
                                                    {}, Buffer(0), deadline));
   ICE_CO_TRY(const auto message, parse_message<proto::MatchReply>(reply.header));
@@ -108,10 +110,11 @@ Task<PageReply> NodeStub::read_pages(PageRequest request, Deadline deadline) {
   co_return result;
 }
 
-Task<ListBuildsReply> NodeStub::list_builds(Deadline deadline) {
-  ICE_CO_TRY(const Reply reply,
-             co_await call_node(transport_, node_, NodeMethod::kListBuilds,
-                                proto::ListBuildsRequest(), {}, Buffer(0), deadline));
+Task<ListBuildsReply> NodeStub::list_builds(std::string name_space, Deadline deadline) {
+  proto::ListBuildsRequest request;
+  request.set_name_space(name_space);
+  ICE_CO_TRY(const Reply reply, co_await call_node(transport_, node_, NodeMethod::kListBuilds,
+                                                   request, {}, Buffer(0), deadline));
   ICE_CO_TRY(const auto message, parse_message<proto::ListBuildsReply>(reply.header));
   ListBuildsReply result;
   for (const proto::StoredBuild& build : message.builds()) {

@@ -16,14 +16,15 @@ class NodeStub {
   const Address& address() const { return node_; }
 
   // The objects together must be at most kMaxRequestBytes. One status per object.
-  Task<std::vector<Status>> put(std::vector<PutObject> objects, Deadline deadline);
+  Task<std::vector<Status>> put(std::vector<PutObject> objects, std::string name_space,
+                                Deadline deadline);
   // `capacity` bytes must hold all objects that are found.
   Task<GetReply> get(std::vector<ObjectKey> keys, std::int64_t capacity, Deadline deadline);
   Task<std::vector<Status>> remove(std::vector<ObjectKey> keys, Deadline deadline);
-  Task<MatchReply> match(std::vector<PrefixHash> ends, FingerprintHash fingerprint,
-                         Deadline deadline);
+  Task<MatchReply> match(MatchQuery query, Deadline deadline);
   Task<PageReply> read_pages(PageRequest request, Deadline deadline);
-  Task<ListBuildsReply> list_builds(Deadline deadline);
+  // Empty: of all namespaces.
+  Task<ListBuildsReply> list_builds(std::string name_space, Deadline deadline);
 
  private:
   Status impossible(const std::string& what) const;

@@ -103,10 +103,8 @@ template <class Message>
 Result<Message> ValueServer::admit(const Caller& caller, const std::string& header) {
   ICE_TRY(Message message, parse_message<Message>(header));
   ICE_TRY(validate_namespace(message.scope().name_space()));
-  if (caller.may_use(message.scope().name_space())) return message;
-  return Status(Code::kFailedPrecondition,
-                "the token of this connection does not grant namespace '" +
-                    message.scope().name_space() + "'");
+  ICE_TRY(check_grant(caller, message.scope().name_space()));
+  return message;
 }
 
 Task<ServiceReply> ValueServer::handle(const Caller& caller, NodeMethod method,

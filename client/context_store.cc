@@ -50,13 +50,14 @@ HeadOutcome all_failed(const HeadPages& head, const Status& status) {
 
 }  // namespace
 
-Task<PrefixMatch> ContextStore::match(std::vector<PrefixHash> prefix, std::string fingerprint_text,
-                                      Slice whole, Deadline deadline) {
-  std::vector<PrefixHash> ends(prefix.begin() + 1, prefix.end());
-  ICE_CO_TRY(const MatchReply reply,
-             co_await match_all(std::move(ends), fingerprint_hash(fingerprint_text), deadline));
+Task<PrefixMatch> ContextStore::match(std::vector<PrefixHash> prefix, ContextScope scope,
+                                      Deadline deadline) {
+  const MatchQuery query{.name_space = scope.name_space,
+                         .ends = std::vector<PrefixHash>(prefix.begin() + 1, prefix.end()),
+                         .fingerprint = fingerprint_hash(scope.fingerprint_text)};
+  ICE_CO_TRY(const MatchReply reply, co_await match_all(query, deadline));
   PrefixMatch match;
-  match.chain = best_chain(prefix, reply.builds, whole);
+  match.chain = best_chain(prefix, reply.builds, scope.slice);
   if (!match.chain.empty()) co_return match;
   match.miss = Status::miss(MissReason::kNeverStored, "no stored segment of this prefix");
   if (reply.other_fingerprint.has_value()) {
@@ -64,7 +65,7 @@ Task<PrefixMatch> ContextStore::match(std::vector<PrefixHash> prefix, std::strin
     for (std::size_t i = 0; difference.empty() && i < nodes_.size(); ++i) {
       Result<std::string> theirs =
           co_await load_fingerprint(nodes_.stub(i), *reply.other_fingerprint, deadline);
-      if (theirs.has_value()) difference = first_difference(*theirs, fingerprint_text);
+      if (theirs.has_value()) difference = first_difference(*theirs, scope.fingerprint_text);
     }
     match.miss = Status::miss(MissReason::kFingerprint,
                               "the store was made with another model or layout" +
@@ -75,22 +76,26 @@ Task<PrefixMatch> ContextStore::match(std::vector<PrefixHash> prefix, std::strin
 
 // Asks every node for the prefixes it owns, side by side. Nodes that do not answer found nothing,
 // as long as one does.
-Task<MatchReply> ContextStore::match_all(std::vector<PrefixHash> ends, FingerprintHash fingerprint,
-                                         Deadline deadline) {
+Task<MatchReply> ContextStore::match_all(const MatchQuery& query, Deadline deadline) {
   struct Asked {
-    std::vector<PrefixHash> ends;
+    MatchQuery query;
     Result<MatchReply> reply{MatchReply()};
   };
   std::vector<Asked> asked(nodes_.size());
-  for (const PrefixHash& end : ends) asked[nodes_.placement().owner(end)].ends.push_back(end);
-  const auto ask = [](NodeStub& node, Asked& one, FingerprintHash hash,
-                      Deadline until) -> asio::awaitable<void> {
-    one.reply = co_await node.match(std::move(one.ends), hash, until);
+  for (Asked& one : asked) {
+    one.query.name_space = query.name_space;
+    one.query.fingerprint = query.fingerprint;
+  }
+  for (const PrefixHash& end : query.ends) {
+    asked[nodes_.placement().owner(end)].query.ends.push_back(end);
+  }
+  const auto ask = [](NodeStub& node, Asked& one, Deadline until) -> asio::awaitable<void> {
+    one.reply = co_await node.match(std::move(one.query), until);
   };
   TaskScope scope(co_await asio::this_coro::executor);
   for (std::size_t i = 0; i < asked.size(); ++i) {
-    if (asked[i].ends.empty()) continue;
-    scope.spawn(ask(nodes_.stub(i), asked[i], fingerprint, deadline));
+    if (asked[i].query.ends.empty()) continue;
+    scope.spawn(ask(nodes_.stub(i), asked[i], deadline));
   }
   co_await scope.join();
   MatchReply merged;
@@ -122,14 +127,16 @@ Task<std::string> ContextStore::load_fingerprint(NodeStub& node, FingerprintHash
   co_return text;
 }
 
-Task<std::vector<StoredBuild>> ContextStore::find(SegmentName segment, FingerprintHash fingerprint,
-                                                  Slice slice, Deadline deadline) {
-  std::vector<PrefixHash> ends = {segment.end};
+Task<std::vector<StoredBuild>> ContextStore::find(SegmentName segment, ContextScope scope,
+                                                  Deadline deadline) {
+  MatchQuery query{.name_space = std::move(scope.name_space),
+                   .ends = {segment.end},
+                   .fingerprint = fingerprint_hash(scope.fingerprint_text)};
   ICE_CO_TRY(const MatchReply reply,
-             co_await nodes_.owner(segment.end).match(std::move(ends), fingerprint, deadline));
+             co_await nodes_.owner(segment.end).match(std::move(query), deadline));
   std::vector<StoredBuild> found;
   for (const StoredBuild& build : reply.builds) {
-    if (build.segment == segment && build.slice == slice) found.push_back(build);
+    if (build.segment == segment && build.slice == scope.slice) found.push_back(build);
   }
   std::sort(found.begin(), found.end(),
             [](const StoredBuild& a, const StoredBuild& b) { return a.build < b.build; });
@@ -218,7 +225,7 @@ Task<std::vector<AlignedBytes>> ContextStore::load_order(StoredBuild build, Dead
 }
 
 Task<> ContextStore::put_all(NodeStub& node, const std::vector<PutObject>& objects,
-                             Deadline deadline) {
+                             std::string name_space, Deadline deadline) {
   for (std::size_t begin = 0; begin < objects.size();) {
     std::vector<PutObject> batch;
     std::int64_t bytes = 0;
@@ -227,7 +234,8 @@ Task<> ContextStore::put_all(NodeStub& node, const std::vector<PutObject>& objec
       bytes += objects[begin].info.bytes;
       batch.push_back(objects[begin++]);
     }
-    ICE_CO_TRY(const std::vector<Status> statuses, co_await node.put(std::move(batch), deadline));
+    ICE_CO_TRY(const std::vector<Status> statuses,
+               co_await node.put(std::move(batch), name_space, deadline));
     for (const Status& status : statuses) ICE_CO_TRY(status);
   }
   co_return Status();
@@ -249,8 +257,8 @@ Task<> ContextStore::publish(const BuiltSegment& built, std::string fingerprint_
   const ObjectKey manifest_key = key_of(segment, built.build, {.kind = PartKind::kManifest});
   const std::vector<PutObject> commit = {object_of(manifest_key, built.manifest_bytes)};
   NodeStub& node = nodes_.owner(built.manifest.segment.end);
-  Status status = co_await put_all(node, objects, deadline);
-  if (status.ok()) status = co_await put_all(node, commit, deadline);
+  Status status = co_await put_all(node, objects, built.name_space, deadline);
+  if (status.ok()) status = co_await put_all(node, commit, built.name_space, deadline);
   if (!status.ok()) (void)co_await remove(built.manifest, built.build, deadline);
   co_return status;
 }
@@ -335,10 +343,10 @@ Task<PageReply> ContextStore::read_pages_of_many(const PageRequest& request,
   co_return merged;
 }
 
-Task<ListBuildsReply> ContextStore::list_builds(Deadline deadline) {
+Task<ListBuildsReply> ContextStore::list_builds(std::string name_space, Deadline deadline) {
   ListBuildsReply all;
   for (std::size_t i = 0; i < nodes_.size(); ++i) {
-    ICE_CO_TRY(ListBuildsReply reply, co_await nodes_.stub(i).list_builds(deadline));
+    ICE_CO_TRY(ListBuildsReply reply, co_await nodes_.stub(i).list_builds(name_space, deadline));
     std::ranges::move(reply.builds, std::back_inserter(all.builds));
     for (TierUsage& usage : reply.tiers) {
       if (nodes_.size() > 1) usage.name = nodes_.stub(i).address() + " " + usage.name;

@@ -12,6 +12,13 @@
 
 namespace icefield {
 
+// Whose contexts, of which model, which layers and KV heads of it.
+struct ContextScope {
+  std::string name_space;
+  std::string fingerprint_text;
+  Slice slice;
+};
+
 // How far a stored chain covers a sequence.
 struct PrefixMatch {
   std::vector<StoredBuild> chain;  // from the start, without gaps
@@ -38,13 +45,11 @@ class ContextStore {
  public:
   explicit ContextStore(Nodes& nodes) : nodes_(nodes) {}
 
-  // The chain of exact builds of slice `whole` that reaches furthest into `prefix` (h_0 … h_n).
-  Task<PrefixMatch> match(std::vector<PrefixHash> prefix, std::string fingerprint_text, Slice whole,
-                          Deadline deadline);
+  // The chain of exact builds of the scope that reaches furthest into `prefix` (h_0 … h_n).
+  Task<PrefixMatch> match(std::vector<PrefixHash> prefix, ContextScope scope, Deadline deadline);
 
   // A stored build of this very segment, the smallest id where there are several; empty: none.
-  Task<std::vector<StoredBuild>> find(SegmentName segment, FingerprintHash fingerprint, Slice slice,
-                                      Deadline deadline);
+  Task<std::vector<StoredBuild>> find(SegmentName segment, ContextScope scope, Deadline deadline);
 
   Task<LoadedSegment> load(StoredBuild build, Deadline deadline);
 
@@ -62,17 +67,18 @@ class ContextStore {
   // holds the row checks. Pages of a node that does not answer have its status as their outcome.
   Task<PageReply> read_pages(PageRequest request, Deadline deadline);
 
-  // What all nodes hold; the first error when one does not answer.
-  Task<ListBuildsReply> list_builds(Deadline deadline);
+  // What all nodes hold of a namespace, or of all (empty); the first error when one does not
+  // answer.
+  Task<ListBuildsReply> list_builds(std::string name_space, Deadline deadline);
 
  private:
   Task<Manifest> load_manifest(const StoredBuild& build, Deadline deadline);
   Task<std::vector<AlignedBytes>> load_parts(const StoredBuild& build, std::vector<PartEntry> parts,
                                              Deadline deadline);
-  Task<> put_all(NodeStub& node, const std::vector<PutObject>& objects, Deadline deadline);
+  Task<> put_all(NodeStub& node, const std::vector<PutObject>& objects, std::string name_space,
+                 Deadline deadline);
   Task<std::string> load_fingerprint(NodeStub& node, FingerprintHash hash, Deadline deadline);
-  Task<MatchReply> match_all(std::vector<PrefixHash> ends, FingerprintHash fingerprint,
-                             Deadline deadline);
+  Task<MatchReply> match_all(const MatchQuery& query, Deadline deadline);
   Task<PageReply> read_pages_of_many(const PageRequest& request,
                                      const std::vector<std::size_t>& owners, Deadline deadline);
 

@@ -67,6 +67,10 @@ SegmentId segment_id(const PrefixHash& before, const PrefixHash& end, const Orig
   return typed<SegmentId>(hash_fields({as_bytes("segment"), before.span(), end.span(), field}));
 }
 
+NamespaceId namespace_id(std::string_view name_space) {
+  return typed<NamespaceId>(hash_fields({as_bytes("namespace"), as_bytes(name_space)}));
+}
+
 BuildId build_id(ConstByteSpan manifest) { return typed<BuildId>(sha256_prefix(manifest)); }
 
 std::string_view to_string(PartKind kind) {

@@ -25,9 +25,10 @@ template <class Tag>
 struct TypedHash : Hash128 {
   friend auto operator<=>(const TypedHash&, const TypedHash&) = default;
 };
-using PrefixHash = TypedHash<struct PrefixHashTag>;  // h_k: all tokens up to a block's end
-using SegmentId = TypedHash<struct SegmentIdTag>;    // tokens and origin, not bytes
-using BuildId = TypedHash<struct BuildIdTag>;        // exact bytes: hash of the manifest
+using PrefixHash = TypedHash<struct PrefixHashTag>;    // h_k: all tokens up to a block's end
+using SegmentId = TypedHash<struct SegmentIdTag>;      // tokens and origin, not bytes
+using BuildId = TypedHash<struct BuildIdTag>;          // exact bytes: hash of the manifest
+using NamespaceId = TypedHash<struct NamespaceIdTag>;  // of a namespace's name
 using FingerprintHash = TypedHash<struct FingerprintHashTag>;  // common/fingerprint.h
 
 // What every prefix hash of a sequence starts from.
@@ -64,6 +65,9 @@ struct Origin {
 
 // The segment that covers the blocks (a, b].
 SegmentId segment_id(const PrefixHash& before, const PrefixHash& end, const Origin& origin);
+
+// What a manifest says of the namespace it belongs to.
+NamespaceId namespace_id(std::string_view name_space);
 
 // Build id of a manifest, whose bytes list every part with length and checksum.
 BuildId build_id(ConstByteSpan manifest);

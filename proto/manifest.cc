@@ -70,6 +70,7 @@ Bytes Manifest::serialise() const {
         slice.layer_count, slice.first_kv_head, slice.kv_head_count}) {
     put_u16(writer, value);
   }
+  put_hash(writer, name_space);
   for (const PartEntry& part : parts) {
     writer.put(static_cast<std::uint16_t>(part.id.kind));
     writer.put(part.id.layer);
@@ -108,6 +109,7 @@ Result<Manifest> Manifest::parse(ConstByteSpan bytes) {
         &manifest.slice.first_kv_head, &manifest.slice.kv_head_count}) {
     *value = reader.get<std::uint16_t>();
   }
+  manifest.name_space = get_hash<NamespaceId>(reader);
   constexpr std::size_t kEntryBytes = 24;
   if (!reader.ok() || reader.left() != part_count * kEntryBytes + sizeof(std::uint64_t)) {
     return bad_manifest(std::to_string(bytes.size()) + " bytes do not hold " +

@@ -46,6 +46,7 @@ struct PartEntry {
 };
 
 struct Manifest {
+  NamespaceId name_space;  // who may find the build
   FingerprintHash fingerprint;
   SegmentName segment;
   KvShape model;  // all layers and heads of the model

@@ -85,7 +85,7 @@ Result<std::unique_ptr<ClusterClient>> connected_client(const std::string& addre
   ICE_TRY(auto client, ClusterClient::open(std::move(options)));
   const SystemClock clock;
   auto listing =
-      client->nodes().stub(0).list_builds(Deadline::after(clock, std::chrono::seconds(5)));
+      client->nodes().stub(0).list_builds("", Deadline::after(clock, std::chrono::seconds(5)));
   ICE_TRY(sync_wait(client->executor(), std::move(listing)));
   return client;
 }

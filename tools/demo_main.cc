@@ -184,7 +184,7 @@ Status write_phase(const std::string& store, PhaseResult& result) {
   ICE_TRY(session.worker().seal(sealed, dense.token_count()));
   result.seal_ms = ms_since(begin);
   ICE_TRY(const ListBuildsReply listed,
-          sync_wait(session.executor(), session.store().list_builds(Deadline::never())));
+          sync_wait(session.executor(), session.store().list_builds("", Deadline::never())));
   for (const StoredBuild& build : listed.builds) {
     result.stored_bytes += static_cast<double>(build.stored_bytes);
   }

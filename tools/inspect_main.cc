@@ -28,7 +28,7 @@ Status run() {
   ICE_TRY(std::unique_ptr<EmbeddedNode> node,
           EmbeddedNode::open({.dram_bytes = kDram, .store = FLAGS_store, .create = false}));
   ICE_TRY(ListBuildsReply listed,
-          sync_wait(node->executor(), node->store().list_builds(Deadline::never())));
+          sync_wait(node->executor(), node->store().list_builds("", Deadline::never())));
   std::sort(listed.builds.begin(), listed.builds.end(),
             [](const StoredBuild& a, const StoredBuild& b) {
               return std::tuple(a.fingerprint, a.segment.first_token, a.segment.id(), a.build) <

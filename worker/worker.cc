@@ -61,6 +61,12 @@ PrefixRoot Worker::prefix_root_fields() const {
           .flush_number = 0};
 }
 
+ContextScope Worker::scope() const {
+  return {.name_space = options_.name_space,
+          .fingerprint_text = options_.fingerprint_text,
+          .slice = options_.slice};
+}
+
 Context Worker::new_context() const {
   return Context(slice_shape_, {prefix_root(prefix_root_fields())}, 0);
 }
@@ -68,8 +74,7 @@ Context Worker::new_context() const {
 Result<PrefixMatch> Worker::match(std::span<const std::uint32_t> tokens) {
   std::vector<PrefixHash> prefix = prefix_chain(prefix_root_fields(), tokens);
   return sync_wait(environment_.executor,
-                   environment_.store.match(std::move(prefix), options_.fingerprint_text,
-                                            options_.slice, store_deadline()));
+                   environment_.store.match(std::move(prefix), scope(), store_deadline()));
 }
 
 // ------------------------------------------------------------------------------------- segments
@@ -221,11 +226,10 @@ Result<std::shared_ptr<const AttachedSegment>> Worker::store_segment(Context& co
                          .origin = {.approx_tag = context.approx_tag_},
                          .first_token = piece.first_token,
                          .token_count = piece.token_count};
-  const FingerprintHash fingerprint = fingerprint_hash(options_.fingerprint_text);
   const auto find_stored = [&]() -> Result<std::vector<StoredBuild>> {
     if (!name.origin.exact()) return std::vector<StoredBuild>();
     return sync_wait(environment_.executor,
-                     environment_.store.find(name, fingerprint, options_.slice, store_deadline()));
+                     environment_.store.find(name, scope(), store_deadline()));
   };
   ICE_TRY(std::vector<StoredBuild> stored, find_stored());
   if (!stored.empty()) {
@@ -238,8 +242,9 @@ Result<std::shared_ptr<const AttachedSegment>> Worker::store_segment(Context& co
   }
   const auto row_bytes = static_cast<std::size_t>(slice_shape_.row_bytes());
   const SegmentInput input{
+      .name_space = options_.name_space,
       .name = name,
-      .fingerprint = fingerprint,
+      .fingerprint = fingerprint_hash(options_.fingerprint_text),
       .model = options_.model,
       .slice = options_.slice,
       .read_rows = [&](std::int32_t layer, std::int32_t head, Bf16* out) {

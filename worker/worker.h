@@ -103,6 +103,7 @@ class Worker {
 
   Deadline store_deadline() const;
   PrefixRoot prefix_root_fields() const;
+  ContextScope scope() const;
 
   std::shared_ptr<const AttachedSegment> register_segment(
       const SegmentName& name, const BuildId& build, std::shared_ptr<const SegmentIndex> index);

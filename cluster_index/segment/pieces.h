@@ -31,6 +31,7 @@ struct StoredBuild {
   SegmentName segment;
   BuildId build;
   Slice slice;
+  NamespaceId name_space;  // the node's affair: it does not travel
   FingerprintHash fingerprint;
   std::int64_t stored_bytes = 0;  // of all its parts
   std::int64_t manifest_bytes = 0;

@@ -29,7 +29,9 @@ class Builder {
         partitions_(static_cast<std::size_t>(input.slice.layer_count * heads_)) {}
 
   Result<BuiltSegment> run() {
-    built_.manifest = {.fingerprint = input_.fingerprint,
+    built_.name_space = input_.name_space;
+    built_.manifest = {.name_space = namespace_id(input_.name_space),
+                       .fingerprint = input_.fingerprint,
                        .segment = input_.name,
                        .model = input_.model,
                        .slice = input_.slice,

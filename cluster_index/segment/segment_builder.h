@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "cluster_index/segment/segment_index.h"
@@ -15,6 +16,7 @@
 namespace icefield {
 
 struct SegmentInput {
+  std::string name_space;
   SegmentName name;
   FingerprintHash fingerprint;
   KvShape model;
@@ -26,6 +28,7 @@ struct SegmentInput {
 
 // All bytes of a build. `index` holds L0 to L2, which a worker keeps; the rest is for the nodes.
 struct BuiltSegment {
+  std::string name_space;
   Manifest manifest;
   Bytes manifest_bytes;
   BuildId build;

@@ -79,7 +79,7 @@ class Load {
 
   Status put(const ObjectKey& key, const Bytes& bytes) {
     std::vector<PutObject> objects = {{.key = key, .info = info_of(key, bytes), .bytes = bytes}};
-    auto statuses = sync_wait(client_->executor(), node().put(std::move(objects), deadline()));
+    auto statuses = sync_wait(client_->executor(), node().put(std::move(objects), "", deadline()));
     return statuses.has_value() ? statuses->front() : statuses.error();
   }
   Status get(const ObjectKey& key, const Bytes& bytes) {

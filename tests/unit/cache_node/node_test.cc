@@ -19,12 +19,14 @@ constexpr KvShape kShape{.layer_count = 2, .kv_head_count = 2, .d_k = 64, .d_v =
 
 class NodeTest : public testing::Test {
  protected:
-  BuiltSegment build(std::uint64_t seed, std::int64_t first_token = 0, std::int32_t tokens = 256) {
+  BuiltSegment build(std::uint64_t seed, std::int64_t first_token = 0, std::int32_t tokens = 256,
+                     std::string name_space = "") {
     const FakeSequence sequence(seed, kShape, tokens);
     ThreadPool pool(1);
     SegmentName name{.first_token = first_token, .token_count = tokens};
     name.end.bytes[0] = static_cast<std::byte>(seed);
-    return build_segment({.name = name,
+    return build_segment({.name_space = std::move(name_space),
+                          .name = name,
                           .fingerprint = fingerprint_hash("model\n"),
                           .model = kShape,
                           .slice = Slice::whole(kShape),
@@ -48,7 +50,7 @@ class NodeTest : public testing::Test {
   }
   std::int64_t build_count(EmbeddedNode& node) {
     return static_cast<std::int64_t>(
-        wait(node, node.store().list_builds(Deadline::never())).value().builds.size());
+        wait(node, node.store().list_builds("", Deadline::never())).value().builds.size());
   }
   static PageRequest pages_of(const BuiltSegment& built, std::vector<std::uint16_t> rows,
                               std::int32_t page_rows = 1) {
@@ -70,7 +72,7 @@ TEST_F(NodeTest, ManifestBeforeItsPartsIsRefused) {
   const ObjectKey key = key_of(built, {.kind = PartKind::kManifest});
   std::vector<PutObject> objects = {
       {.key = key, .info = info_of(key, built.manifest_bytes), .bytes = built.manifest_bytes}};
-  const auto statuses = wait(*node_, node_->stub().put(objects, Deadline::never())).value();
+  const auto statuses = wait(*node_, node_->stub().put(objects, "", Deadline::never())).value();
   EXPECT_EQ(statuses[0].code(), Code::kFailedPrecondition) << statuses[0].to_string();
   EXPECT_EQ(build_count(*node_), 0);
 }
@@ -80,7 +82,8 @@ TEST_F(NodeTest, PublishedBuildIsFoundByItsEnd) {
   ASSERT_TRUE(publish(*node_, built).ok());
   std::vector<PrefixHash> ends = {built.manifest.segment.end};
   const MatchReply reply =
-      wait(*node_, node_->stub().match(ends, built.manifest.fingerprint, Deadline::never()))
+      wait(*node_, node_->stub().match({.ends = ends, .fingerprint = built.manifest.fingerprint},
+                                       Deadline::never()))
           .value();
   ASSERT_EQ(reply.builds.size(), 1u);
   EXPECT_EQ(reply.builds[0].segment, built.manifest.segment);
@@ -89,7 +92,9 @@ TEST_F(NodeTest, PublishedBuildIsFoundByItsEnd) {
   EXPECT_FALSE(reply.other_fingerprint.has_value());
   ends = {built.manifest.segment.before};
   const MatchReply nothing =
-      wait(*node_, node_->stub().match(ends, fingerprint_hash("other"), Deadline::never())).value();
+      wait(*node_, node_->stub().match({.ends = ends, .fingerprint = fingerprint_hash("other")},
+                                       Deadline::never()))
+          .value();
   EXPECT_TRUE(nothing.builds.empty());
   EXPECT_EQ(nothing.other_fingerprint, built.manifest.fingerprint);
 }
@@ -106,9 +111,11 @@ TEST_F(NodeTest, ApproximateBuildsAreNotFoundByPrefix) {
   built.build = build_id(built.manifest_bytes);
   ASSERT_TRUE(publish(*node_, built).ok());
   std::vector<PrefixHash> ends = {built.manifest.segment.end};
-  EXPECT_TRUE(wait(*node_, node_->stub().match(ends, built.manifest.fingerprint, Deadline::never()))
-                  .value()
-                  .builds.empty());
+  EXPECT_TRUE(
+      wait(*node_, node_->stub().match({.ends = ends, .fingerprint = built.manifest.fingerprint},
+                                       Deadline::never()))
+          .value()
+          .builds.empty());
   EXPECT_EQ(build_count(*node_), 1);
 }
 
@@ -119,7 +126,7 @@ TEST_F(NodeTest, BytesThatDoNotHaveTheirChecksumAreRefused) {
   const ObjectInfo info = info_of(key, bytes);
   bytes[500] ^= std::byte{1};
   std::vector<PutObject> objects = {{.key = key, .info = info, .bytes = bytes}};
-  const auto statuses = wait(*node_, node_->stub().put(objects, Deadline::never())).value();
+  const auto statuses = wait(*node_, node_->stub().put(objects, "", Deadline::never())).value();
   EXPECT_EQ(statuses[0].code(), Code::kDataLoss);
   std::vector<ObjectKey> keys = {key};
   EXPECT_EQ(
@@ -194,7 +201,7 @@ TEST_F(NodeTest, HalfABuildIsRemovedAtTheNextStart) {
       const ObjectKey key = key_of(half, half.manifest.parts[i].id);
       parts.push_back({.key = key, .info = info_of(key, half.part(i)), .bytes = half.part(i)});
     }
-    ASSERT_TRUE(wait(*first, first->stub().put(parts, Deadline::never())).has_value());
+    ASSERT_TRUE(wait(*first, first->stub().put(parts, "", Deadline::never())).has_value());
     const auto flush = [&]() -> Task<> { co_return co_await first->disk()->flush(); };
     ASSERT_TRUE(wait(*first, flush()).ok());
     EXPECT_GT(first->disk()->usage().object_count, objects);
@@ -299,6 +306,52 @@ TEST(NodeMessages, RoundTrip) {
   proto::HeadOutcome head_message;
   to_proto(head, &head_message);
   EXPECT_EQ(from_proto(head_message).value().failed_pages, head.failed_pages);
+}
+
+TEST_F(NodeTest, NamespacesDoNotSeeEachOther) {
+  const BuiltSegment ours = build(1, 0, 256, "ours");
+  EXPECT_TRUE(publish(*node_, ours).ok());
+  const auto found = [&](const std::string& name_space) {
+    const MatchQuery query{.name_space = name_space,
+                           .ends = {ours.manifest.segment.end},
+                           .fingerprint = ours.manifest.fingerprint};
+    const MatchReply reply = wait(*node_, node_->stub().match(query, Deadline::never())).value();
+    const ListBuildsReply listed =
+        wait(*node_, node_->stub().list_builds(name_space, Deadline::never())).value();
+    EXPECT_EQ(reply.builds.size(), listed.builds.size());
+    EXPECT_FALSE(reply.other_fingerprint.has_value());
+    return reply.builds.size();
+  };
+  EXPECT_EQ(found("ours"), 1u);
+  EXPECT_EQ(found("theirs"), 0u);
+  // Nobody puts a build where its manifest does not belong.
+  BuiltSegment smuggled = build(2, 0, 256, "theirs");
+  smuggled.name_space = "ours";
+  EXPECT_EQ(publish(*node_, smuggled).code(), Code::kFailedPrecondition);
+  EXPECT_EQ(build_count(*node_), 1);
+}
+
+TEST_F(NodeTest, TokenOpensItsNamespacesOnly) {
+  NodeServer server(node_->node());
+  const Caller theirs(TokenGrant{.token = "a-token-that-is-theirs", .namespaces = {"theirs"}});
+  const auto ask = [&](NodeMethod method, const std::string& header) {
+    return wait(*node_, server.handle(theirs, static_cast<MethodId>(method), header, Buffer(0)))
+        .status()
+        .code();
+  };
+  for (const std::string name_space : {"ours", "", "theirs"}) {
+    const Code expected = name_space == "theirs" ? Code::kOk : Code::kFailedPrecondition;
+    proto::MatchRequest match;
+    match.set_fingerprint(std::string(16, 'f'));
+    match.set_name_space(name_space);
+    EXPECT_EQ(ask(NodeMethod::kMatch, match.SerializeAsString()), expected) << name_space;
+    proto::PutRequest put;
+    put.set_name_space(name_space);
+    EXPECT_EQ(ask(NodeMethod::kPut, put.SerializeAsString()), expected) << name_space;
+    proto::ListBuildsRequest list;
+    list.set_name_space(name_space);
+    EXPECT_EQ(ask(NodeMethod::kListBuilds, list.SerializeAsString()), expected) << name_space;
+  }
 }
 
 }  // namespace

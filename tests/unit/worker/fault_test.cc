@@ -119,7 +119,7 @@ TEST_F(Fault, FullMemoryWithoutADiskIsExplainedAndLosesNothing) {
   EXPECT_EQ(fixture.step(context, sequence_, 1, {}, 5),
             fixture.step(untouched, sequence_, 1, {}, 5));
   const ListBuildsReply listed =
-      sync_wait(small->executor(), small->store().list_builds(Deadline::never())).value();
+      sync_wait(small->executor(), small->store().list_builds("", Deadline::never())).value();
   EXPECT_TRUE(listed.builds.empty()) << "half a build is no build";
 }
 
@@ -140,7 +140,7 @@ TEST_F(Fault, EvictedBuildsAreMisses) {
   }
   EXPECT_EQ(fixture.worker->match(std::span(sequence_.tokens).first(1024)).value().token_count(),
             0);
-  EXPECT_EQ(sync_wait(small->executor(), small->store().list_builds(Deadline::never()))
+  EXPECT_EQ(sync_wait(small->executor(), small->store().list_builds("", Deadline::never()))
                 .value()
                 .builds.size(),
             2u);

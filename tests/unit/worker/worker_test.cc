@@ -314,7 +314,7 @@ TEST_F(WorkerTest, SealingTwiceStoresOnce) {
   EXPECT_EQ(two.worker->segments_built.value(), 0);
   EXPECT_EQ(two.worker->segments_found.value(), 1);
   const ListBuildsReply listed =
-      sync_wait(node_->executor(), node_->store().list_builds(Deadline::never())).value();
+      sync_wait(node_->executor(), node_->store().list_builds("", Deadline::never())).value();
   EXPECT_EQ(listed.builds.size(), 1u);
 }
 
