@@ -24,6 +24,11 @@ constexpr Verb kVerbs[] = {
     {"node", "keep objects for clients: the cache-node daemon"},
     {"metrics", "list the metrics that a node serves"},
     {"doctor", "explain what this machine offers and what holds it back"},
+    {"put", "store a value"},
+    {"get", "read a value"},
+    {"stat", "what the nodes of a cluster hold"},
+    {"ping", "which members answer, and how fast"},
+    {"bench store", "values beside Redis, memcached and memcpy"},
     {"bench faults", "how punctual calls are while a node is frozen"},
     {"cluster", "several nodes on this machine, for trying and for tests"},
 };
