@@ -73,7 +73,12 @@ Status run() {
       .deadline = Deadline::after(clock, std::chrono::milliseconds(FLAGS_deadline_ms))};
   const auto start = clock.now();
   Result<Buffer> read = read_value(*client, call);
-  ICE_TRY(read.status().with_context("'" + FLAGS_key + "'"));
+  if (read.status().code() == Code::kNotFound) {
+    const std::string why = read.error().message();
+    return Status::miss(read.error().reason(),
+                        "no value '" + FLAGS_key + "'" + (why.empty() ? "" : ": " + why));
+  }
+  ICE_TRY(read.status());
   const double us = std::chrono::duration<double, std::micro>(clock.now() - start).count();
   const std::string_view value = as_text(std::as_const(*read).bytes());
   if (!FLAGS_file.empty()) {
