@@ -5,6 +5,7 @@
 #include <string>
 
 #include "client/context_store.h"
+#include "client/value_store.h"
 #include "common/shard.h"
 #include "transport/ucx/ucx_transport.h"
 
@@ -20,23 +21,28 @@ class ClusterClient {
   struct Options {
     std::string members;                     // "host:port,host:port*weight"
     UcxOptions transport = {.network = ""};  // empty: as the members need it
+    ValueStore::Options values;
   };
   // kInvalidArgument for a member list that makes no sense, kInternal when UCX cannot be set up.
   static Result<std::unique_ptr<ClusterClient>> open(Options options);
   ~ClusterClient();
 
   ContextStore& contexts() { return contexts_; }
+  ValueStore& values() { return values_; }
   Nodes& nodes() { return nodes_; }
   asio::any_io_executor executor() { return shard_->executor(); }
 
  private:
   ClusterClient(std::unique_ptr<Shard> shard, std::unique_ptr<UcxTransport> transport,
-                std::vector<Member> members);
+                std::vector<Member> members, ValueStore::Options values);
 
+  SystemClock clock_;
+  SystemRng rng_;
   const std::unique_ptr<Shard> shard_;
   const std::unique_ptr<UcxTransport> transport_;
   Nodes nodes_;
   ContextStore contexts_;
+  ValueStore values_;
 };
 
 }  // namespace icefield

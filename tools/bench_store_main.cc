@@ -1,0 +1,355 @@
+// icefield bench store — values beside Redis, memcached and memcpy.
+//
+// Estimate: a get of 1 MB copies it twice (slots to shared memory, that to the target; each about
+// 8 GB/s cold) and hashes it once in the cache (20 GB/s): 3 GB/s. Sockets copy twice, too, in the
+// kernel and page by page; Redis copies once more into its reply. At 4 KB a round trip between two
+// threads decides, on every path.
+#include <gflags/gflags.h>
+
+#include <algorithm>
+#include <functional>
+#include <iostream>
+#include <map>
+
+#include "common/rng.h"
+#include "tools/child_node.h"
+#include "tools/cluster_flags.h"
+#include "tools/command_line.h"
+#include "tools/peer_store.h"
+#include "tools/progress.h"
+#include "tools/report.h"
+
+DEFINE_string(transports, "shared_memory,tcp", "shared_memory (peers: unix socket), tcp");
+DEFINE_int32(rounds, 7, "of every case, all systems one after the other in each");
+DEFINE_int64(working_set_bytes, 64 << 20, "of values per case and round");
+DEFINE_bool(json, false, "print one JSON object instead of a table");
+
+namespace icefield {
+namespace {
+
+constexpr char kUsage[] =
+    R"(icefield bench store — puts and gets of values: one client, one server thread, values verified
+
+Redis and memcached run beside it on the same path (apt-get install redis-server memcached), in the
+same rounds. Our puts are of new values, into memory that is full; theirs overwrite.
+
+  icefield bench store --transports=shared_memory --rounds=7
+)";
+
+struct Case {
+  std::int64_t value_bytes = 0;
+  std::int64_t batch = 1;
+
+  std::int64_t bytes() const { return value_bytes * batch; }
+};
+constexpr Case kCases[] = {{4 << 10, 1}, {64 << 10, 1}, {1 << 20, 1}, {16 << 10, 64}};
+
+using Keys = std::vector<std::string>;
+
+struct Measured {
+  std::vector<double> gbps;  // per round
+  std::vector<double> us;    // per operation
+};
+
+double quantile(std::vector<double> values, double share) {
+  std::ranges::sort(values);
+  return values[static_cast<std::size_t>(share * static_cast<double>(values.size() - 1))];
+}
+
+Keys keys_of(const Case& one, std::int64_t round, std::int64_t operation) {
+  Keys keys;
+  for (std::int64_t i = 0; i < one.batch; ++i) {
+    keys.push_back(std::to_string(one.value_bytes) + "/" + std::to_string(round) + "/" +
+                   std::to_string(operation) + "/" + std::to_string(i));
+  }
+  return keys;
+}
+
+template <class Operation>
+Status measure(const Case& one, std::span<const Keys> keys, Operation operation,
+               Measured& measured) {
+  const SystemClock clock;
+  const auto begin = clock.now();
+  for (const Keys& some : keys) {
+    const auto start = clock.now();
+    ICE_TRY(operation(some));
+    measured.us.push_back(std::chrono::duration<double, std::micro>(clock.now() - start).count());
+  }
+  const double ns = std::chrono::duration<double, std::nano>(clock.now() - begin).count();
+  measured.gbps.push_back(static_cast<double>(one.bytes() * std::ssize(keys)) / ns);
+  return Status();
+}
+
+// Ours. The whole loop runs on the client's own thread, as a framework's I/O thread would.
+class Ours {
+ public:
+  static Result<std::unique_ptr<Ours>> start(const std::string& lanes, std::int64_t memory_bytes) {
+    ICE_TRY(ChildNode node,
+            ChildNode::start({"--dram_bytes=" + std::to_string(memory_bytes), "--lanes=" + lanes}));
+    ICE_TRY(ClusterClient::Options options, cluster_options(node.address(), "", lanes));
+    ICE_TRY(auto client, ClusterClient::open(std::move(options)));
+    return std::unique_ptr<Ours>(new Ours(std::move(node), std::move(client)));
+  }
+
+  Status round(const Case& one, std::span<const Keys> keys, ConstByteSpan value, Measured& put,
+               Measured& get) {
+    return sync_wait(client_->executor(), run(one, keys, value, put, get));
+  }
+
+ private:
+  Ours(ChildNode node, std::unique_ptr<ClusterClient> client)
+      : node_(std::move(node)), client_(std::move(client)) {}
+
+  Task<> run(Case one, std::span<const Keys> keys, ConstByteSpan value, Measured& put,
+             Measured& get) {
+    const SystemClock clock;
+    const auto add = [&](Measured& to, Clock::TimePoint start) {
+      to.us.push_back(std::chrono::duration<double, std::micro>(clock.now() - start).count());
+    };
+    const auto finish = [&](Measured& to, Clock::TimePoint begin) {
+      const double ns = std::chrono::duration<double, std::nano>(clock.now() - begin).count();
+      to.gbps.push_back(static_cast<double>(one.bytes() * std::ssize(keys)) / ns);
+    };
+    auto begin = clock.now();
+    for (const Keys& some : keys) {
+      const auto start = clock.now();
+      ICE_CO_TRY(co_await put_all(some, value));
+      add(put, start);
+    }
+    finish(put, begin);
+    Buffer into(one.value_bytes);
+    begin = clock.now();
+    for (const Keys& some : keys) {
+      const auto start = clock.now();
+      if (some.size() == 1) {
+        ICE_CO_TRY(into, co_await client_->values().get(some[0], std::move(into), {}));
+        if (into.size() != one.value_bytes) co_return Status(Code::kInternal, "another size");
+      } else {
+        ICE_CO_TRY(co_await get_all(some, one.value_bytes));
+      }
+      add(get, start);
+    }
+    finish(get, begin);
+    co_return Status();
+  }
+
+  Task<> put_all(const Keys& keys, ConstByteSpan value) {
+    std::vector<ValueToPut> values;
+    values.reserve(keys.size());
+    for (const std::string& key : keys) {
+      values.push_back({.key = key, .parts = std::span(&value, 1)});
+    }
+    ICE_CO_TRY(const auto outcomes,
+               co_await client_->values().put_batch(std::move(values), {}, {}));
+    for (const Result<PutOutcome>& outcome : outcomes) {
+      ICE_CO_TRY(outcome.status());
+      if (*outcome != PutOutcome::kStored) co_return Status(Code::kInternal, "not a new value");
+    }
+    co_return Status();
+  }
+
+  Task<> get_all(const Keys& keys, std::int64_t value_bytes) {
+    std::vector<ValueToGet> items;
+    items.reserve(keys.size());
+    for (const std::string& key : keys) items.push_back({.key = key, .room = value_bytes});
+    ICE_CO_TRY(const ValueBatch batch, co_await client_->values().get_batch(std::move(items), {}));
+    for (const Result<ConstByteSpan>& value : batch.values) ICE_CO_TRY(value.status());
+    co_return Status();
+  }
+
+  const ChildNode node_;
+  const std::unique_ptr<ClusterClient> client_;
+};
+
+// Copies out of, and into, memory as large as the working set.
+class Memcpy {
+ public:
+  explicit Memcpy(std::int64_t bytes) : slab_(static_cast<std::size_t>(bytes)) {}
+
+  Status put(const Case& one, ConstByteSpan value) {
+    for (std::int64_t i = 0; i < one.batch; ++i) {
+      std::memcpy(next(value.size()), value.data(), value.size());
+    }
+    return Status();
+  }
+  Status get(const Case& one, std::byte* into) {
+    for (std::int64_t i = 0; i < one.batch; ++i) {
+      const auto bytes = static_cast<std::size_t>(one.value_bytes);
+      std::memcpy(into + static_cast<std::size_t>(i) * bytes, next(bytes), bytes);
+    }
+    return Status();
+  }
+
+ private:
+  std::byte* next(std::size_t bytes) {
+    if (at_ + bytes > slab_.size()) at_ = 0;
+    return slab_.data() + std::exchange(at_, at_ + bytes);
+  }
+
+  std::vector<std::byte> slab_;
+  std::size_t at_ = 0;
+};
+
+struct Results {
+  std::map<std::string, Measured> put;
+  std::map<std::string, Measured> get;
+};
+
+// All systems on one path.
+class Bench {
+ public:
+  static Result<std::unique_ptr<Bench>> start(const std::string& transport) {
+    const std::int64_t memory = 2 * FLAGS_working_set_bytes;
+    const bool tcp = transport == "tcp";
+    const auto path = tcp ? PeerStore::Path::kTcp : PeerStore::Path::kUnixSocket;
+    auto bench = std::make_unique<Bench>();
+    ICE_TRY(bench->ours_, Ours::start(transport, memory));
+    ICE_TRY(bench->redis_, PeerStore::start(PeerStore::Kind::kRedis, path, 16 * memory));
+    ICE_TRY(bench->memcached_, PeerStore::start(PeerStore::Kind::kMemcached, path, 16 * memory));
+    return bench;
+  }
+
+  Result<Results> run(const Case& one, Progress& progress, std::int64_t& done) {
+    SeededRng rng(5);
+    std::vector<std::byte> value(static_cast<std::size_t>(one.value_bytes));
+    for (std::byte& b : value) b = static_cast<std::byte>(rng.next());
+    const std::int64_t operations =
+        std::clamp<std::int64_t>(FLAGS_working_set_bytes / one.bytes(), 1, 4096);
+    std::vector<Keys> same;
+    for (std::int64_t i = 0; i < operations; ++i) same.push_back(keys_of(one, 0, i));
+    Results results;
+    for (std::int64_t round = -2; round < FLAGS_rounds; ++round) {  // the first two fill memory
+      std::vector<Keys> keys;
+      for (std::int64_t i = 0; i < operations; ++i) keys.push_back(keys_of(one, round + 2, i));
+      Results now;
+      ICE_TRY(measure_round(one, keys, same, value, now));
+      if (round >= 0) merge(now, results);
+      progress.set(++done);
+    }
+    return results;
+  }
+
+ private:
+  // `same` keys in every round: what the others overwrite. Ours are new ones, because a second put
+  // of a key would be a no-op.
+  Status measure_round(const Case& one, std::span<const Keys> keys, std::span<const Keys> same,
+                       ConstByteSpan value, Results& out) {
+    ICE_TRY(ours_->round(one, keys, value, out.put["icefield"], out.get["icefield"]));
+    into_.resize(static_cast<std::size_t>(one.bytes()));
+    const auto size = static_cast<std::size_t>(one.value_bytes);
+    for (const auto& [name, peer] :
+         {std::pair{"redis", redis_.get()}, std::pair{"memcached", memcached_.get()}}) {
+      PeerStore& store = *peer;
+      const auto put = [&](const Keys& some) { return store.put(some, value); };
+      const auto get = [&](const Keys& some) { return store.get(some, size, into_.data()); };
+      ICE_TRY(measure(one, same, put, out.put[name]));
+      ICE_TRY(measure(one, same, get, out.get[name]));
+    }
+    const auto put = [&](const Keys&) { return memcpy_.put(one, value); };
+    const auto get = [&](const Keys&) { return memcpy_.get(one, into_.data()); };
+    ICE_TRY(measure(one, keys, put, out.put["memcpy"]));
+    return measure(one, keys, get, out.get["memcpy"]);
+  }
+
+  static void merge(const Results& from, Results& to) {
+    const auto add = [](const auto& some, auto& all) {
+      for (const auto& [name, measured] : some) {
+        Measured& sum = all[name];
+        sum.gbps.insert(sum.gbps.end(), measured.gbps.begin(), measured.gbps.end());
+        sum.us.insert(sum.us.end(), measured.us.begin(), measured.us.end());
+      }
+    };
+    add(from.put, to.put);
+    add(from.get, to.get);
+  }
+
+  std::unique_ptr<Ours> ours_;
+  std::unique_ptr<PeerStore> redis_;
+  std::unique_ptr<PeerStore> memcached_;
+  Memcpy memcpy_{2 * FLAGS_working_set_bytes};
+  std::vector<std::byte> into_;
+};
+
+// Median throughput and latency quantiles of ours, against each of the others.
+void report_case(const Case& one, const std::string& transport, const char* op,
+                 const std::map<std::string, Measured>& measured, Report& report, Table& table) {
+  const nlohmann::ordered_json params = {{"op", op},           {"value_bytes", one.value_bytes},
+                                         {"batch", one.batch}, {"transport", transport},
+                                         {"tier", "dram"},     {"clients", 1}};
+  const Measured& ours = measured.at("icefield");
+  const double gbps = quantile(ours.gbps, 0.5);
+  std::vector<std::string> row = {transport, op,
+                                  (one.batch > 1 ? std::to_string(one.batch) + " x " : "") +
+                                      std::to_string(one.value_bytes >> 10) + " KB",
+                                  number_text(gbps, 2)};
+  for (const char* other : {"redis", "memcached", "memcpy"}) {
+    const double ratio = gbps / quantile(measured.at(other).gbps, 0.5);
+    report.add({.name = std::string(op) + "_gbps",
+                .params = params,
+                .value = gbps,
+                .unit = "GB/s",
+                .against = other,
+                .ratio = ratio,
+                .better = "higher"});
+    row.push_back(number_text(ratio, 2) + "x");
+  }
+  for (const double share : {0.5, 0.99, 0.999}) {
+    const double us = quantile(ours.us, share);
+    for (const char* other : {"redis", "memcached"}) {
+      nlohmann::ordered_json with = params;
+      with["quantile"] = share;
+      report.add({.name = std::string(op) + "_latency_us",
+                  .params = with,
+                  .value = us,
+                  .unit = "us",
+                  .against = other,
+                  .ratio = us / quantile(measured.at(other).us, share),
+                  .better = "lower"});
+    }
+    row.push_back(number_text(us, 0));
+  }
+  row.push_back(number_text(quantile(measured.at("redis").us, 0.99), 0));
+  row.push_back(number_text(quantile(measured.at("memcached").us, 0.99), 0));
+  table.add(std::move(row));
+}
+
+Status run() {
+  if (FLAGS_rounds < 1 || FLAGS_rounds > 1000 || FLAGS_working_set_bytes < (4 << 20) ||
+      FLAGS_working_set_bytes > (std::int64_t{4} << 30)) {
+    return Status(Code::kInvalidArgument,
+                  "--rounds: 1 to 1000; --working_set_bytes: 4 MiB to 4 GiB");
+  }
+  std::vector<std::string> transports;
+  for (const char* name : {"shared_memory", "tcp"}) {
+    if (FLAGS_transports.find(name) != std::string::npos) transports.emplace_back(name);
+  }
+  if (transports.empty()) {
+    return Status(Code::kInvalidArgument, "--transports: shared_memory, tcp or both");
+  }
+  Report report("bench store");
+  Table table({"path", "op", "value", "GB/s", "redis", "memcached", "memcpy", "p50 us", "p99",
+               "p99.9", "redis p99", "memcached p99"});
+  const auto steps =
+      static_cast<std::int64_t>(transports.size() * std::size(kCases)) * (FLAGS_rounds + 2);
+  Progress progress("bench store", steps);
+  std::int64_t done = 0;
+  for (const std::string& transport : transports) {
+    ICE_TRY(const auto bench, Bench::start(transport));
+    for (const Case& one : kCases) {
+      ICE_TRY(const Results results, bench->run(one, progress, done));
+      report_case(one, transport, "put", results.put, report, table);
+      report_case(one, transport, "get", results.get, report, table);
+    }
+  }
+  std::cout << (FLAGS_json ? report.json() : table.text());
+  return Status();
+}
+
+}  // namespace
+}  // namespace icefield
+
+int main(int argc, char** argv) {
+  icefield::parse_command_line(argc, argv, icefield::kUsage);
+  const icefield::Status status = icefield::run();
+  return status.ok() ? 0 : icefield::fail(status);
+}

@@ -1,0 +1,91 @@
+// icefield ping — which members of a cluster answer, and how fast.
+#include <gflags/gflags.h>
+
+#include <algorithm>
+#include <iostream>
+
+#include "tools/cluster_flags.h"
+#include "tools/command_line.h"
+#include "tools/report.h"
+
+DEFINE_string(cluster, "", "the nodes: host:port,host:port*weight");
+DEFINE_string(token_file, "", "holds the token that the nodes want");
+DEFINE_string(lanes, "auto", "auto, tcp or shared_memory");
+DEFINE_int32(count, 100, "round trips to each member");
+DEFINE_int64(deadline_ms, 1000, "of each round trip");
+DEFINE_bool(json, false, "print one JSON object instead of a table");
+
+namespace icefield {
+namespace {
+
+constexpr char kUsage[] =
+    R"(icefield ping — asks every member of a cluster and measures round trips; exit code 1 when one is down
+
+  icefield ping --cluster=127.0.0.1:7070,127.0.0.1:7071
+)";
+
+struct Answer {
+  Status status;           // the first failure
+  std::vector<double> us;  // sorted
+};
+
+// On the client's own thread: what is measured has no hop between threads in it.
+Task<> ping(ValueStub& node, Answer& answer) {
+  const SystemClock clock;
+  for (int i = 0; i <= FLAGS_count && answer.status.ok(); ++i) {
+    const auto start = clock.now();
+    answer.status =
+        co_await node.ping(Deadline::after(clock, std::chrono::milliseconds(FLAGS_deadline_ms)));
+    if (i == 0) continue;  // it connects
+    answer.us.push_back(std::chrono::duration<double, std::micro>(clock.now() - start).count());
+  }
+  std::ranges::sort(answer.us);
+  co_return Status();
+}
+
+double quantile(const std::vector<double>& sorted, double share) {
+  return sorted[static_cast<std::size_t>(share * static_cast<double>(sorted.size() - 1))];
+}
+
+Status run() {
+  if (FLAGS_count < 1 || FLAGS_count > 1'000'000) {
+    return Status(Code::kInvalidArgument, "--count: expected 1 to 1000000");
+  }
+  ICE_TRY(ClusterClient::Options options,
+          cluster_options(FLAGS_cluster, FLAGS_token_file, FLAGS_lanes));
+  ICE_TRY(const auto client, ClusterClient::open(std::move(options)));
+  Report report("ping");
+  Table table({"member", "state", "lanes", "p50", "p99"});
+  Status failure;
+  for (std::size_t i = 0; i < client->nodes().size(); ++i) {
+    ValueStub& node = client->nodes().values(i);
+    Answer answer;
+    (void)sync_wait(client->executor(), ping(node, answer));
+    if (!answer.status.ok()) {
+      failure = answer.status.with_context("member " + node.address() + " is down");
+      table.add({node.address(), "down", FLAGS_lanes, "–", "–"});
+      continue;
+    }
+    std::vector<std::string> row = {node.address(), "up", FLAGS_lanes};
+    for (const double share : {0.5, 0.99}) {
+      row.push_back(number_text(quantile(answer.us, share), 1) + " us");
+      report.add(
+          {.name = "round_trip_us",
+           .params = {{"member", node.address()}, {"quantile", share}, {"lanes", FLAGS_lanes}},
+           .value = quantile(answer.us, share),
+           .unit = "us"});
+    }
+    table.add(std::move(row));
+  }
+  std::cout << (FLAGS_json ? report.json() : table.text());
+  return failure;
+}
+
+}  // namespace
+}  // namespace icefield
+
+int main(int argc, char** argv) {
+  icefield::parse_command_line(argc, argv, icefield::kUsage);
+  const icefield::Status status = icefield::run();
+  return status.ok() ? 0 : icefield::fail(status);
+}
