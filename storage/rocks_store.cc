@@ -59,7 +59,7 @@ rocksdb::DBOptions database_options(const RocksStore::Options& options) {
   db.create_if_missing = options.create;
   db.create_missing_column_families = true;
   db.use_direct_reads = options.direct_io;
-  db.use_direct_io_for_flush_and_compaction = options.direct_io;
+  db.bytes_per_sync = 1 << 20;
   db.atomic_flush = true;  // catalog and values always agree
   db.keep_log_file_num = 4;
   db.max_background_jobs = 4;  // two flushes at a time keep the device busy

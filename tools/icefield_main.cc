@@ -24,6 +24,9 @@ constexpr Verb kVerbs[] = {
     {"node", "keep objects for clients: the cache-node daemon"},
     {"metrics", "list the metrics that a node serves"},
     {"doctor", "explain what this machine offers and what holds it back"},
+    {"bench trace", "hit rates of the eviction policies on a trace"},
+    {"bench nvme", "the NVMe tier beside fio"},
+    {"bench integrity", "flipped bits in memory and on disk: every one detected"},
     {"bench faults", "how punctual calls are while a node is frozen"},
     {"cluster", "several nodes on this machine, for trying and for tests"},
 };
