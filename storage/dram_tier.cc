@@ -6,6 +6,13 @@
 #include <cstring>
 
 namespace icefield {
+namespace {
+
+bool alive(const ObjectInfo& info, const Clock& clock) {
+  return info.retention.expires_at_ms == 0 || clock.unix_ms() < info.retention.expires_at_ms;
+}
+
+}  // namespace
 
 Status DramTier::Options::validate() const {
   constexpr std::int64_t kPage = 4096;
@@ -13,16 +20,25 @@ Status DramTier::Options::validate() const {
     return Status(Code::kInvalidArgument, "DRAM slot of " + std::to_string(slot_bytes) +
                                               " bytes, expected a multiple of 4096");
   }
-  if (capacity_bytes < slot_bytes) {
-    return Status(Code::kInvalidArgument, "DRAM capacity of " + std::to_string(capacity_bytes) +
+  const auto bytes = memory.empty() ? capacity_bytes : static_cast<std::int64_t>(memory.size());
+  if (bytes < slot_bytes) {
+    return Status(Code::kInvalidArgument, "DRAM capacity of " + std::to_string(bytes) +
                                               " bytes, expected at least one slot of " +
                                               std::to_string(slot_bytes));
+  }
+  if (bytes / slot_bytes >= kNoSlot) {
+    return Status(Code::kInvalidArgument, "DRAM capacity of " + std::to_string(bytes) +
+                                              " bytes in slots of " + std::to_string(slot_bytes) +
+                                              ", expected fewer than 2^32 slots");
   }
   return Status();
 }
 
-Result<std::unique_ptr<DramTier>> DramTier::open(Options options) {
+Result<std::unique_ptr<DramTier>> DramTier::open(Options options, const Clock& clock) {
   ICE_TRY(options.validate());
+  if (!options.memory.empty()) {
+    return std::unique_ptr<DramTier>(new DramTier(options, clock, options.memory));
+  }
   const auto bytes =
       static_cast<std::size_t>(options.capacity_bytes / options.slot_bytes * options.slot_bytes);
   void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
@@ -32,17 +48,24 @@ Result<std::unique_ptr<DramTier>> DramTier::open(Options options) {
                   "DRAM tier of " + std::to_string(bytes) + " bytes: " + std::strerror(errno));
   }
   return std::unique_ptr<DramTier>(
-      new DramTier(std::move(options), {static_cast<std::byte*>(memory), bytes}));
+      new DramTier(options, clock, {static_cast<std::byte*>(memory), bytes}));
 }
 
-DramTier::DramTier(Options options, ByteSpan slab) : options_(std::move(options)), slab_(slab) {
-  slot_count_ = static_cast<std::int64_t>(slab_.size()) / options_.slot_bytes;
-  for (std::int64_t i = slot_count_; i > 0; --i) free_.push_back(static_cast<std::uint32_t>(i - 1));
+DramTier::DramTier(Options options, const Clock& clock, ByteSpan slab)
+    : options_(options),
+      clock_(clock),
+      slab_(slab),
+      slot_count_(static_cast<std::int64_t>(slab.size()) / options.slot_bytes),
+      evictor_(make_eviction_policy(options.eviction, slot_count_)) {
+  // Slots are handed out from the front of the slab on, so memory is touched as it is needed; the
+  // chain grows with it.
+  next_slot_.reserve(static_cast<std::size_t>(slot_count_));
+  free_count_ = slot_count_;
 }
 
 DramTier::~DramTier() {
   ICE_CHECK(leases_ == 0);
-  ::munmap(slab_.data(), slab_.size());
+  if (options_.memory.empty()) ::munmap(slab_.data(), slab_.size());
 }
 
 ByteSpan DramTier::slot(std::uint32_t index) const {
@@ -50,10 +73,17 @@ ByteSpan DramTier::slot(std::uint32_t index) const {
   return slab_.subspan(index * bytes, bytes);
 }
 
+std::optional<DramTier::Id> DramTier::find_alive(const ObjectKey& key, std::uint64_t name) const {
+  const std::optional<Id> id = objects_.find(key, name);
+  if (!id.has_value() || !alive(objects_[*id].info, clock_)) return std::nullopt;
+  return id;
+}
+
 std::vector<ConstByteSpan> DramTier::pieces_of(const Entry& entry) const {
   std::vector<ConstByteSpan> pieces;
+  pieces.reserve(static_cast<std::size_t>(ceil_div(entry.info.bytes, options_.slot_bytes)));
   std::int64_t left = entry.info.bytes;
-  for (const std::uint32_t index : entry.slots) {
+  for (std::uint32_t index = entry.first_slot; left > 0; index = next_slot_[index]) {
     pieces.push_back(
         slot(index).first(static_cast<std::size_t>(std::min(left, options_.slot_bytes))));
     left -= options_.slot_bytes;
@@ -61,119 +91,184 @@ std::vector<ConstByteSpan> DramTier::pieces_of(const Entry& entry) const {
   return pieces;
 }
 
-Status DramTier::make_room(std::size_t slots) {
-  auto oldest = by_age_.begin();
-  while (free_.size() < slots && oldest != by_age_.end()) {
-    const ObjectKey key = *oldest++;
-    if (entries_.at(key)->pins > 0) continue;
-    drop(key);
-    evicted.add();
+Status DramTier::make_room(std::int64_t slots) {
+  while (free_count_ < slots) {
+    const std::int64_t now = clock_.unix_ms();
+    const std::optional<Id> id = evictor_.evict(now);
+    if (!id.has_value()) {
+      return Status(Code::kResourceExhausted, "DRAM tier: " + std::to_string(slots) +
+                                                  " slots wanted, " + std::to_string(free_count_) +
+                                                  " of " + std::to_string(slot_count_) +
+                                                  " free, the others are in use or pinned");
+    }
+    const ObjectKey key = objects_[*id].key;
+    (alive(objects_[*id].info, clock_) ? evicted : expired).add();
+    objects_.hide(*id, objects_.name_of(key));
+    give_slots_back(*id);
     if (on_evict_) on_evict_(key);
   }
-  if (free_.size() >= slots) return Status();
-  return Status(Code::kResourceExhausted, "DRAM tier: " + std::to_string(slots) +
-                                              " slots wanted, " + std::to_string(free_.size()) +
-                                              " of " + std::to_string(slot_count_) +
-                                              " free, the others are in use");
+  return Status();
 }
 
-void DramTier::drop(const ObjectKey& key) {
-  const auto found = entries_.find(key);
-  if (found == entries_.end()) return;
-  const EntryPtr entry = found->second;
-  by_age_.erase(entry->age);
-  entries_.erase(found);
-  if (entry->pins > 0) {
-    entry->doomed = true;
-  } else {
-    release(*entry);
+std::uint32_t DramTier::take_slots(std::int64_t count) {
+  std::uint32_t first = kNoSlot;
+  for (; count > 0; --count, --free_count_) {
+    std::uint32_t index = first_free_;
+    if (index == kNoSlot) {
+      index = static_cast<std::uint32_t>(next_slot_.size());
+      next_slot_.push_back(kNoSlot);
+    } else {
+      first_free_ = next_slot_[index];
+    }
+    next_slot_[index] = first;
+    first = index;
   }
+  return first;
 }
 
-void DramTier::release(Entry& entry) {
-  free_.insert(free_.end(), entry.slots.begin(), entry.slots.end());
-  entry.slots.clear();
-}
-
-Task<PutOutcome> DramTier::put(ObjectKey key, std::span<const ConstByteSpan> pieces,
-                               ObjectInfo info) {
-  if (entries_.contains(key)) co_return PutOutcome::kAlreadyThere;
-  const auto slots = static_cast<std::size_t>(ceil_div(info.bytes, options_.slot_bytes));
-  if (static_cast<std::int64_t>(slots) > slot_count_) {
-    co_return Status(Code::kResourceExhausted, "object of " + std::to_string(info.bytes) +
-                                                   " bytes, DRAM tier of " +
-                                                   std::to_string(slab_.size()));
+void DramTier::give_slots_back(Id id) {
+  const std::int64_t slots =
+      std::max<std::int64_t>(ceil_div(objects_[id].info.bytes, options_.slot_bytes), 1);
+  std::uint32_t index = objects_[id].first_slot;
+  for (std::int64_t i = 0; i < slots; ++i, ++free_count_) {
+    const std::uint32_t next = next_slot_[index];
+    next_slot_[index] = first_free_;
+    first_free_ = index;
+    index = next;
   }
-  ICE_CO_TRY(make_room(slots));
-  auto entry = std::make_shared<Entry>();
-  entry->info = info;
-  entry->slots.assign(free_.end() - static_cast<std::ptrdiff_t>(slots), free_.end());
-  free_.resize(free_.size() - slots);
-  std::size_t at = 0;  // in the object
+  objects_.reuse(id);
+}
+
+void DramTier::drop(Id id) {
+  Entry& entry = objects_[id];
+  objects_.hide(id, objects_.name_of(entry.key));
+  if (evictor_.in_use(id)) {
+    entry.doomed = true;
+    return;
+  }
+  evictor_.erase(id);
+  give_slots_back(id);
+}
+
+void DramTier::end_lease(Id id) {
+  --leases_;
+  evictor_.end_use(id);
+  if (!objects_[id].doomed || evictor_.in_use(id)) return;
+  evictor_.erase(id);
+  give_slots_back(id);
+}
+
+void DramTier::fill(const Entry& entry, std::span<const ConstByteSpan> pieces) {
+  std::uint32_t index = entry.first_slot;
+  std::size_t at = 0;  // in the slot
+  std::int64_t total = 0;
   for (const ConstByteSpan piece : pieces) {
     for (std::size_t done = 0; done < piece.size();) {
-      const auto slot_bytes = static_cast<std::size_t>(options_.slot_bytes);
-      const ByteSpan into = slot(entry->slots[at / slot_bytes]).subspan(at % slot_bytes);
+      if (at == static_cast<std::size_t>(options_.slot_bytes)) {
+        index = next_slot_[index];
+        at = 0;
+      }
+      const ByteSpan into = slot(index).subspan(at);
       const std::size_t count = std::min(into.size(), piece.size() - done);
       std::memcpy(into.data(), piece.data() + done, count);
       done += count;
       at += count;
     }
+    total += static_cast<std::int64_t>(piece.size());
+    ICE_CHECK(total <= entry.info.bytes);
   }
-  ICE_CHECK(static_cast<std::int64_t>(at) == info.bytes);
-  entry->age = by_age_.insert(by_age_.end(), key);
-  entries_.emplace(key, std::move(entry));
+  ICE_CHECK(total == entry.info.bytes);
+}
+
+Task<PutOutcome> DramTier::put(ObjectKey key, std::span<const ConstByteSpan> pieces,
+                               ObjectInfo info) {
+  ICE_CO_TRY(check_info(info));
+  const std::uint64_t name = objects_.name_of(key);
+  const std::optional<Id> old = objects_.find(key, name);
+  if (old.has_value()) {
+    if (alive(objects_[*old].info, clock_)) co_return PutOutcome::kAlreadyThere;
+    expired.add();
+    drop(*old);
+  }
+  const std::int64_t slots = std::max<std::int64_t>(ceil_div(info.bytes, options_.slot_bytes), 1);
+  if (slots > slot_count_) {
+    co_return Status(Code::kResourceExhausted, "object of " + std::to_string(info.bytes) +
+                                                   " bytes, DRAM tier of " +
+                                                   std::to_string(slab_.size()));
+  }
+  const Evictor::Object object{.name = name, .weight = static_cast<std::uint32_t>(slots)};
+  evictor_.expect(object);
+  ICE_CO_TRY(make_room(slots));
+  const Entry entry{.key = key, .info = info, .first_slot = take_slots(slots)};
+  fill(entry, pieces);
+  evictor_.insert(objects_.insert(entry, name), object, info.retention);
   co_return PutOutcome::kStored;
 }
 
 Task<ObjectBytes> DramTier::get(ObjectKey key, Verify verify) {
-  const auto found = entries_.find(key);
-  if (found == entries_.end()) {
-    co_return Status::miss(MissReason::kNeverStored, "object " + to_string(key));
+  const std::uint64_t name = objects_.name_of(key);
+  const std::optional<Id> found = objects_.find(key, name);
+  if (!found.has_value()) {
+    const bool evicted_lately = evictor_.remembers(name);
+    co_return Status::miss(evicted_lately ? MissReason::kEvicted : MissReason::kNeverStored,
+                           "object " + to_string(key));
   }
-  const EntryPtr entry = found->second;
-  std::vector<ConstByteSpan> pieces = pieces_of(*entry);
+  const Id id = *found;
+  const Entry& entry = objects_[id];
+  if (!alive(entry.info, clock_)) {
+    co_return Status::miss(MissReason::kExpired, "object " + to_string(key));
+  }
+  std::vector<ConstByteSpan> pieces = pieces_of(entry);
   if (verify == Verify::kByTier) {
-    Status status = verify_object(key, entry->info, pieces);
+    Status status = verify_object(key, entry.info, pieces);
     if (!status.ok()) {
       damaged.add();
-      drop(key);
+      drop(id);
       co_return status;
     }
   }
-  by_age_.splice(by_age_.end(), by_age_, entry->age);
-  ++entry->pins;
+  evictor_.touch(id);
+  evictor_.begin_use(id);
   ++leases_;
-  std::shared_ptr<const void> pin(entry.get(), [this, entry](const void*) {
-    --leases_;
-    if (--entry->pins == 0 && entry->doomed) release(*entry);
-  });
-  co_return ObjectBytes(std::move(pieces), std::move(pin));
+  std::shared_ptr<const void> lease(&entry, [this, id](const void*) { end_lease(id); });
+  co_return ObjectBytes(std::move(pieces), std::move(lease));
 }
 
 Task<> DramTier::remove(ObjectKey key) {
-  drop(key);
+  const std::optional<Id> id = objects_.find(key, objects_.name_of(key));
+  if (id.has_value()) drop(*id);
   co_return Status();
 }
 
 Task<> DramTier::flush() { co_return Status(); }
 
+Task<> DramTier::retain(ObjectKey key, Retention retention) {
+  const std::optional<Id> id = find_alive(key, objects_.name_of(key));
+  if (!id.has_value()) {
+    co_return Status::miss(MissReason::kNeverStored, "object " + to_string(key));
+  }
+  objects_[*id].info.retention = retention;
+  evictor_.retain(*id, retention);
+  co_return Status();
+}
+
 std::optional<ObjectInfo> DramTier::find(const ObjectKey& key) const {
-  const auto found = entries_.find(key);
-  if (found == entries_.end()) return std::nullopt;
-  return found->second->info;
+  const std::optional<Id> id = find_alive(key, objects_.name_of(key));
+  if (!id.has_value()) return std::nullopt;
+  return objects_[*id].info;
 }
 
 void DramTier::for_each(
     const std::function<void(const ObjectKey&, const ObjectInfo&)>& visit) const {
-  for (const auto& [key, entry] : entries_) visit(key, entry->info);
+  objects_.for_each([&](Id, const Entry& entry) {
+    if (alive(entry.info, clock_)) visit(entry.key, entry.info);
+  });
 }
 
 TierUsage DramTier::usage() const {
-  const auto free_slots = static_cast<std::int64_t>(free_.size());
   return {.name = "dram",
-          .object_count = static_cast<std::int64_t>(entries_.size()),
-          .used_bytes = (slot_count_ - free_slots) * options_.slot_bytes,
+          .object_count = objects_.count(),
+          .used_bytes = (slot_count_ - free_count_) * options_.slot_bytes,
           .capacity_bytes = slot_count_ * options_.slot_bytes};
 }
 

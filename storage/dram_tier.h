@@ -1,32 +1,39 @@
-// storage/dram_tier.h — objects in host memory: slots of one slab, least recently used out first.
+// storage/dram_tier.h — objects in host memory: slots of one slab, evicted by a policy.
 #pragma once
 
-#include <list>
-#include <unordered_map>
 #include <vector>
 
 #include "common/metrics.h"
+#include "storage/evictor.h"
+#include "storage/object_table.h"
 #include "storage/tier.h"
 
 namespace icefield {
 
-// The slab is mapped once, in open(), and touched by the operating system as it is used. An object
-// is a chain of slots, so memory never fragments and any object can take the place of any other. A
-// row never crosses a slot: slots are a multiple of 4 KiB and rows divide that.
+// The slab is mapped once, in open(), and touched by the operating system as it is used; or it is
+// somebody else's, a transport's region. An object is a chain of slots, so memory never fragments
+// and any object can take the place of any other. A row never crosses a slot: slots are a multiple
+// of 4 KiB and rows divide that. Beyond its slots an object costs about 150 bytes, and finding,
+// storing and evicting one cost the same in a tier of any size.
 //
-// Ownership  The tier owns the slab; an ObjectBytes pins its object. The tier must outlive its
-//            leases (checked in the destructor).
+// Ownership  The tier owns the slab unless it was given one; an ObjectBytes pins its object. The
+//            tier must outlive its leases (checked in the destructor).
 // Threads    One shard.
 class DramTier final : public Tier {
  public:
   struct Options {
     std::int64_t capacity_bytes = 0;      // rounded down to whole slots
     std::int64_t slot_bytes = 16 * 1024;  // multiple of 4096
+    EvictionKind eviction = EvictionKind::kArc;
+    // The slab, when it is not the tier's own: then capacity_bytes is not asked for. It must
+    // outlive the tier.
+    ByteSpan memory = {};
 
     Status validate() const;
   };
 
-  static Result<std::unique_ptr<DramTier>> open(Options options);
+  static Result<std::unique_ptr<DramTier>> open(Options options,
+                                                const Clock& clock = system_clock());
   ~DramTier() override;
 
   // `notify` is called after an object was evicted to make room. It must not call the tier.
@@ -37,6 +44,7 @@ class DramTier final : public Tier {
   Task<ObjectBytes> get(ObjectKey key, Verify verify) override;
   Task<> remove(ObjectKey key) override;
   Task<> flush() override;
+  Task<> retain(ObjectKey key, Retention retention) override;
   std::optional<ObjectInfo> find(const ObjectKey& key) const override;
   void for_each(
       const std::function<void(const ObjectKey&, const ObjectInfo&)>& visit) const override;
@@ -46,33 +54,42 @@ class DramTier final : public Tier {
   ByteSpan memory() { return slab_; }
 
   Counter evicted{"icefield_storage_dram_evicted_objects_total", "objects evicted to make room"};
+  Counter expired{"icefield_storage_dram_expired_objects_total", "objects dropped at their time"};
   Counter damaged{"icefield_storage_dram_damaged_objects_total", "objects dropped: wrong checksum"};
 
  private:
+  using Id = Evictor::Id;
+  static constexpr std::uint32_t kNoSlot = 0xffffffff;
   struct Entry {
+    ObjectKey key;
     ObjectInfo info;
-    std::vector<std::uint32_t> slots;
-    std::list<ObjectKey>::iterator age;  // in by_age_
-    int pins = 0;
-    bool doomed = false;  // removed while pinned: its slots come back with the last pin
+    std::uint32_t first_slot = kNoSlot;
+    bool doomed = false;  // removed while in use: its slots come back with the last lease
   };
-  using EntryPtr = std::shared_ptr<Entry>;
 
-  DramTier(Options options, ByteSpan slab);
+  DramTier(Options options, const Clock& clock, ByteSpan slab);
 
   ByteSpan slot(std::uint32_t index) const;
+  // Found and not expired.
+  std::optional<Id> find_alive(const ObjectKey& key, std::uint64_t name) const;
   std::vector<ConstByteSpan> pieces_of(const Entry& entry) const;
-  Status make_room(std::size_t slots);
-  void drop(const ObjectKey& key);  // gives the slots back, now or with the last pin
-  void release(Entry& entry);
+  Status make_room(std::int64_t slots);
+  std::uint32_t take_slots(std::int64_t count);
+  void fill(const Entry& entry, std::span<const ConstByteSpan> pieces);
+  void drop(Id id);  // gives the slots back, now or with the last lease
+  void give_slots_back(Id id);
+  void end_lease(Id id);
 
   const Options options_;
+  const Clock& clock_;
   std::function<void(const ObjectKey&)> on_evict_;
   const ByteSpan slab_;
-  std::unordered_map<ObjectKey, EntryPtr, ObjectKeyHasher> entries_;
-  std::list<ObjectKey> by_age_;      // the least recently used first
-  std::vector<std::uint32_t> free_;  // slots
-  std::int64_t slot_count_ = 0;
+  const std::int64_t slot_count_;
+  ObjectTable<Entry> objects_;
+  Evictor evictor_;
+  std::vector<std::uint32_t> next_slot_;  // of the object, or of the free ones
+  std::uint32_t first_free_ = kNoSlot;
+  std::int64_t free_count_ = 0;
   int leases_ = 0;
 };
 

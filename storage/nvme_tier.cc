@@ -1,71 +1,64 @@
 #include "storage/nvme_tier.h"
 
 #include <glog/logging.h>
-#include <rocksdb/db.h>
-#include <rocksdb/options.h>
-#include <rocksdb/table.h>
-#include <rocksdb/write_batch.h>
 
+#include <algorithm>
 #include <filesystem>
 
 namespace icefield {
 namespace {
 
-// Keys of the catalog that are no objects have another length than object keys.
-constexpr char kVersionKey[] = "icefield.layout_version";
-constexpr char kObjectFamily[] = "objects";
+// Shares of the limit. Below the stop there is room for what reclaiming rewrites.
+constexpr double kEvictAbove = 0.85;
+constexpr double kEvictDownTo = 0.84;
+constexpr double kGarbageAllowed = 0.05;
+constexpr double kStopAbove = 0.95;
+constexpr std::size_t kEraseBatch = 4096;
 
-struct CatalogRecord {
-  std::uint64_t bytes = 0;
-  std::uint64_t checksum = 0;
+std::int64_t share(double part, std::int64_t bytes) {
+  return static_cast<std::int64_t>(part * static_cast<double>(bytes));
+}
+
+std::uint32_t weight_of(const ObjectInfo& info) {
+  return static_cast<std::uint32_t>(std::max<std::int64_t>(info.bytes, 1));
+}
+
+// Without a limit nothing is evicted but what expires: the order needs no ghosts.
+std::unique_ptr<EvictionPolicy> policy_for(const NvmeTier::Options& options) {
+  if (options.capacity_bytes == 0) return make_eviction_policy(EvictionKind::kLru, 0);
+  return make_eviction_policy(options.eviction, share(kEvictAbove, options.capacity_bytes));
+}
+
+// Adds its bytes to a count while it lives.
+class Counted {
+ public:
+  Counted(std::shared_ptr<std::atomic<std::int64_t>> count, std::int64_t bytes)
+      : count_(std::move(count)), bytes_(bytes) {
+    count_->fetch_add(bytes_, std::memory_order_relaxed);
+  }
+  ~Counted() { count_->fetch_sub(bytes_, std::memory_order_relaxed); }
+  Counted(const Counted&) = delete;
+  Counted& operator=(const Counted&) = delete;
+
+  std::shared_ptr<const void> inner;  // what the bytes are in
+
+ private:
+  std::shared_ptr<std::atomic<std::int64_t>> count_;
+  std::int64_t bytes_;
 };
 
-rocksdb::Slice slice(ConstByteSpan bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
-
-rocksdb::DBOptions database_options(const NvmeTier::Options& options, bool direct_io) {
-  rocksdb::DBOptions db;
-  db.create_if_missing = options.create;
-  db.create_missing_column_families = true;
-  db.use_direct_reads = direct_io;
-  db.use_direct_io_for_flush_and_compaction = direct_io;
-  db.atomic_flush = true;  // catalog and objects always agree
-  db.keep_log_file_num = 4;
-  db.max_background_jobs = 2;
-  db.max_open_files = 1024;
-  return db;
-}
-
-rocksdb::ColumnFamilyOptions catalog_options() {
-  rocksdb::ColumnFamilyOptions family;
-  family.write_buffer_size = 8 << 20;
-  return family;
-}
-
-rocksdb::ColumnFamilyOptions object_options(const NvmeTier::Options& options) {
-  rocksdb::ColumnFamilyOptions family;
-  family.write_buffer_size = static_cast<std::size_t>(options.write_buffer_bytes);
-  family.compression = rocksdb::kNoCompression;  // K/V does not compress
-  family.enable_blob_files = true;
-  family.min_blob_size = 1024;
-  family.blob_file_size = 256 << 20;
-  family.enable_blob_garbage_collection = true;
-  rocksdb::BlockBasedTableOptions table;
-  table.block_cache = nullptr;  // the DRAM tier is the cache
-  table.no_block_cache = true;
-  family.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
-  return family;
-}
-
-rocksdb::WriteOptions without_log() {
-  rocksdb::WriteOptions options;
-  options.disableWAL = true;
-  return options;
-}
-
-bool says(const rocksdb::Status& status, const char* text) {
-  return status.ToString().find(text) != std::string::npos;
+Status check_directory(const NvmeTier::Options& options) {
+  std::error_code error;
+  if (!options.create && !std::filesystem::exists(options.path + "/CURRENT", error)) {
+    return Status::miss(MissReason::kNeverStored,
+                        "no store at " + options.path + "; icefield run --store=DIR makes one");
+  }
+  std::filesystem::create_directories(options.path, error);
+  if (!error && std::filesystem::is_directory(options.path)) return Status();
+  const bool file = std::filesystem::exists(options.path);
+  return Status(Code::kInvalidArgument, "store directory " + options.path + " cannot be made: " +
+                                            (file ? std::string("it is a file") : error.message()) +
+                                            "; choose another with --store");
 }
 
 }  // namespace
@@ -80,262 +73,312 @@ Status NvmeTier::Options::validate() const {
     return Status(Code::kInvalidArgument, "write buffer of " + std::to_string(write_buffer_bytes) +
                                               " bytes, expected at least 1 MiB");
   }
+  if (capacity_bytes != 0 && capacity_bytes < 8 * write_buffer_bytes) {
+    return Status(Code::kInvalidArgument,
+                  "NVMe capacity of " + std::to_string(capacity_bytes) +
+                      " bytes, expected 0 (no limit) or at least eight write buffers of " +
+                      std::to_string(write_buffer_bytes));
+  }
+  if (group_commit_ms < 0 || group_commit_bytes < 0 || read_buffer_bytes <= 0 ||
+      reserve_bytes < 0) {
+    return Status(Code::kInvalidArgument,
+                  "NVMe options: group commit, read buffers and reserve must not be negative");
+  }
   return Status();
 }
 
-NvmeTier::NvmeTier(Options options, bool direct_io)
+NvmeTier::NvmeTier(Options options, const Clock& clock, std::unique_ptr<RocksStore> store)
     : options_(std::move(options)),
-      direct_io_(direct_io),
+      clock_(clock),
+      store_(std::move(store)),
+      evictor_(policy_for(options_)),
+      leased_bytes_(std::make_shared<std::atomic<std::int64_t>>(0)),
       io_(static_cast<std::size_t>(options_.io_threads)) {}
 
-Result<std::unique_ptr<NvmeTier>> NvmeTier::open(Options options) {
+Result<std::unique_ptr<NvmeTier>> NvmeTier::open(Options options, const Clock& clock) {
   ICE_TRY(options.validate());
-  std::error_code error;
-  const bool exists = std::filesystem::exists(options.path + "/CURRENT", error);
-  if (!options.create && !exists) {
-    return Status::miss(MissReason::kNeverStored,
-                        "no store at " + options.path + "; icefield run --store=DIR makes one");
-  }
-  std::filesystem::create_directories(options.path, error);
-  if (error || !std::filesystem::is_directory(options.path)) {
-    const bool file = std::filesystem::exists(options.path);
-    return Status(Code::kInvalidArgument,
-                  "store directory " + options.path +
-                      " cannot be made: " + (file ? std::string("it is a file") : error.message()) +
-                      "; choose another with --store");
-  }
-  std::unique_ptr<NvmeTier> tier(new NvmeTier(std::move(options), false));
-  ICE_TRY(tier->check_space(0));
-  Status status = Status(Code::kUnimplemented, "direct I/O is off");
-  if (tier->options_.direct_io) status = tier->open_database(true);
-  if (status.code() == Code::kUnimplemented) {
-    if (tier->options_.direct_io) {
-      LOG(WARNING) << "the file system of " << tier->options_.path
-                   << " has no direct I/O: reads go through the page cache";
-    }
-    status = tier->open_database(false);
-  }
-  ICE_TRY(status);
-  ICE_TRY(tier->check_version());
+  ICE_TRY(check_directory(options));
+  ICE_TRY(check_space(options, 0));
+  ICE_TRY(auto store, RocksStore::open({.path = options.path,
+                                        .direct_io = options.direct_io,
+                                        .write_buffer_bytes = options.write_buffer_bytes,
+                                        .create = options.create,
+                                        .layout_version = options.layout_version}));
+  std::unique_ptr<NvmeTier> tier(new NvmeTier(std::move(options), clock, std::move(store)));
   ICE_TRY(tier->load_catalog());
   return tier;
 }
 
 NvmeTier::~NvmeTier() {
   io_.join();
-  if (database_ == nullptr) return;
-  for (rocksdb::ColumnFamilyHandle* family : {catalog_family_, object_family_}) {
-    const rocksdb::Status status = database_->DestroyColumnFamilyHandle(family);
-    if (!status.ok()) LOG(WARNING) << "store " << options_.path << ": " << status.ToString();
-  }
-  const rocksdb::Status status = database_->Close();
-  if (!status.ok()) LOG(WARNING) << "store " << options_.path << ": " << status.ToString();
+  maintenance_.join();
 }
 
-Status NvmeTier::check_space(std::int64_t bytes) const {
+Status NvmeTier::check_space(const Options& options, std::int64_t bytes) {
   std::error_code error;
-  const auto space = std::filesystem::space(options_.path, error);
+  const auto space = std::filesystem::space(options.path, error);
   if (error) return Status();  // the write will say what is wrong
   const auto reserve =
-      std::min(options_.reserve_bytes, static_cast<std::int64_t>(space.capacity / 16));
-  // Until they are flushed, objects take memory only; then files, and a little beside them.
-  const std::int64_t wanted = reserve + unflushed_bytes_ + bytes + bytes / 16;
+      std::min(options.reserve_bytes, static_cast<std::int64_t>(space.capacity / 16));
+  const std::int64_t wanted = reserve + bytes + bytes / 16;  // files, and a little beside them
   if (static_cast<std::int64_t>(space.available) >= wanted) return Status();
   return Status(Code::kResourceExhausted,
-                "store " + options_.path + ": the disk is full (" +
-                    std::to_string(space.available) + " bytes free, " + std::to_string(wanted) +
+                "store " + options.path + ": the disk is full (" + std::to_string(space.available) +
+                    " bytes free, " + std::to_string(wanted) +
                     " wanted); free some space or choose another --store");
 }
 
-Status NvmeTier::from_rocksdb(const rocksdb::Status& status, const char* operation) const {
-  if (status.ok()) return Status();
-  const std::string where = "store " + options_.path + ", " + operation + ": ";
-  if (status.IsNoSpace() || says(status, "No space left")) {
-    return Status(Code::kResourceExhausted,
-                  where + "the disk is full; free some space or choose another --store");
-  }
-  if (status.IsCorruption() || says(status, "No such file")) {
-    return Status(Code::kDataLoss,
-                  where + "it is damaged (" + status.ToString() +
-                      "); delete the directory, the cache is rebuilt from the documents");
-  }
-  if (says(status, "lock")) {
-    return Status(Code::kUnavailable, where + "another process has it open");
-  }
-  if (says(status, "Direct I/O is not supported")) {
-    return Status(Code::kUnimplemented, where + status.ToString());
-  }
-  if (says(status, "Permission denied") || says(status, "Read-only file system")) {
-    return Status(Code::kInvalidArgument, where + "it cannot be written (" + status.ToString() +
-                                              "); choose another --store");
-  }
-  return Status(Code::kInternal, where + status.ToString());
+bool NvmeTier::alive(const ObjectInfo& info) const {
+  return info.retention.expires_at_ms == 0 || clock_.unix_ms() < info.retention.expires_at_ms;
 }
 
-Status NvmeTier::open_database(bool direct_io) {
-  const std::vector<rocksdb::ColumnFamilyDescriptor> families = {
-      {rocksdb::kDefaultColumnFamilyName, catalog_options()},
-      {kObjectFamily, object_options(options_)}};
-  std::vector<rocksdb::ColumnFamilyHandle*> handles;
-  rocksdb::DB* database = nullptr;
-  ICE_TRY(from_rocksdb(rocksdb::DB::Open(database_options(options_, direct_io), options_.path,
-                                         families, &handles, &database),
-                       "open"));
-  database_.reset(database);
-  catalog_family_ = handles[0];
-  object_family_ = handles[1];
-  direct_io_ = direct_io;
-  return Status();
+std::int64_t NvmeTier::disk_bytes() const {
+  const RocksStore::Space space = store_->space();
+  return space.file_bytes + space.pending_bytes + writing_bytes_;
 }
 
-Status NvmeTier::check_version() {
-  std::string stored;
-  const rocksdb::Status found =
-      database_->Get(rocksdb::ReadOptions(), catalog_family_, kVersionKey, &stored);
-  const std::string ours = std::to_string(options_.layout_version);
-  if (found.IsNotFound()) {
-    ICE_TRY(
-        from_rocksdb(database_->Put(without_log(), catalog_family_, kVersionKey, ours), "open"));
-    return from_rocksdb(
-        database_->Flush(rocksdb::FlushOptions(), {catalog_family_, object_family_}), "open");
-  }
-  ICE_TRY(from_rocksdb(found, "open"));
-  if (stored != ours) {
-    return Status(Code::kFailedPrecondition,
-                  "store " + options_.path + " has layout version " + stored +
-                      ", this program reads version " + ours +
-                      "; use another --store, or delete the directory to rebuild the cache");
-  }
-  return Status();
-}
-
+// Numbers tell the order of puts: after a restart it is the order of use.
 Status NvmeTier::load_catalog() {
-  const std::unique_ptr<rocksdb::Iterator> records(
-      database_->NewIterator(rocksdb::ReadOptions(), catalog_family_));
-  for (records->SeekToFirst(); records->Valid(); records->Next()) {
-    if (records->key().size() != ObjectKey::kBytes) continue;
-    ICE_TRY(const ObjectKey key,
-            ObjectKey::parse(as_bytes(std::string_view(records->key().data(), ObjectKey::kBytes))));
-    if (records->value().size() != sizeof(CatalogRecord)) {
-      return Status(Code::kDataLoss, "store " + options_.path + ": catalog record of object " +
-                                         to_string(key) +
-                                         " is damaged; delete the directory, the "
-                                         "cache is rebuilt from the documents");
-    }
-    const auto record =
-        load<CatalogRecord>(reinterpret_cast<const std::byte*>(records->value().data()));
-    const ObjectInfo info{.bytes = static_cast<std::int64_t>(record.bytes),
-                          .checksum = record.checksum};
-    catalog_.emplace(key, info);
-    used_bytes_ += info.bytes;
+  std::vector<std::pair<std::uint64_t, Id>> order;
+  ICE_TRY(store_->load([&](const StoredObject& object) {
+    order.emplace_back(object.number, objects_.insert(object, objects_.name_of(object.key)));
+  }));
+  std::sort(order.begin(), order.end());
+  for (const auto& [number, id] : order) {
+    const StoredObject& object = objects_[id];
+    evictor_.insert(id, {.name = objects_.name_of(object.key), .weight = weight_of(object.info)},
+                    object.info.retention);
+    used_bytes_ += object.info.bytes;
   }
-  return from_rocksdb(records->status(), "open");
+  if (!order.empty()) next_number_ = order.back().first + 1;
+  return Status();
 }
 
-Status NvmeTier::write(const ObjectKey& key, std::span<const ConstByteSpan> pieces,
-                       const ObjectInfo& info) {
-  std::vector<rocksdb::Slice> slices;
-  for (const ConstByteSpan piece : pieces) slices.push_back(slice(piece));
-  const CatalogRecord record{.bytes = static_cast<std::uint64_t>(info.bytes),
-                             .checksum = info.checksum};
-  const auto name = key.bytes();
-  const rocksdb::Slice name_slice = slice(name);
-  const rocksdb::Slice record_slice = slice(std::as_bytes(std::span(&record, 1)));
-  rocksdb::WriteBatch batch;
-  ICE_TRY(
-      from_rocksdb(batch.Put(object_family_, rocksdb::SliceParts(&name_slice, 1),
-                             rocksdb::SliceParts(slices.data(), static_cast<int>(slices.size()))),
-                   "write"));
-  ICE_TRY(from_rocksdb(batch.Put(catalog_family_, name_slice, record_slice), "write"));
-  return from_rocksdb(database_->Write(without_log(), &batch), "write");
+void NvmeTier::know(const StoredObject& object, std::uint64_t name) {
+  evictor_.insert(objects_.insert(object, name), {.name = name, .weight = weight_of(object.info)},
+                  object.info.retention);
+  used_bytes_ += object.info.bytes;
 }
 
-Status NvmeTier::erase(const ObjectKey& key) {
-  const auto name = key.bytes();
-  rocksdb::WriteBatch batch;
-  ICE_TRY(from_rocksdb(batch.Delete(object_family_, slice(name)), "remove"));
-  ICE_TRY(from_rocksdb(batch.Delete(catalog_family_, slice(name)), "remove"));
-  return from_rocksdb(database_->Write(without_log(), &batch), "remove");
+StoredObject NvmeTier::forget(Id id) {
+  const StoredObject object = objects_[id];
+  objects_.hide(id, objects_.name_of(object.key));
+  objects_.reuse(id);
+  used_bytes_ -= object.info.bytes;
+  return object;
+}
+
+Task<> NvmeTier::erase(std::vector<StoredObject> objects) {
+  if (objects.empty()) co_return Status();
+  auto work = [this, doomed = std::move(objects)] { return store_->erase(doomed); };
+  co_return co_await offload(io_, std::move(work));
+}
+
+Task<> NvmeTier::drop_expired() {
+  std::vector<StoredObject> doomed;
+  while (doomed.size() < kEraseBatch) {
+    const std::optional<Id> id = evictor_.evict_expired(clock_.unix_ms());
+    if (!id.has_value()) break;
+    doomed.push_back(forget(*id));
+    expired.add();
+  }
+  co_return co_await erase(std::move(doomed));
+}
+
+Task<> NvmeTier::make_room(std::int64_t bytes) {
+  const RocksStore::Space space = store_->space();
+  ICE_CO_TRY(check_space(options_, space.pending_bytes + writing_bytes_ + bytes));
+  if (options_.capacity_bytes == 0) co_return Status();
+  if (used_bytes_ + writing_bytes_ + bytes > share(kEvictAbove, options_.capacity_bytes)) {
+    const std::int64_t target = share(kEvictDownTo, options_.capacity_bytes) - bytes;
+    std::vector<StoredObject> doomed;
+    while (used_bytes_ + writing_bytes_ > target && doomed.size() < kEraseBatch) {
+      const std::optional<Id> id = evictor_.evict(clock_.unix_ms());
+      if (!id.has_value()) break;
+      doomed.push_back(forget(*id));
+      (alive(doomed.back().info) ? evicted : expired).add();
+      if (on_evict_) on_evict_(doomed.back().key);
+    }
+    ICE_CO_TRY(co_await erase(std::move(doomed)));
+  }
+  start_reclaim(bytes);
+  const std::int64_t wanted = std::max(disk_bytes(), used_bytes_ + writing_bytes_) + bytes;
+  if (wanted <= share(kStopAbove, options_.capacity_bytes)) co_return Status();
+  co_return Status(Code::kResourceExhausted,
+                   "store " + options_.path + ": " + std::to_string(wanted) + " bytes of its " +
+                       std::to_string(options_.capacity_bytes) +
+                       " would be taken; space is being reclaimed, retry");
+}
+
+void NvmeTier::start_reclaim(std::int64_t incoming_bytes) {
+  const std::int64_t garbage = disk_bytes() - used_bytes_ - writing_bytes_;
+  const std::int64_t allowed = share(kGarbageAllowed, options_.capacity_bytes);
+  const bool crowded =
+      disk_bytes() + incoming_bytes > share(kEvictAbove + kGarbageAllowed, options_.capacity_bytes);
+  if (garbage <= allowed && !crowded) return;
+  if (garbage <= 0 || reclaiming_.exchange(true)) return;
+  asio::post(maintenance_, [this, allowed] {
+    const Status status = store_->reclaim(allowed / 2);
+    if (!status.ok()) LOG(WARNING) << status.to_string();
+    reclaiming_.store(false);
+  });
+}
+
+asio::awaitable<void> NvmeTier::others(ObjectKey key) {
+  while (writing_.contains(key)) co_await put_ended_.wait(Deadline::never());
 }
 
 Task<PutOutcome> NvmeTier::put(ObjectKey key, std::span<const ConstByteSpan> pieces,
                                ObjectInfo info) {
-  if (catalog_.contains(key)) co_return PutOutcome::kAlreadyThere;
-  ICE_CO_TRY(check_space(info.bytes));
-  unflushed_bytes_ += info.bytes;
-  auto work = [this, key, pieces, info] { return write(key, pieces, info); };
-  ICE_CO_TRY(co_await offload(io_, std::move(work)));
-  if (catalog_.emplace(key, info).second) used_bytes_ += info.bytes;
+  ICE_CO_TRY(check_info(info));
+  co_await others(key);
+  const std::uint64_t name = objects_.name_of(key);
+  const std::optional<Id> old = objects_.find(key, name);
+  if (old.has_value() && alive(objects_[*old].info)) co_return PutOutcome::kAlreadyThere;
+  writing_.insert(key);
+  StoredObject object{.key = key, .info = info, .number = 0};
+  Result<PutOutcome> result = co_await put_new(object, name, pieces);
+  writing_.erase(key);
+  put_ended_.notify_all();
+  co_return result;
+}
+
+Task<PutOutcome> NvmeTier::put_new(StoredObject object, std::uint64_t name,
+                                   std::span<const ConstByteSpan> pieces) {
+  const std::int64_t bytes = object.info.bytes;
+  ICE_CO_TRY(co_await remove_now(object.key));  // one that has expired
+  evictor_.expect({.name = name, .weight = weight_of(object.info)});
+  ICE_CO_TRY(co_await make_room(bytes));
+  object.number = next_number_++;
+  writing_bytes_ += bytes;
+  auto work = [this, object, pieces] { return store_->write(object, pieces); };
+  const Status status = co_await offload(io_, std::move(work));
+  writing_bytes_ -= bytes;
+  ICE_CO_TRY(status);
+  unflushed_bytes_ += bytes;
+  know(object, name);
   co_return PutOutcome::kStored;
 }
 
 Task<ObjectBytes> NvmeTier::get(ObjectKey key, Verify) {
-  const auto found = catalog_.find(key);
-  if (found == catalog_.end()) {
-    co_return Status::miss(MissReason::kNeverStored, "object " + to_string(key));
+  const std::uint64_t name = objects_.name_of(key);
+  const std::optional<Id> found = objects_.find(key, name);
+  if (!found.has_value()) {
+    const bool evicted_lately = evictor_.remembers(name);
+    co_return Status::miss(evicted_lately ? MissReason::kEvicted : MissReason::kNeverStored,
+                           "object " + to_string(key));
   }
-  const ObjectInfo info = found->second;
-  auto work = [this, key, info]() -> Result<ObjectBytes> {
-    auto value = std::make_shared<rocksdb::PinnableSlice>();
-    const auto name = key.bytes();
-    const rocksdb::Status status =
-        database_->Get(rocksdb::ReadOptions(), object_family_, slice(name), value.get());
-    const bool lost = status.IsNotFound() || status.IsCorruption();
-    if (lost) {
-      return Status(Code::kDataLoss, "object " + to_string(key) + ": " + status.ToString(),
-                    MissReason::kIntegrity);
-    }
-    ICE_TRY(from_rocksdb(status, "read"));
-    const ConstByteSpan bytes = as_bytes(std::string_view(value->data(), value->size()));
-    ICE_TRY(verify_object(key, info, std::span(&bytes, 1)));
-    return ObjectBytes({bytes}, std::move(value));
-  };
+  const StoredObject object = objects_[*found];
+  if (!alive(object.info)) {
+    co_return Status::miss(MissReason::kExpired, "object " + to_string(key));
+  }
+  const std::int64_t held = leased_bytes_->load(std::memory_order_relaxed);
+  if (held > 0 && held + object.info.bytes > options_.read_buffer_bytes) {
+    co_return Status(Code::kResourceExhausted,
+                     "store " + options_.path + ": reads hold " + std::to_string(held) + " of " +
+                         std::to_string(options_.read_buffer_bytes) + " bytes of read buffers");
+  }
+  auto counted = std::make_shared<Counted>(leased_bytes_, object.info.bytes);
+  evictor_.touch(*found);
+  auto work = [this, object] { return store_->read(object); };
   Result<ObjectBytes> result = co_await offload(io_, std::move(work));
-  if (result.has_value()) read_bytes.add(info.bytes);
-  if (!result.has_value() && result.error().code() == Code::kDataLoss) {
-    damaged.add();
-    LOG(WARNING) << "store " << options_.path << ": " << result.error().to_string() << "; dropped";
-    ICE_CO_TRY(co_await remove(key));
+  if (result.has_value()) {
+    read_bytes.add(object.info.bytes);
+    counted->inner = result->owner();
+    const auto pieces = result->pieces();
+    co_return ObjectBytes({pieces.begin(), pieces.end()}, std::move(counted));
   }
+  if (result.error().code() != Code::kDataLoss) co_return result;
+  co_await others(key);
+  const std::optional<Id> now = objects_.find(key, name);
+  if (!now.has_value() || objects_[*now].number != object.number) {
+    // Removed or evicted while it was read.
+    co_return Status::miss(MissReason::kEvicted, "object " + to_string(key));
+  }
+  damaged.add();
+  LOG(WARNING) << "store " << options_.path << ": " << result.error().to_string() << "; dropped";
+  ICE_CO_TRY(co_await remove_now(key));
   co_return result;
 }
 
 Task<> NvmeTier::remove(ObjectKey key) {
-  const auto found = catalog_.find(key);
-  if (found == catalog_.end()) co_return Status();
-  used_bytes_ -= found->second.bytes;
-  catalog_.erase(found);
-  auto work = [this, key] { return erase(key); };
-  co_return co_await offload(io_, std::move(work));
+  co_await others(key);
+  co_return co_await remove_now(key);
+}
+
+Task<> NvmeTier::remove_now(ObjectKey key) {
+  const std::optional<Id> id = objects_.find(key, objects_.name_of(key));
+  if (!id.has_value()) co_return Status();
+  evictor_.erase(*id);
+  std::vector<StoredObject> doomed = {forget(*id)};
+  co_return co_await erase(std::move(doomed));
 }
 
 Task<> NvmeTier::flush() {
-  const std::int64_t flushed = unflushed_bytes_;
-  auto work = [this] {
-    return from_rocksdb(
-        database_->Flush(rocksdb::FlushOptions(), {catalog_family_, object_family_}), "flush");
-  };
-  ICE_CO_TRY(co_await offload(io_, std::move(work)));
-  unflushed_bytes_ -= flushed;
-  co_return Status();
+  ICE_CO_TRY(co_await drop_expired());
+  // What was put before is in the flush that begins next.
+  const std::uint64_t mine = flush_begun_ + 1;
+  while (flush_ended_ < mine) {
+    if (flushing_) {
+      co_await flush_waiters_.wait(Deadline::never());
+      continue;
+    }
+    flushing_ = true;
+    const Deadline gathered =
+        Deadline::after(clock_, std::chrono::milliseconds(options_.group_commit_ms));
+    while (!writing_.empty() && unflushed_bytes_ < options_.group_commit_bytes) {
+      if (!co_await put_ended_.wait(gathered)) break;
+    }
+    ++flush_begun_;
+    unflushed_bytes_ = 0;
+    auto work = [this] { return store_->flush(); };
+    flush_status_ = co_await offload(io_, std::move(work));
+    flushes.add();
+    flush_ended_ = flush_begun_;
+    flushing_ = false;
+    flush_waiters_.notify_all();
+  }
+  // A later flush than mine that succeeded had everything of mine, too.
+  co_return flush_status_;
+}
+
+Task<> NvmeTier::retain(ObjectKey key, Retention retention) {
+  co_await others(key);
+  const std::optional<Id> id = objects_.find(key, objects_.name_of(key));
+  if (!id.has_value() || !alive(objects_[*id].info)) {
+    co_return Status::miss(MissReason::kNeverStored, "object " + to_string(key));
+  }
+  objects_[*id].info.retention = retention;
+  // Its record must not be written again after it was erased.
+  writing_.insert(key);
+  evictor_.begin_use(*id);
+  auto work = [this, object = objects_[*id]] { return store_->update(object); };
+  const Status status = co_await offload(io_, std::move(work));
+  evictor_.end_use(*id);
+  evictor_.retain(*id, retention);
+  writing_.erase(key);
+  put_ended_.notify_all();
+  co_return status;
 }
 
 std::optional<ObjectInfo> NvmeTier::find(const ObjectKey& key) const {
-  const auto found = catalog_.find(key);
-  if (found == catalog_.end()) return std::nullopt;
-  return found->second;
+  const std::optional<Id> id = objects_.find(key, objects_.name_of(key));
+  if (!id.has_value() || !alive(objects_[*id].info)) return std::nullopt;
+  return objects_[*id].info;
 }
 
 void NvmeTier::for_each(
     const std::function<void(const ObjectKey&, const ObjectInfo&)>& visit) const {
-  for (const auto& [key, info] : catalog_) visit(key, info);
+  objects_.for_each([&](Id, const StoredObject& object) {
+    if (alive(object.info)) visit(object.key, object.info);
+  });
 }
 
 TierUsage NvmeTier::usage() const {
   return {.name = "nvme",
-          .object_count = static_cast<std::int64_t>(catalog_.size()),
+          .object_count = objects_.count(),
           .used_bytes = used_bytes_,
-          .capacity_bytes = 0};
+          .capacity_bytes = options_.capacity_bytes};
 }
 
 }  // namespace icefield

@@ -1,33 +1,37 @@
-// storage/nvme_tier.h — objects on disk: RocksDB with values in blob files and a catalog whose
-// records stand inline.
+// storage/nvme_tier.h — objects on disk, with their catalog in memory.
 #pragma once
 
+#include <atomic>
 #include <boost/asio/thread_pool.hpp>
-#include <mutex>
+#include <set>
 #include <string>
-#include <unordered_map>
 
 #include "common/metrics.h"
+#include "common/waiters.h"
 #include "proto/layout.h"
+#include "storage/evictor.h"
+#include "storage/object_table.h"
+#include "storage/rocks_store.h"
 #include "storage/tier.h"
-
-namespace rocksdb {
-class ColumnFamilyHandle;
-class DB;
-class Status;
-}  // namespace rocksdb
 
 namespace icefield {
 
-// Values are written without a log: a put is lost in a crash until the next flush(), and then as if
-// it had not happened, because flushes keep the order of puts. The catalog (key, length, checksum)
-// is read at open, so find() and for_each() never touch the disk. Every get is verified.
+// A put is lost in a crash until the next flush(), and then as if it had not happened. flush() is a
+// group commit: whoever calls it while others do shares one flush, which waits up to
+// `group_commit_ms` for puts that are under way. The catalog is read at open, so find() and
+// for_each() never touch the disk; it takes about 130 bytes an object, 40 more with ARC and a
+// limit. Every get is verified, whatever `verify` says.
+//
+// With a limit, eviction begins at 85 % of it, and the space is given back to the file system in
+// the background; from 95 % on puts are refused until that has happened.
 //
 // Threads  Calls from one shard; blocking work runs on the tier's own I/O threads. Leases may end
-//          on any thread.
+//          on any thread, also after the tier.
 // Errors   open: kInvalidArgument (cannot be created or written), kUnavailable (another process has
-//          it open), kFailedPrecondition (made with another layout version), kDataLoss (damaged).
-//          open and put: kResourceExhausted when less than the reserve is left of the disk.
+//          it open), kFailedPrecondition (made with another layout or store format), kDataLoss
+//          (damaged). open and put: kResourceExhausted when less than the reserve is left of the
+//          disk. put: also when the device cannot keep up; it never waits for that. get: also while
+//          leases hold `read_buffer_bytes`.
 //          (RocksDB 7.8 as Debian builds it stops the process when a write finds no space, so it
 //          must not come to that.)
 class NvmeTier final : public Tier {
@@ -37,6 +41,11 @@ class NvmeTier final : public Tier {
     int io_threads = 16;    // enough to keep an NVMe device busy
     bool direct_io = true;  // falls back, with one warning, where there is none
     std::int64_t write_buffer_bytes = 64 << 20;
+    std::int64_t capacity_bytes = 0;             // limit of the files; 0: the disk's
+    EvictionKind eviction = EvictionKind::kArc;  // with a limit
+    int group_commit_ms = 50;
+    std::int64_t group_commit_bytes = 64 << 20;
+    std::int64_t read_buffer_bytes = 256 << 20;
     // Left free on the file system, on top of what is not flushed yet; on small file systems at
     // most a sixteenth of them.
     std::int64_t reserve_bytes = 64 << 20;
@@ -46,43 +55,78 @@ class NvmeTier final : public Tier {
     Status validate() const;
   };
 
-  static Result<std::unique_ptr<NvmeTier>> open(Options options);
+  static Result<std::unique_ptr<NvmeTier>> open(Options options,
+                                                const Clock& clock = system_clock());
   ~NvmeTier() override;
+
+  // `notify` is called after an object was evicted to make room. It must not call the tier.
+  void on_evict(std::function<void(const ObjectKey&)> notify) { on_evict_ = std::move(notify); }
 
   Task<PutOutcome> put(ObjectKey key, std::span<const ConstByteSpan> pieces,
                        ObjectInfo info) override;
   Task<ObjectBytes> get(ObjectKey key, Verify verify) override;
   Task<> remove(ObjectKey key) override;
   Task<> flush() override;
+  Task<> retain(ObjectKey key, Retention retention) override;
   std::optional<ObjectInfo> find(const ObjectKey& key) const override;
   void for_each(
       const std::function<void(const ObjectKey&, const ObjectInfo&)>& visit) const override;
   TierUsage usage() const override;
 
-  bool direct_io() const { return direct_io_; }
+  bool direct_io() const { return store_->direct_io(); }
+  // Files and what will be in files: what the limit limits.
+  std::int64_t disk_bytes() const;
 
+  Counter evicted{"icefield_storage_nvme_evicted_objects_total", "objects evicted to make room"};
+  Counter expired{"icefield_storage_nvme_expired_objects_total", "objects dropped at their time"};
   Counter damaged{"icefield_storage_nvme_damaged_objects_total", "objects dropped: wrong checksum"};
   Counter read_bytes{"icefield_storage_nvme_read_bytes_total", "bytes of objects read from disk"};
+  Counter flushes{"icefield_storage_nvme_flushes_total", "group commits"};
 
  private:
-  NvmeTier(Options options, bool direct_io);
-  Status open_database(bool direct_io);
-  Status check_space(std::int64_t bytes) const;
-  Status check_version();
+  using Id = Evictor::Id;
+
+  NvmeTier(Options options, const Clock& clock, std::unique_ptr<RocksStore> store);
+  static Status check_space(const Options& options, std::int64_t bytes);
+  bool alive(const ObjectInfo& info) const;
   Status load_catalog();
-  Status write(const ObjectKey& key, std::span<const ConstByteSpan> pieces, const ObjectInfo& info);
-  Status erase(const ObjectKey& key);
-  Status from_rocksdb(const rocksdb::Status& status, const char* operation) const;
+  void know(const StoredObject& object, std::uint64_t name);
+  StoredObject forget(Id id);  // the evictor has let go of it
+  Task<> remove_now(ObjectKey key);
+  // Until no other coroutine changes the object of `key`.
+  asio::awaitable<void> others(ObjectKey key);
+  Task<> make_room(std::int64_t bytes);
+  Task<> drop_expired();
+  Task<> erase(std::vector<StoredObject> objects);
+  Task<PutOutcome> put_new(StoredObject object, std::uint64_t name,
+                           std::span<const ConstByteSpan> pieces);
+  void start_reclaim(std::int64_t incoming_bytes);
 
   const Options options_;
-  bool direct_io_;
-  std::unique_ptr<rocksdb::DB> database_;
-  rocksdb::ColumnFamilyHandle* catalog_family_ = nullptr;  // owned by database_
-  rocksdb::ColumnFamilyHandle* object_family_ = nullptr;
-  std::unordered_map<ObjectKey, ObjectInfo, ObjectKeyHasher> catalog_;  // the shard's
+  const Clock& clock_;
+  const std::unique_ptr<RocksStore> store_;
+  std::function<void(const ObjectKey&)> on_evict_;
+
+  // The shard's.
+  ObjectTable<StoredObject> objects_;
+  Evictor evictor_;
+  std::uint64_t next_number_ = 1;
   std::int64_t used_bytes_ = 0;
+  std::set<ObjectKey> writing_;  // changed on disk at the moment
+  std::int64_t writing_bytes_ = 0;
   std::int64_t unflushed_bytes_ = 0;
+  Waiters put_ended_;
+  // Group commit: numbers of the newest flush that began and that ended, and how that ended.
+  std::uint64_t flush_begun_ = 0;
+  std::uint64_t flush_ended_ = 0;
+  bool flushing_ = false;
+  Status flush_status_;
+  Waiters flush_waiters_;
+
+  std::shared_ptr<std::atomic<std::int64_t>> leased_bytes_;  // relaxed: a limit, no order
+  std::atomic<bool> reclaiming_{false};
   asio::thread_pool io_;
+  asio::thread_pool maintenance_{1};
 };
 
 }  // namespace icefield

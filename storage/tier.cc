@@ -24,6 +24,17 @@ Bytes ObjectBytes::copy() const {
   return bytes;
 }
 
+Status check_info(const ObjectInfo& info) {
+  if (info.bytes >= 0 && info.bytes <= UINT32_MAX) return Status();
+  return Status(Code::kInvalidArgument,
+                "object of " + std::to_string(info.bytes) + " bytes, expected less than 4 GiB");
+}
+
+const Clock& system_clock() {
+  static const SystemClock clock;
+  return clock;
+}
+
 Status verify_object(const ObjectKey& key, const ObjectInfo& info,
                      std::span<const ConstByteSpan> pieces) {
   std::size_t size = 0;

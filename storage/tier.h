@@ -10,15 +10,29 @@
 #include <string_view>
 #include <vector>
 
+#include "common/clock.h"
 #include "common/ids.h"
 #include "common/task.h"
 
 namespace icefield {
 
+// How long an object is kept. Wall time, as Clock::unix_ms().
+struct Retention {
+  static constexpr std::int64_t kForever = INT64_MAX;
+
+  std::int64_t expires_at_ms = 0;    // from then on a miss, pinned or not; 0: does not expire
+  std::int64_t pinned_until_ms = 0;  // not evicted before; kForever: until removed
+  friend bool operator==(const Retention&, const Retention&) = default;
+};
+
 struct ObjectInfo {
-  std::int64_t bytes = 0;
+  std::int64_t bytes = 0;      // below 4 GiB
   std::uint64_t checksum = 0;  // object_checksum() of common/ids.h
-  friend bool operator==(const ObjectInfo&, const ObjectInfo&) = default;
+  Retention retention;
+  // The same bytes; how long they are kept is no part of what they are.
+  friend bool operator==(const ObjectInfo& a, const ObjectInfo& b) {
+    return a.bytes == b.bytes && a.checksum == b.checksum;
+  }
 };
 
 // A lease on the bytes of a stored object: they stay in place and unchanged while it lives.
@@ -59,9 +73,10 @@ struct TierUsage {
 // storage calls flush() a success.
 //
 // Threads  One shard: all calls and the ends of leases on its thread, unless a tier says more.
-// Errors   put: kResourceExhausted when there is no room and nothing may be evicted; kInternal from
-//          the device. get: kNotFound (never stored, or evicted when the tier remembers),
-//          kDataLoss when the bytes do not have the stored checksum: the object is then dropped.
+// Errors   put: kResourceExhausted when there is no room and nothing may be evicted, or the device
+//          cannot keep up; kInvalidArgument for 4 GiB and more; kInternal from the device. get:
+//          kNotFound (never stored; expired; evicted, when the tier remembers), kDataLoss when the
+//          bytes do not have the stored checksum: the object is then dropped.
 class Tier {
  public:
   virtual ~Tier() = default;
@@ -74,7 +89,10 @@ class Tier {
   virtual Task<> remove(ObjectKey key) = 0;
   // Everything put before survives a kill and a power cut once this returns ok.
   virtual Task<> flush() = 0;
+  // From now on `key` is kept like this. kNotFound when it is not there.
+  virtual Task<> retain(ObjectKey key, Retention retention) = 0;
 
+  // What has expired is not found.
   virtual std::optional<ObjectInfo> find(const ObjectKey& key) const = 0;
   // In no particular order; `visit` must not change the tier.
   virtual void for_each(
@@ -82,8 +100,14 @@ class Tier {
   virtual TierUsage usage() const = 0;
 };
 
+// kInvalidArgument when `info` cannot describe an object.
+Status check_info(const ObjectInfo& info);
+
 // Ok when the bytes have the checksum that `key` and `info` ask for, else kDataLoss.
 Status verify_object(const ObjectKey& key, const ObjectInfo& info,
                      std::span<const ConstByteSpan> pieces);
+
+// The operating system's, for tiers that were given no other.
+const Clock& system_clock();
 
 }  // namespace icefield

@@ -1,11 +1,15 @@
 #include "storage/nvme_tier.h"
 
 #include <gtest/gtest.h>
+#include <rocksdb/db.h>
+#include <sys/mount.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <fstream>
 
+#include "common/task_scope.h"
 #include "tests/support/objects.h"
 #include "tests/support/run_task.h"
 #include "tests/support/temp_dir.h"
@@ -139,6 +143,171 @@ TEST_F(NvmeTierTest, AnotherLayoutVersionIsRefused) {
   const Status status = NvmeTier::open({.path = dir_.path()}).error();
   EXPECT_EQ(status.code(), Code::kFailedPrecondition);
   EXPECT_NE(status.message().find("layout version 999"), std::string::npos) << status.to_string();
+}
+
+TEST_F(NvmeTierTest, AStoreOfTheOldFormatIsRefusedByName) {
+  {
+    rocksdb::Options old;
+    old.create_if_missing = true;
+    old.create_missing_column_families = true;
+    std::vector<rocksdb::ColumnFamilyHandle*> handles;
+    rocksdb::DB* raw = nullptr;
+    ASSERT_TRUE(
+        rocksdb::DB::Open(old, dir_.path(), {{"default", {}}, {"objects", {}}}, &handles, &raw)
+            .ok());
+    const std::unique_ptr<rocksdb::DB> database(raw);
+    for (rocksdb::ColumnFamilyHandle* handle : handles) {
+      ASSERT_TRUE(database->DestroyColumnFamilyHandle(handle).ok());
+    }
+  }
+  const Status status = NvmeTier::open({.path = dir_.path()}).error();
+  EXPECT_EQ(status.code(), Code::kFailedPrecondition) << status.to_string();
+  EXPECT_NE(status.message().find("another version of this program"), std::string::npos)
+      << status.to_string();
+}
+
+TEST_F(NvmeTierTest, RetentionSurvivesARestart) {
+  const ObjectKey key = random_key(rng_);
+  const Retention retention{.expires_at_ms = INT64_MAX - 1, .pinned_until_ms = 77};
+  {
+    const auto tier = open();
+    put(*tier, key, random_bytes(rng_, 1000));
+    ASSERT_TRUE(run_task(tier->retain(key, retention)).ok());
+    ASSERT_TRUE(run_task(tier->flush()).ok());
+  }
+  EXPECT_EQ(open()->find(key)->retention, retention);
+}
+
+// Many writers that each want their object durable share flushes.
+TEST_F(NvmeTierTest, ConcurrentDurablePutsShareFlushes) {
+  const auto tier = open();
+  constexpr int kWriters = 32;
+  asio::io_context io;
+  TaskScope scope(io.get_executor());
+  int durable = 0;
+  const auto write = [](NvmeTier& to, ObjectKey key, Bytes bytes,
+                        int& done) -> asio::awaitable<void> {
+    const std::vector<ConstByteSpan> pieces = {bytes};
+    EXPECT_TRUE((co_await to.put(key, pieces, info_of(key, bytes))).has_value());
+    EXPECT_TRUE((co_await to.flush()).ok());
+    ++done;
+  };
+  for (int i = 0; i < kWriters; ++i) {
+    scope.spawn(write(*tier, random_key(rng_), random_bytes(rng_, 20000), durable));
+  }
+  io.run();
+  EXPECT_EQ(durable, kWriters);
+  EXPECT_LE(tier->flushes.value(), kWriters / 4);
+  EXPECT_GE(tier->flushes.value(), 1);
+}
+
+TEST_F(NvmeTierTest, ConcurrentPutsOfOneKeyStoreItOnce) {
+  const auto tier = open();
+  const ObjectKey key = random_key(rng_);
+  const Bytes bytes = random_bytes(rng_, 20000);
+  asio::io_context io;
+  TaskScope scope(io.get_executor());
+  int stored = 0;
+  const auto write = [](NvmeTier& to, ObjectKey name, const Bytes& what,
+                        int& count) -> asio::awaitable<void> {
+    const std::vector<ConstByteSpan> pieces = {what};
+    const Result<PutOutcome> outcome = co_await to.put(name, pieces, info_of(name, what));
+    EXPECT_TRUE(outcome.has_value());
+    if (outcome.value() == PutOutcome::kStored) ++count;
+  };
+  for (int i = 0; i < 8; ++i) scope.spawn(write(*tier, key, bytes, stored));
+  io.run();
+  EXPECT_EQ(stored, 1);
+  EXPECT_EQ(tier->usage().used_bytes, 20000);
+}
+
+// Ten times the limit is written: files stay below it, and the newest objects are served.
+TEST_F(NvmeTierTest, FilesStayBelowTheLimit) {
+  NvmeTier::Options options{.path = dir_.path(),
+                            .write_buffer_bytes = 1 << 20,
+                            .capacity_bytes = 16 << 20,
+                            .eviction = EvictionKind::kLru};
+  const auto tier = NvmeTier::open(options).value();
+  ObjectKey key;
+  Bytes bytes;
+  for (int i = 0; i < 1600; ++i) {
+    key = random_key(rng_);
+    bytes.assign(100000, static_cast<std::byte>(i));
+    const std::vector<ConstByteSpan> pieces = {bytes};
+    Result<PutOutcome> stored = run_task(tier->put(key, pieces, info_of(key, bytes)));
+    while (!stored.has_value()) {
+      ASSERT_EQ(stored.error().code(), Code::kResourceExhausted) << stored.error().to_string();
+      ASSERT_TRUE(run_task(tier->flush()).ok());
+      stored = run_task(tier->put(key, pieces, info_of(key, bytes)));
+    }
+    std::int64_t blob_bytes = 0;
+    if (i % 100 != 0) continue;
+    for (const auto& file : files(".blob")) {
+      std::error_code gone;  // reclaimed in between
+      const auto size = std::filesystem::file_size(file, gone);
+      if (!gone) blob_bytes += static_cast<std::int64_t>(size);
+    }
+    ASSERT_LE(blob_bytes, options.capacity_bytes + (2 << 20)) << "object " << i;
+  }
+  EXPECT_GT(tier->evicted.value(), 1000);
+  EXPECT_EQ(run_task(tier->get(key, Verify::kByTier)).value().copy(), bytes);
+}
+
+// A file system of its own, 64 MB, in a file; needs root.
+class SmallDisk {
+ public:
+  SmallDisk() {
+    const std::string make = "truncate -s 64M " + dir_.file("image") + " && mkfs.ext4 -q " +
+                             dir_.file("image") + " && mkdir " + path() + " && mount -o loop " +
+                             dir_.file("image") + " " + path() + " 2>/dev/null";
+    mounted_ = std::system(make.c_str()) == 0;
+  }
+  ~SmallDisk() {
+    if (mounted_ && std::system(("umount " + path()).c_str()) != 0) ADD_FAILURE() << "still busy";
+  }
+  bool mounted() const { return mounted_; }
+  std::string path() const { return dir_.file("disk"); }
+
+ private:
+  TempDir dir_;
+  bool mounted_ = false;
+};
+
+TEST(NvmeTierOnASmallDisk, AFullDiskRefusesPutsAndRecoversWithoutARestart) {
+  SmallDisk disk;
+  if (!disk.mounted()) GTEST_SKIP() << "a loop-mounted file system needs root";
+  SeededRng rng(5);
+  std::vector<std::pair<ObjectKey, Bytes>> objects;
+  {
+    const auto tier =
+        NvmeTier::open({.path = disk.path() + "/store", .write_buffer_bytes = 1 << 20}).value();
+    // Somebody else's file takes most of the disk.
+    const std::string ballast = disk.path() + "/ballast";
+    std::ofstream(ballast) << std::string(24 << 20, 'x');
+    const auto put = [&tier](const ObjectKey& key, const Bytes& bytes) {
+      const std::vector<ConstByteSpan> pieces = {bytes};
+      return run_task(tier->put(key, pieces, info_of(key, bytes)));
+    };
+    Status refused;
+    for (int i = 0; i < 2000 && refused.message().find("full") == std::string::npos; ++i) {
+      objects.emplace_back(random_key(rng), Bytes(100000, static_cast<std::byte>(i)));
+      refused = put(objects.back().first, objects.back().second).status();
+      if (refused.ok()) continue;
+      ASSERT_EQ(refused.code(), Code::kResourceExhausted) << refused.to_string();
+      objects.pop_back();
+      ASSERT_TRUE(run_task(tier->flush()).ok());
+    }
+    EXPECT_NE(refused.message().find("the disk is full"), std::string::npos);
+    EXPECT_GT(objects.size(), 50u);
+    std::filesystem::remove(ballast);
+    objects.emplace_back(random_key(rng), Bytes(100000, std::byte{1}));
+    EXPECT_TRUE(put(objects.back().first, objects.back().second).has_value());
+    ASSERT_TRUE(run_task(tier->flush()).ok());
+  }
+  const auto tier = NvmeTier::open({.path = disk.path() + "/store"}).value();
+  for (const auto& [key, bytes] : objects) {
+    EXPECT_EQ(run_task(tier->get(key, Verify::kByTier)).value().copy(), bytes);
+  }
 }
 
 TEST_F(NvmeTierTest, DamagedDatabaseIsExplained) {

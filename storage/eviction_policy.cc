@@ -1,0 +1,240 @@
+#include "storage/eviction_policy.h"
+
+#include <algorithm>
+#include <array>
+#include <string>
+
+#include "storage/id_table.h"
+#include "storage/paged_vector.h"
+
+namespace icefield {
+namespace {
+
+using Id = EvictionPolicy::Id;
+constexpr Id kNone = 0xffffffff;
+
+struct Node {
+  std::uint64_t name = 0;
+  Id previous = kNone;
+  Id next = kNone;
+  std::uint32_t weight = 0;
+  std::uint8_t list = 0;
+  bool evictable = true;
+  bool aside = false;  // in the list by weight, but not linked: evict() came across it
+};
+static_assert(sizeof(Node) == 24);
+
+// Two lists of nodes, the oldest first.
+class NodeLists {
+ public:
+  Node& operator[](Id id) { return nodes_[id]; }
+  const Node& operator[](Id id) const { return nodes_[id]; }
+
+  void enter(int list, Id id, const EvictionPolicy::Object& object) {
+    nodes_.reach(id);
+    nodes_[id] = {
+        .name = object.name, .weight = object.weight, .list = static_cast<std::uint8_t>(list)};
+    lists_[list].weight += object.weight;
+    link_newest(id);
+  }
+  void leave(Id id) {
+    unlink(id);
+    lists_[nodes_[id].list].weight -= nodes_[id].weight;
+  }
+  // To the new end of `list`.
+  void move(int list, Id id) {
+    Node& node = nodes_[id];
+    unlink(id);
+    lists_[node.list].weight -= node.weight;
+    node.list = static_cast<std::uint8_t>(list);
+    lists_[list].weight += node.weight;
+    link_newest(id);
+  }
+  void set_evictable(Id id, bool evictable) {
+    Node& node = nodes_[id];
+    node.evictable = evictable;
+    if (!evictable || !node.aside) return;
+    node.aside = false;
+    List& list = lists_[node.list];
+    node.previous = kNone;
+    node.next = list.oldest;
+    (list.oldest == kNone ? list.newest : nodes_[list.oldest].previous) = id;
+    list.oldest = id;
+  }
+  // The oldest that is evictable, or kNone. Those in its way are set aside: each is looked at once.
+  Id oldest(int list) {
+    while (lists_[list].oldest != kNone) {
+      const Id id = lists_[list].oldest;
+      if (nodes_[id].evictable) return id;
+      unlink(id);
+      nodes_[id].aside = true;
+    }
+    return kNone;
+  }
+  std::int64_t weight(int list) const { return lists_[list].weight; }
+
+ private:
+  struct List {
+    Id oldest = kNone;
+    Id newest = kNone;
+    std::int64_t weight = 0;
+  };
+
+  void link_newest(Id id) {
+    List& list = lists_[nodes_[id].list];
+    nodes_[id].next = kNone;
+    nodes_[id].previous = list.newest;
+    (list.newest == kNone ? list.oldest : nodes_[list.newest].next) = id;
+    list.newest = id;
+  }
+  void unlink(Id id) {
+    Node& node = nodes_[id];
+    if (node.aside) {
+      node.aside = false;
+      return;
+    }
+    List& list = lists_[node.list];
+    (node.previous == kNone ? list.oldest : nodes_[node.previous].next) = node.next;
+    (node.next == kNone ? list.newest : nodes_[node.next].previous) = node.previous;
+  }
+
+  PagedVector<Node> nodes_;
+  std::array<List, 2> lists_;
+};
+
+class LruPolicy final : public EvictionPolicy {
+ public:
+  void expect(const Object&) override {}
+  void insert(Id id, const Object& object) override { objects_.enter(0, id, object); }
+  void touch(Id id) override { objects_.move(0, id); }
+  void erase(Id id) override { objects_.leave(id); }
+  void set_evictable(Id id, bool evictable) override { objects_.set_evictable(id, evictable); }
+  std::optional<Id> evict() override {
+    const Id id = objects_.oldest(0);
+    if (id == kNone) return std::nullopt;
+    objects_.leave(id);
+    return id;
+  }
+  bool remembers(std::uint64_t) const override { return false; }
+
+ private:
+  NodeLists objects_;
+};
+
+// In the paper's words: the lists kOnce and kAgain are T1 and T2 of objects, B1 and B2 of ghosts.
+class ArcPolicy final : public EvictionPolicy {
+ public:
+  explicit ArcPolicy(std::int64_t capacity) : capacity_(capacity) {}
+
+  void expect(const Object& incoming) override {
+    returning_again_ = false;
+    const Id ghost = find_ghost(incoming.name);
+    if (ghost == kNone) return;
+    const std::int64_t once = ghosts_.weight(kOnce);
+    const std::int64_t again = ghosts_.weight(kAgain);
+    const auto weight = static_cast<std::int64_t>(incoming.weight);
+    if (ghosts_[ghost].list == kOnce) {
+      target_ = std::min(capacity_, target_ + weight * std::max<std::int64_t>(again / once, 1));
+    } else {
+      target_ =
+          std::max<std::int64_t>(0, target_ - weight * std::max<std::int64_t>(once / again, 1));
+      returning_again_ = true;
+    }
+  }
+
+  void insert(Id id, const Object& object) override {
+    const Id ghost = find_ghost(object.name);
+    if (ghost != kNone) drop_ghost(ghost);
+    objects_.enter(ghost == kNone ? kOnce : kAgain, id, object);
+    returning_again_ = false;
+    trim_ghosts();
+  }
+
+  void touch(Id id) override { objects_.move(kAgain, id); }
+  void erase(Id id) override { objects_.leave(id); }
+  void set_evictable(Id id, bool evictable) override { objects_.set_evictable(id, evictable); }
+
+  std::optional<Id> evict() override {
+    const std::int64_t once = objects_.weight(kOnce);
+    const int preferred =
+        once > 0 && (once > target_ || (returning_again_ && once == target_)) ? kOnce : kAgain;
+    Id id = objects_.oldest(preferred);
+    if (id == kNone) id = objects_.oldest(kOnce + kAgain - preferred);
+    if (id == kNone) return std::nullopt;
+    const Node gone = objects_[id];
+    objects_.leave(id);
+    add_ghost(gone.list, {.name = gone.name, .weight = gone.weight});
+    return id;
+  }
+
+  bool remembers(std::uint64_t name) const override { return find_ghost(name) != kNone; }
+
+ private:
+  static constexpr int kOnce = 0;
+  static constexpr int kAgain = 1;
+
+  Id find_ghost(std::uint64_t name) const {
+    return ghost_ids_.find(name, [&](Id id) { return ghosts_[id].name == name; }).value_or(kNone);
+  }
+
+  void add_ghost(int list, const Object& object) {
+    if (object.weight == 0 || find_ghost(object.name) != kNone) return;
+    Id id = free_ghost_;
+    if (id == kNone) {
+      id = ghost_count_++;
+    } else {
+      free_ghost_ = ghosts_[id].next;
+    }
+    ghosts_.enter(list, id, object);
+    ghost_ids_.insert(object.name, id);
+  }
+
+  void drop_ghost(Id id) {
+    ghosts_.leave(id);
+    ghost_ids_.erase(ghosts_[id].name, id);
+    ghosts_[id].next = free_ghost_;
+    free_ghost_ = id;
+  }
+
+  // |T1| + |B1| <= capacity, and all four together at most twice that.
+  void trim_ghosts() {
+    const auto drop_oldest = [this](int list) { drop_ghost(ghosts_.oldest(list)); };
+    while (ghosts_.weight(kOnce) > 0 &&
+           objects_.weight(kOnce) + ghosts_.weight(kOnce) > capacity_) {
+      drop_oldest(kOnce);
+    }
+    const std::int64_t objects = objects_.weight(kOnce) + objects_.weight(kAgain);
+    while (ghosts_.weight(kAgain) > 0 &&
+           objects + ghosts_.weight(kOnce) + ghosts_.weight(kAgain) > 2 * capacity_) {
+      drop_oldest(kAgain);
+    }
+  }
+
+  const std::int64_t capacity_;
+  std::int64_t target_ = 0;       // p: the weight that objects used once should have
+  bool returning_again_ = false;  // the incoming object is a ghost of B2
+  NodeLists objects_;
+  NodeLists ghosts_;  // with ids of their own
+  IdTable ghost_ids_;
+  Id free_ghost_ = kNone;
+  Id ghost_count_ = 0;
+};
+
+}  // namespace
+
+std::string_view to_string(EvictionKind kind) { return kind == EvictionKind::kLru ? "lru" : "arc"; }
+
+Result<EvictionKind> parse_eviction_kind(std::string_view text) {
+  for (const EvictionKind kind : {EvictionKind::kLru, EvictionKind::kArc}) {
+    if (text == to_string(kind)) return kind;
+  }
+  return Status(Code::kInvalidArgument,
+                "eviction policy \"" + std::string(text) + "\", expected lru or arc");
+}
+
+std::unique_ptr<EvictionPolicy> make_eviction_policy(EvictionKind kind, std::int64_t capacity) {
+  if (kind == EvictionKind::kLru) return std::make_unique<LruPolicy>();
+  return std::make_unique<ArcPolicy>(capacity);
+}
+
+}  // namespace icefield

@@ -1,0 +1,89 @@
+// storage/rocks_store.h — what the NVMe tier keeps on disk, in RocksDB: values in blob files by
+// number, and a catalog whose records stand inline. Blocking.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "storage/tier.h"
+
+namespace rocksdb {
+class ColumnFamilyHandle;
+class DB;
+class Status;
+}  // namespace rocksdb
+
+namespace icefield {
+
+// An object as the catalog has it. Values are filed under numbers that only grow, not under keys:
+// then the files of values are written, sorted and dropped in the order of puts, and the blocks
+// that say where values are take some 20 bytes an object, so they stay in a small cache and a read
+// is one access to the device.
+struct StoredObject {
+  ObjectKey key;
+  ObjectInfo info;
+  std::uint64_t number = 0;
+};
+
+// Written without a log: what was not flushed is lost in a crash as if it had not been written, and
+// catalog and values always agree, because they are flushed together.
+//
+// Threads  Safe from any thread.
+// Errors   kResourceExhausted: the disk is full, or it cannot keep up with the writes (never waited
+//          for here). kDataLoss: what is read is damaged. kInternal: anything else the device says.
+class RocksStore {
+ public:
+  struct Options {
+    std::string path;
+    bool direct_io = true;
+    std::int64_t write_buffer_bytes = 0;
+    bool create = true;
+    int layout_version = 0;
+  };
+
+  // Errors as NvmeTier::open().
+  static Result<std::unique_ptr<RocksStore>> open(Options options);
+  ~RocksStore();
+
+  // Every object of the catalog. Reads the catalog only, once through.
+  Status load(const std::function<void(const StoredObject&)>& visit) const;
+  Status write(const StoredObject& object, std::span<const ConstByteSpan> pieces);
+  Status update(const StoredObject& object);  // its catalog record
+  Status erase(std::span<const StoredObject> objects);
+  // The value: one piece, in memory of its own, checked against `object`.
+  Result<ObjectBytes> read(const StoredObject& object) const;
+  Status flush();
+  // Gives space of erased values back to the file system, the oldest files first, until at most
+  // `garbage_bytes` of it are left.
+  Status reclaim(std::int64_t garbage_bytes);
+
+  struct Space {
+    std::int64_t file_bytes = 0;     // of values
+    std::int64_t pending_bytes = 0;  // written, not yet in files
+  };
+  // Exact to a few MiB of pending bytes; does not block.
+  Space space() const;
+  bool direct_io() const { return options_.direct_io; }
+
+ private:
+  explicit RocksStore(Options options);
+
+  Status open_database();
+  Status check_version();
+  Status from_rocksdb(const rocksdb::Status& status, const char* operation) const;
+  void measure() const;
+
+  Options options_;
+  std::unique_ptr<rocksdb::DB> database_;
+  rocksdb::ColumnFamilyHandle* catalog_ = nullptr;  // owned by database_
+  rocksdb::ColumnFamilyHandle* values_ = nullptr;
+  // Statistics without an order between them.
+  mutable std::atomic<std::int64_t> file_bytes_{0};
+  mutable std::atomic<std::int64_t> memory_bytes_{0};
+  mutable std::atomic<std::int64_t> unmeasured_bytes_{0};  // written since
+};
+
+}  // namespace icefield

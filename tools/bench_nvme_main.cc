@@ -1,0 +1,322 @@
+// icefield bench nvme — the NVMe tier beside fio on the same file system, and how fast it restarts.
+#include <gflags/gflags.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <iostream>
+
+#include "common/rng.h"
+#include "common/task_scope.h"
+#include "storage/nvme_tier.h"
+#include "tools/command_line.h"
+#include "tools/report.h"
+
+DEFINE_string(dir, "", "directory on the device; the bench makes and removes its own below it");
+DEFINE_string(value_bytes, "131072,16384", "sizes of values");
+DEFINE_int64(total_bytes, std::int64_t{1} << 30, "bytes written per size and round");
+DEFINE_int32(rounds, 3, "ours and fio alternate; medians are reported");
+DEFINE_int32(seconds, 3, "of reading per round");
+DEFINE_int32(io_threads, 16, "readers and writers at a time, ours and fio's");
+DEFINE_int64(write_buffer_bytes, 64 << 20, "of the tier");
+DEFINE_int64(restart_objects, 0, "also: objects of a store that is opened with a cold page cache");
+DEFINE_int64(restart_value_bytes, 16 << 10, "their size");
+DEFINE_bool(json, false, "print one JSON object instead of a table");
+
+namespace icefield {
+namespace {
+
+constexpr char kUsage[] =
+    R"(icefield bench nvme — measures the NVMe tier beside fio (apt-get install fio)
+
+Reads are cold (direct I/O, no page cache) and verified; writes include the
+flush. fio runs psync with direct I/O and as many threads.
+
+  icefield bench nvme --dir=/tmp --restart_objects=1000000
+)";
+
+using Seconds = std::chrono::duration<double>;
+
+ObjectKey key_of(std::int64_t number) {
+  SeededRng rng(static_cast<std::uint64_t>(number) + 1);
+  ObjectKey key;
+  store(key.segment.bytes.data(), rng.next());
+  store(key.segment.bytes.data() + 8, rng.next());
+  store(key.build.bytes.data(), rng.next());
+  key.part = {.kind = PartKind::kExtent};
+  return key;
+}
+
+// Values are windows of one random buffer, so making them costs nothing.
+class Values {
+ public:
+  explicit Values(std::int64_t bytes) : bytes_(static_cast<std::size_t>(bytes)) {
+    SeededRng rng(1);
+    buffer_.resize(bytes_ + kWindows * 64);
+    for (std::size_t at = 0; at + 8 <= buffer_.size(); at += 8) {
+      store(buffer_.data() + at, rng.next());
+    }
+  }
+  ConstByteSpan of(std::int64_t number) const {
+    return ConstByteSpan(buffer_).subspan(static_cast<std::size_t>(number % kWindows) * 64, bytes_);
+  }
+
+ private:
+  static constexpr std::int64_t kWindows = 1021;
+  std::size_t bytes_;
+  Bytes buffer_;
+};
+
+// What the coroutines of one measurement share.
+struct Job {
+  NvmeTier& tier;
+  const Values& values;
+  std::int64_t count;  // objects
+  Status status = {};
+  std::int64_t next = 0;
+  std::int64_t done = 0;
+  Clock::TimePoint stop = Clock::TimePoint::max();
+  SeededRng rng{7};
+};
+
+asio::awaitable<void> write_some(Job& job) {
+  while (job.next < job.count && job.status.ok()) {
+    const std::int64_t number = job.next++;
+    const ObjectKey key = key_of(number);
+    const std::array<ConstByteSpan, 1> pieces = {job.values.of(number)};
+    const ObjectInfo info{.bytes = static_cast<std::int64_t>(pieces[0].size()),
+                          .checksum = object_checksum(key, pieces)};
+    while (true) {
+      const Result<PutOutcome> result = co_await job.tier.put(key, pieces, info);
+      if (result.has_value()) break;
+      if (result.error().code() == Code::kResourceExhausted) {
+        // The device is behind: wait for it where waiting is what we want.
+        const Status flushed = co_await job.tier.flush();
+        if (flushed.ok()) continue;
+      }
+      job.status = result.error();
+      co_return;
+    }
+    ++job.done;
+  }
+}
+
+asio::awaitable<void> read_some(Job& job) {
+  while (std::chrono::steady_clock::now() < job.stop && job.status.ok()) {
+    const auto number =
+        static_cast<std::int64_t>(job.rng.below(static_cast<std::uint64_t>(job.count)));
+    const Result<ObjectBytes> bytes = co_await job.tier.get(key_of(number), Verify::kByTier);
+    if (!bytes.has_value()) job.status = bytes.error();
+    ++job.done;
+  }
+}
+
+// Runs `FLAGS_io_threads` of `some` side by side, then a flush when it is a write. Seconds.
+Result<double> run_job(Job& job, asio::awaitable<void> (*some)(Job&), bool flush) {
+  asio::io_context io;
+  const auto begin = std::chrono::steady_clock::now();
+  const auto all = [](Job& shared, asio::awaitable<void> (*one)(Job&),
+                      bool flushes) -> asio::awaitable<void> {
+    TaskScope scope(co_await asio::this_coro::executor);
+    for (int i = 0; i < FLAGS_io_threads; ++i) scope.spawn(one(shared));
+    co_await scope.join();
+    if (flushes && shared.status.ok()) shared.status = co_await shared.tier.flush();
+  };
+  asio::co_spawn(io, all(job, some, flush), [](std::exception_ptr) {});
+  io.run();
+  ICE_TRY(job.status);
+  return Seconds(std::chrono::steady_clock::now() - begin).count();
+}
+
+void drop_page_cache() {
+  ::sync();
+  if (std::FILE* file = std::fopen("/proc/sys/vm/drop_caches", "w"); file != nullptr) {
+    std::fputs("3\n", file);
+    std::fclose(file);
+  }
+}
+
+// Bytes a second of fio with these arguments; `side` is "read" or "write".
+Result<double> run_fio(const std::string& file, const std::string& arguments, const char* side) {
+  const std::string command = "fio --name=x --filename='" + file +
+                              "' --direct=1 --ioengine=psync --thread --group_reporting "
+                              "--output-format=json --size=" +
+                              std::to_string(FLAGS_total_bytes) + " " + arguments + " 2>/dev/null";
+  std::FILE* pipe = ::popen(command.c_str(), "r");
+  if (pipe == nullptr) return Status(Code::kInternal, "fio cannot be started");
+  std::string text;
+  std::array<char, 65536> block;
+  for (std::size_t got = 0; (got = std::fread(block.data(), 1, block.size(), pipe)) > 0;) {
+    text.append(block.data(), got);
+  }
+  ::pclose(pipe);
+  const auto json =
+      nlohmann::json::parse(text.substr(std::min(text.find('{'), text.size())), nullptr, false);
+  if (!json.is_object() || !json.contains("jobs") || json["jobs"].empty()) {
+    return Status(Code::kFailedPrecondition, "no fio here: apt-get install fio");
+  }
+  return json["jobs"][0][side]["bw_bytes"].get<double>();
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+struct Pair {
+  std::vector<double> ours;  // bytes a second
+  std::vector<double> fio;
+};
+
+void add_pair(Report& report, Table& table, const std::string& op, std::int64_t value_bytes,
+              const Pair& pair) {
+  const double ours = median(pair.ours);
+  const double fio = median(pair.fio);
+  report.add({.name = op == "read" ? "get_gbps" : "put_gbps",
+              .params = {{"op", op},
+                         {"value_bytes", value_bytes},
+                         {"tier", "nvme"},
+                         {"clients", FLAGS_io_threads}},
+              .value = ours / 1e9,
+              .unit = "GB/s",
+              .against = "fio",
+              .ratio = ours / fio,
+              .better = "higher"});
+  table.add({op, std::to_string(value_bytes), bytes_text(ours) + "/s", bytes_text(fio) + "/s",
+             percent_text(ours / fio)});
+}
+
+Status measure_size(const std::string& dir, std::int64_t value_bytes, Report& report,
+                    Table& table) {
+  const Values values(value_bytes);
+  const std::string fio_file = dir + "/fio";
+  const std::string store = dir + "/store";
+  const auto count = std::max<std::int64_t>(FLAGS_total_bytes / value_bytes, 1);
+  const std::string threads = "--numjobs=" + std::to_string(FLAGS_io_threads);
+  Pair writes;
+  Pair reads;
+  for (int round = 0; round < FLAGS_rounds; ++round) {
+    std::filesystem::remove_all(store);
+    std::filesystem::remove(fio_file);
+    drop_page_cache();
+    ICE_TRY(const auto tier, NvmeTier::open({.path = store,
+                                             .io_threads = FLAGS_io_threads,
+                                             .write_buffer_bytes = FLAGS_write_buffer_bytes}));
+    Job write{.tier = *tier, .values = values, .count = count};
+    ICE_TRY(const double seconds, run_job(write, write_some, true));
+    writes.ours.push_back(static_cast<double>(count * value_bytes) / seconds);
+    ICE_TRY(const double fio_write,
+            run_fio(fio_file, "--rw=write --bs=1M --numjobs=1 --end_fsync=1", "write"));
+    writes.fio.push_back(fio_write);
+    drop_page_cache();
+    Job read{.tier = *tier, .values = values, .count = count};
+    read.stop = std::chrono::steady_clock::now() + std::chrono::seconds(FLAGS_seconds);
+    ICE_TRY(const double read_seconds, run_job(read, read_some, false));
+    reads.ours.push_back(static_cast<double>(read.done * value_bytes) / read_seconds);
+    ICE_TRY(const double fio_read, run_fio(fio_file,
+                                           "--rw=randread --time_based --norandommap --runtime=" +
+                                               std::to_string(FLAGS_seconds) + " --bs=" +
+                                               std::to_string(value_bytes) + " " + threads,
+                                           "read"));
+    reads.fio.push_back(fio_read);
+  }
+  add_pair(report, table, "write", value_bytes, writes);
+  add_pair(report, table, "read", value_bytes, reads);
+  return Status();
+}
+
+std::int64_t resident_bytes() {
+  std::int64_t total = 0;
+  std::int64_t resident = 0;
+  if (std::FILE* file = std::fopen("/proc/self/statm", "r"); file != nullptr) {
+    if (std::fscanf(file, "%ld %ld", &total, &resident) != 2) resident = 0;
+    std::fclose(file);
+  }
+  return resident * ::sysconf(_SC_PAGESIZE);
+}
+
+Status measure_restart(const std::string& dir, Report& report) {
+  const Values values(FLAGS_restart_value_bytes);
+  const NvmeTier::Options options{.path = dir + "/restart",
+                                  .io_threads = FLAGS_io_threads,
+                                  .write_buffer_bytes = FLAGS_write_buffer_bytes};
+  {
+    ICE_TRY(const auto tier, NvmeTier::open(options));
+    Job write{.tier = *tier, .values = values, .count = FLAGS_restart_objects};
+    ICE_TRY(run_job(write, write_some, true));
+  }
+  drop_page_cache();
+  const std::int64_t before = resident_bytes();
+  const auto begin = std::chrono::steady_clock::now();
+  ICE_TRY(const auto tier, NvmeTier::open(options));
+  const std::int64_t after = resident_bytes();
+  Job read{.tier = *tier, .values = values, .count = FLAGS_restart_objects};
+  read.stop = std::chrono::steady_clock::now() + std::chrono::milliseconds(1);
+  ICE_TRY(run_job(read, read_some, false));
+  const double seconds = Seconds(std::chrono::steady_clock::now() - begin).count();
+  if (tier->usage().object_count != FLAGS_restart_objects) {
+    return Status(Code::kDataLoss, std::to_string(tier->usage().object_count) + " of " +
+                                       std::to_string(FLAGS_restart_objects) +
+                                       " objects after the restart");
+  }
+  const nlohmann::ordered_json params = {{"objects", FLAGS_restart_objects},
+                                         {"value_bytes", FLAGS_restart_value_bytes},
+                                         {"tier", "nvme"}};
+  report.add({.name = "restart_seconds", .params = params, .value = seconds, .unit = "s"});
+  report.add(
+      {.name = "memory_per_object_bytes",
+       .params = params,
+       .value = static_cast<double>(after - before) / static_cast<double>(FLAGS_restart_objects),
+       .unit = "bytes"});
+  return Status();
+}
+
+Status measure(const std::string& dir) {
+  ICE_TRY(const std::vector<std::int64_t> sizes,
+          parse_numbers("value_bytes", FLAGS_value_bytes, 1));
+  Report report("bench nvme");
+  Table table({"op", "value bytes", "icefield", "fio", "ratio"});
+  if (FLAGS_rounds > 0) {
+    for (const std::int64_t size : sizes) ICE_TRY(measure_size(dir, size, report, table));
+  }
+  if (FLAGS_restart_objects > 0) ICE_TRY(measure_restart(dir, report));
+  if (FLAGS_json) {
+    std::cout << report.json();
+    return Status();
+  }
+  std::cout << table.text();
+  for (const Figure& figure : report.figures()) {
+    if (figure.against.empty()) {
+      std::cout << figure.name << " " << number_text(figure.value, 2) << " " << figure.unit << "\n";
+    }
+  }
+  return Status();
+}
+
+Status run() {
+  if (FLAGS_dir.empty()) return Status(Code::kInvalidArgument, "no directory: give --dir=DIR");
+  if (FLAGS_io_threads < 1 || FLAGS_total_bytes < 1 || FLAGS_seconds < 1 ||
+      FLAGS_restart_value_bytes < 1) {
+    return Status(Code::kInvalidArgument, "threads, bytes and seconds must be at least 1");
+  }
+  std::string dir = FLAGS_dir + "/icefield-bench-XXXXXX";
+  if (::mkdtemp(dir.data()) == nullptr) {
+    return Status(Code::kInvalidArgument, "no directory can be made in " + FLAGS_dir);
+  }
+  const Status status = measure(dir);
+  std::error_code ignored;
+  std::filesystem::remove_all(dir, ignored);
+  return status;
+}
+
+}  // namespace
+}  // namespace icefield
+
+int main(int argc, char** argv) {
+  icefield::parse_command_line(argc, argv, icefield::kUsage);
+  const icefield::Status status = icefield::run();
+  return status.ok() ? 0 : icefield::fail(status);
+}
