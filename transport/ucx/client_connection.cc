@@ -16,6 +16,7 @@ ClientConnection::ClientConnection(UcxWorker& worker, Address peer, const UcxOpt
       options_(options),
       control_(worker.shard()),
       id_(worker.add_sink(*this)),
+      next_deadline_(worker.shard()),
       scope_(worker.shard()) {}
 
 ClientConnection::~ClientConnection() { worker_.remove_sink(id_); }
@@ -92,8 +93,8 @@ Task<Reply> ClientConnection::call(Request request, Buffer into, Deadline deadli
   fragment.call = next_call_++;
   fragment.method = request.method;
   fragment.reply_capacity = static_cast<std::uint64_t>(into.capacity());
-  Pending pending(worker_.shard(), std::move(into));
-  pending.wake.expires_at(deadline.time_point());
+  Pending pending(worker_.shard(), std::move(into), deadline);
+  watch_deadline(deadline);
   Call& call = calls_[fragment.call];
   call.pending = &pending;
   call.request_bytes = bytes;
@@ -111,12 +112,7 @@ Task<Reply> ClientConnection::call(Request request, Buffer into, Deadline deadli
 
   if (beside != nullptr) beside->abandoned = true;
   if (!pending.failure.ok()) co_return pending.failure;
-  if (pending.reply.has_value() && pending.reply->complete()) {
-    co_return Reply(std::move(pending.reply->header()), std::move(pending.reply->payload()));
-  }
-  const auto late = calls_.find(fragment.call);
-  if (late != calls_.end()) late->second.pending = nullptr;
-  co_return Status(Code::kDeadlineExceeded, "no reply from " + peer_);
+  co_return Reply(std::move(pending.reply->header()), std::move(pending.reply->payload()));
 }
 
 Task<> ClientConnection::wait_for_credit(std::int64_t bytes, Deadline deadline) {
@@ -145,24 +141,51 @@ asio::awaitable<void> ClientConnection::upload(std::shared_ptr<Upload> upload) {
   (void)co_await endpoint_->send_copy(abort, false);
 }
 
+void ClientConnection::watch_deadline(Deadline deadline) {
+  if (deadline.time_point() >= watched_) return;
+  watched_ = deadline.time_point();
+  next_deadline_.expires_at(watched_);
+  auto look = [weak = weak_from_this()](const boost::system::error_code& cancelled) {
+    const auto self = weak.lock();
+    if (!cancelled && self != nullptr) self->end_late_calls();
+  };
+  next_deadline_.async_wait(std::move(look));
+}
+
+void ClientConnection::end_late_calls() {
+  const auto now = SystemClock().now();
+  watched_ = Clock::TimePoint::max();
+  for (auto& [number, call] : calls_) {
+    if (call.pending == nullptr) continue;
+    const Deadline deadline = call.pending->deadline;
+    if (deadline.time_point() <= now) {
+      Pending& late = *std::exchange(call.pending, nullptr);
+      finish(late, Status(Code::kDeadlineExceeded, "no reply from " + peer_));
+    } else {
+      watch_deadline(deadline);
+    }
+  }
+}
+
 asio::awaitable<void> ClientConnection::watch() {
   co_await wait_for_end(control_);
   fail(Status(Code::kUnavailable, "closed by the peer"));
 }
 
-void ClientConnection::on_fragment(const FragmentHeader& header, ConstByteSpan bytes) {
+bool ClientConnection::on_fragment(const FragmentHeader& header, ConstByteSpan bytes) {
   const auto found = calls_.find(header.call);
   if (header.kind != FragmentKind::kReply || found == calls_.end()) {
     worker_.stray_fragments.add();
-    return;
+    return true;
   }
   Call& call = found->second;
   call.received += bytes.size();
   if (call.pending != nullptr) take_fragment(call, header, bytes);
-  if (call.received < header.message_bytes()) return;
+  if (call.received < header.message_bytes()) return false;
   bytes_held_ -= call.request_bytes;
   calls_.erase(found);
   credit_.notify_all();
+  return true;
 }
 
 void ClientConnection::take_fragment(Call& call, const FragmentHeader& header,
@@ -213,6 +236,7 @@ void ClientConnection::fail(Status why) {
 asio::awaitable<void> ClientConnection::close() {
   const auto self = shared_from_this();
   fail(Status(Code::kUnavailable, "closed"));
+  next_deadline_.cancel();
   if (endpoint_ != nullptr) co_await endpoint_->close(Deadline::never());
   control_.close();
   co_await scope_.join();

@@ -123,28 +123,28 @@ void ServerConnection::end(Status why) {
   changed_.notify_all();
 }
 
-void ServerConnection::on_fragment(const FragmentHeader& header, ConstByteSpan bytes) {
-  if (!ended_.ok() || remote_id_ == 0) return;
+bool ServerConnection::on_fragment(const FragmentHeader& header, ConstByteSpan bytes) {
+  if (!ended_.ok() || remote_id_ == 0) return true;
   auto found = incoming_.find(header.call);
   if (header.kind == FragmentKind::kAbort) {
-    if (found == incoming_.end()) return;
+    if (found == incoming_.end()) return true;
     incoming_.erase(found);
     scope_.spawn(refuse(header, Status(Code::kCancelled, "request aborted")));
-    return;
+    return true;
   }
   if (found == incoming_.end()) {
     if (!accept(header)) {
       end(Status(Code::kInvalidArgument, "a request beyond what was granted"));
-      return;
+      return true;
     }
     Buffer payload(static_cast<std::int64_t>(header.payload_bytes));
     found = incoming_.emplace(header.call, Assembly(header, std::move(payload))).first;
   }
   if (!found->second.add(header, bytes)) {
     end(Status(Code::kInvalidArgument, "a fragment that does not fit its request"));
-    return;
+    return true;
   }
-  if (!found->second.complete()) return;
+  if (!found->second.complete()) return false;
   Assembly message = std::move(found->second);
   incoming_.erase(found);
   if (stopping_) {
@@ -152,6 +152,7 @@ void ServerConnection::on_fragment(const FragmentHeader& header, ConstByteSpan b
   } else {
     scope_.spawn(serve(header, std::move(message)));
   }
+  return true;
 }
 
 // Counts a new request, if the client may have one more.

@@ -33,7 +33,7 @@ class ServerConnection final : public FragmentSink,
   // Takes no more requests; run() returns when those under way are answered.
   void stop();
 
-  void on_fragment(const FragmentHeader& header, ConstByteSpan bytes) override;
+  bool on_fragment(const FragmentHeader& header, ConstByteSpan bytes) override;
 
  private:
   Task<> shake_hands();

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <filesystem>
+#include <optional>
 #include <string_view>
 
 namespace icefield::ucx {
@@ -15,6 +16,10 @@ constexpr int kProgressBurst = 64;
 // without progress we look again only now and then.
 constexpr int kFruitlessBursts = 200;
 constexpr std::chrono::microseconds kNap{500};
+
+// In the middle of a message the next fragment is a few microseconds away, falling asleep and being
+// woken costs as much: look that long before arming.
+constexpr std::chrono::microseconds kPatience{20};
 
 struct Setting {
   const char* name;
@@ -156,13 +161,31 @@ asio::awaitable<void> UcxWorker::stop() {
   co_await scope_.join();
 }
 
+UcxWorker::Progress UcxWorker::progress() {
+  using Clock = std::chrono::steady_clock;
+  int steps = 0;
+  std::optional<Clock::time_point> patience;
+  while (steps < kProgressBurst) {
+    if (ucp_worker_progress(worker_) != 0) {
+      ++steps;
+      patience.reset();
+      continue;
+    }
+    if (!message_open_ || poll_) break;
+    const auto now = Clock::now();
+    if (!patience.has_value()) patience = now + kPatience;
+    if (now >= *patience) break;
+  }
+  if (steps == kProgressBurst) return Progress::kMore;
+  return steps > 0 ? Progress::kSome : Progress::kNone;
+}
+
 asio::awaitable<void> UcxWorker::drive() {
   int fruitless = 0;  // bursts in a row in which nothing moved, though UCX would not sleep
   while (!stopping_) {
-    int left = kProgressBurst;
-    while (left > 0 && ucp_worker_progress(worker_) != 0) --left;
-    if (left < kProgressBurst) fruitless = 0;
-    if (left > 0 && !poll_ && ucp_worker_arm(worker_) == UCS_OK) {
+    const Progress made = progress();
+    if (made != Progress::kNone) fruitless = 0;
+    if (made != Progress::kMore && !poll_ && ucp_worker_arm(worker_) == UCS_OK) {
       fruitless = 0;
       sleeping_ = true;
       boost::system::error_code ignored;
@@ -198,7 +221,8 @@ ucs_status_t UcxWorker::on_message(void* self, const void* header, std::size_t h
     worker.stray_fragments.add();
     return UCS_OK;
   }
-  found->second->on_fragment(fragment, {static_cast<const std::byte*>(data), bytes});
+  const ConstByteSpan arrived{static_cast<const std::byte*>(data), bytes};
+  worker.message_open_ = !found->second->on_fragment(fragment, arrived);
   return UCS_OK;
 }
 

@@ -22,7 +22,8 @@ namespace icefield::ucx {
 class FragmentSink {
  public:
   virtual ~FragmentSink() = default;
-  virtual void on_fragment(const FragmentHeader& header, ConstByteSpan bytes) = 0;
+  // False when more of the same message is still to come.
+  virtual bool on_fragment(const FragmentHeader& header, ConstByteSpan bytes) = 0;
 };
 
 // A UCX context and worker, progressed on the shard's executor: when its event descriptor says so,
@@ -60,6 +61,9 @@ class UcxWorker {
   Status init(const UcxOptions& options);
   Status read_address();
   asio::awaitable<void> drive();
+  // Progress until nothing happens any more, or for a burst.
+  enum class Progress { kNone, kSome, kMore };
+  Progress progress();
   asio::awaitable<void> nap();
   static ucs_status_t on_message(void* self, const void* header, std::size_t header_bytes,
                                  void* data, std::size_t bytes, const ucp_am_recv_param_t* param);
@@ -73,6 +77,7 @@ class UcxWorker {
   asio::posix::stream_descriptor event_;
   asio::steady_timer nap_;
   bool sleeping_ = false;
+  bool message_open_ = false;  // the last fragment was not the last of its message
   bool stopping_ = false;
   std::unordered_map<std::uint64_t, FragmentSink*> sinks_;
   TaskScope scope_;
