@@ -2,6 +2,7 @@
 
 #include <boost/asio/connect.hpp>
 
+#include "common/hash.h"
 #include "proto/transport.pb.h"
 #include "transport/ucx/handshake.h"
 #include "transport/ucx/proof.h"
@@ -51,6 +52,7 @@ Task<> ClientConnection::shake_hands() {
   co_await asio::async_connect(control_, found, asio::redirect_error(asio::use_awaitable, error));
   if (error) co_return Status(Code::kUnavailable, error.message());
   set_socket_options(control_);
+  local_ = control_.remote_endpoint(error).address() == control_.local_endpoint(error).address();
 
   ICE_CO_TRY(const proto::Hello hello, co_await read_message<proto::Hello>(control_));
   if (hello.wire_version() != kWireVersion) {
@@ -61,6 +63,7 @@ Task<> ClientConnection::shake_hands() {
   proto::ConnectRequest request;
   request.set_wire_version(kWireVersion);
   request.set_worker_address(worker_.address());
+  request.set_address_xxh3(xxh3(as_bytes(worker_.address()), 0));
   request.set_connection(id_);
   if (!hello.challenge().empty()) {
     const ProofSubject subject{.challenge = hello.challenge(),
@@ -72,6 +75,9 @@ Task<> ClientConnection::shake_hands() {
   ICE_CO_TRY(co_await write_frame(control_, request.SerializeAsString()));
   ICE_CO_TRY(const proto::ConnectReply reply, co_await read_message<proto::ConnectReply>(control_));
   if (reply.code() != 0) co_return Status(static_cast<Code>(reply.code()), reply.message());
+  if (xxh3(as_bytes(reply.worker_address()), 0) != reply.address_xxh3()) {
+    co_return Status(Code::kInternal, "the node's UCX address is damaged");
+  }
   remote_id_ = reply.connection();
   max_calls_ = reply.max_calls();
   max_bytes_ = static_cast<std::int64_t>(reply.max_request_bytes());
@@ -79,6 +85,7 @@ Task<> ClientConnection::shake_hands() {
     if (const auto self = weak.lock()) self->fail(why);
   };
   ICE_CO_TRY(endpoint_, Endpoint::create(worker_, reply.worker_address(), std::move(broken)));
+  lanes_ = endpoint_->lanes();
   co_return Status();
 }
 

@@ -23,12 +23,19 @@ class ClientConnection final : public FragmentSink,
 
   // Once, before anything else. kUnavailable when nobody answers in time or with our protocol.
   Task<> connect();
+  // Ends a connect() that is under way; it returns soon.
+  void abandon() { control_.close(); }
   // As Transport::call().
   Task<Reply> call(Request request, Buffer into, Deadline deadline);
   asio::awaitable<void> close();
 
   // Ok while it can carry calls.
   const Status& failure() const { return failure_; }
+  const Address& peer() const { return peer_; }
+  // What carries it: "posix", "tcp". Only once connect() succeeded.
+  const std::string& lanes() const { return lanes_; }
+  // Whether the peer runs on this machine.
+  bool local() const { return local_; }
   // Called once, on the shard, when it can no longer.
   void on_failure(std::function<void()> notify) { notify_ = std::move(notify); }
 
@@ -90,6 +97,8 @@ class ClientConnection final : public FragmentSink,
   Clock::TimePoint watched_ = Clock::TimePoint::max();
   Waiters credit_;
   Status failure_;
+  std::string lanes_;
+  bool local_ = false;
   std::function<void()> notify_;
   TaskScope scope_;
 };

@@ -206,6 +206,15 @@ asio::awaitable<void> UcxWorker::nap() {
   co_await nap_.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
 }
 
+void UcxWorker::deliver(const FragmentHeader& fragment, ConstByteSpan bytes) {
+  const auto found = sinks_.find(fragment.connection);
+  if (found == sinks_.end()) {
+    stray_fragments.add();
+    return;
+  }
+  message_open_ = !found->second->on_fragment(fragment, bytes);
+}
+
 ucs_status_t UcxWorker::on_message(void* self, const void* header, std::size_t header_bytes,
                                    void* data, std::size_t bytes,
                                    const ucp_am_recv_param_t* param) {
@@ -216,13 +225,7 @@ ucs_status_t UcxWorker::on_message(void* self, const void* header, std::size_t h
     return UCS_OK;
   }
   const auto fragment = load<FragmentHeader>(static_cast<const std::byte*>(header));
-  const auto found = worker.sinks_.find(fragment.connection);
-  if (found == worker.sinks_.end()) {
-    worker.stray_fragments.add();
-    return UCS_OK;
-  }
-  const ConstByteSpan arrived{static_cast<const std::byte*>(data), bytes};
-  worker.message_open_ = !found->second->on_fragment(fragment, arrived);
+  worker.deliver(fragment, {static_cast<const std::byte*>(data), bytes});
   return UCS_OK;
 }
 

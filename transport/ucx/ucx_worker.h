@@ -46,6 +46,9 @@ class UcxWorker {
   std::uint64_t add_sink(FragmentSink& sink);
   void remove_sink(std::uint64_t id) { sinks_.erase(id); }
 
+  // A fragment that has arrived. One for no sink is counted, and nothing else.
+  void deliver(const FragmentHeader& fragment, ConstByteSpan bytes);
+
   // To be called after posting an operation that did not complete at once: an armed worker sleeps
   // on.
   void wake();

@@ -22,6 +22,9 @@ constexpr std::int64_t kTcpFragmentBytes = 64 << 10;
 // A header is a Protobuf message; anything longer is garbage.
 constexpr std::uint32_t kMaxHeaderBytes = 16 << 20;
 
+// Answered by the connection itself, with nothing: a client measures the bandwidth with it.
+constexpr std::uint16_t kProbeMethod = 0xffff;
+
 enum class FragmentKind : std::uint8_t {
   kRequest = 1,
   kReply = 2,
