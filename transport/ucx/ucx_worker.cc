@@ -82,13 +82,19 @@ std::string describe(ucs_status_t status) {
 }
 
 UcxWorker::UcxWorker(asio::any_io_executor shard, const UcxOptions& options)
-    : shard_(std::move(shard)), poll_(options.poll), event_(shard_), nap_(shard_), scope_(shard_) {}
+    : shard_(std::move(shard)),
+      poll_(options.poll),
+      event_(shard_),
+      nap_(shard_),
+      anchor_(shard_, asio::steady_timer::time_point::max()),
+      scope_(shard_) {}
 
 Result<std::unique_ptr<UcxWorker>> UcxWorker::create(asio::any_io_executor shard,
                                                      const UcxOptions& options) {
   std::unique_ptr<UcxWorker> worker(new UcxWorker(std::move(shard), options));
   ICE_TRY(worker->init(options));
   worker->scope_.spawn(worker->drive());
+  worker->anchor_.async_wait([](const boost::system::error_code&) {});
   return worker;
 }
 
@@ -157,6 +163,7 @@ void UcxWorker::wake() {
 
 asio::awaitable<void> UcxWorker::stop() {
   stopping_ = true;
+  anchor_.cancel();
   wake();
   co_await scope_.join();
 }
