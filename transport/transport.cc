@@ -4,6 +4,16 @@
 
 namespace icefield {
 
+std::string_view to_string(PeerState state) {
+  switch (state) {
+    case PeerState::kClosed: return "closed";
+    case PeerState::kConnecting: return "connecting";
+    case PeerState::kUp: return "up";
+    case PeerState::kFailing: return "failing";
+  }
+  return "unknown";
+}
+
 std::int64_t payload_bytes(std::span<const ConstByteSpan> pieces) {
   std::size_t size = 0;
   for (const ConstByteSpan piece : pieces) size += piece.size();

@@ -48,6 +48,21 @@ struct ServiceReply {
 std::int64_t payload_bytes(std::span<const ConstByteSpan> pieces);
 void gather(std::span<const ConstByteSpan> pieces, Buffer& into);
 
+// How a peer is doing, as the calling side knows.
+enum class PeerState {
+  kClosed,  // never called, or its connection ended: the next call connects
+  kConnecting,
+  kUp,
+  kFailing,  // connecting failed: calls fail at once until the next attempt is due
+};
+struct PeerHealth {
+  PeerState state = PeerState::kClosed;
+  int failures = 0;          // to connect, in a row
+  std::string lanes;         // what carries the bytes while it is up: "posix", "tcp", "loopback"
+  std::string last_failure;  // "" when there was none
+};
+std::string_view to_string(PeerState state);
+
 // The server side. Errors of an operation travel in the header; a Status from handle() means that
 // the request could not be understood.
 class Service {
@@ -71,6 +86,9 @@ class Transport {
   // whatever the peer does; a call that fails does not give `into` back. The caller's executor must
   // live until the service has stopped: a late reply still goes there.
   virtual Task<Reply> call(Address peer, Request request, Buffer into, Deadline deadline) = 0;
+
+  // A snapshot. Of a peer that was never called, kClosed.
+  virtual Task<PeerHealth> health(Address peer) = 0;
 
   // Serves `service` at `self` on `executor`; both must live until stop() is done. Gives back the
   // address to call.

@@ -55,6 +55,7 @@ struct Kind {
   Ends (*make)(asio::any_io_executor server, asio::any_io_executor client);
   Address self;    // to listen at
   Address nobody;  // where nobody listens
+  const char* lanes;
 };
 
 class TransportConformance : public testing::TestWithParam<Kind> {
@@ -143,6 +144,16 @@ TEST_P(TransportConformance, CallsOfOneClientRunSideBySide) {
   EXPECT_EQ(slow->value().header, "re: slow");
 }
 
+TEST_P(TransportConformance, HealthOfAPeerIsKnown) {
+  const auto health = [this](const Address& peer) {
+    return run_task(client_, client_end().health(peer)).value();
+  };
+  EXPECT_EQ(health(GetParam().nobody).state, PeerState::kClosed);
+  EXPECT_TRUE(call(node_, 1, {}, 0).has_value());
+  EXPECT_EQ(health(node_).state, PeerState::kUp);
+  EXPECT_EQ(health(node_).lanes, GetParam().lanes);
+}
+
 TEST_P(TransportConformance, StoppedServiceIsUnavailable) {
   EXPECT_TRUE(sync_wait(server_.executor(), ends_.server->stop(node_)).ok());
   EXPECT_EQ(call(node_, 1, {}, 0).error().code(), Code::kUnavailable);
@@ -170,9 +181,9 @@ Ends make_ucx_pair(asio::any_io_executor server, asio::any_io_executor client) {
 }
 
 const Kind kKinds[] = {
-    {"loopback", make_loopback, "node", "nobody"},
-    {"ucx_tcp", make_ucx_pair<UcxLanes::kTcp>, "127.0.0.1:0", "127.0.0.1:1"},
-    {"ucx_shared_memory", make_ucx_pair<UcxLanes::kAuto>, "127.0.0.1:0", "127.0.0.1:1"},
+    {"loopback", make_loopback, "node", "nobody", "loopback"},
+    {"ucx_tcp", make_ucx_pair<UcxLanes::kTcp>, "127.0.0.1:0", "127.0.0.1:1", "tcp"},
+    {"ucx_shared_memory", make_ucx_pair<UcxLanes::kAuto>, "127.0.0.1:0", "127.0.0.1:1", "posix"},
 };
 INSTANTIATE_TEST_SUITE_P(Transports, TransportConformance, testing::ValuesIn(kKinds),
                          [](const auto& kind) { return std::string(kind.param.name); });

@@ -26,6 +26,16 @@ Task<Address> LoopbackTransport::listen(Address self, asio::any_io_executor exec
   co_return self;
 }
 
+Task<PeerHealth> LoopbackTransport::health(Address peer) {
+  PeerHealth health;
+  const std::lock_guard lock(mutex_);
+  if (listeners_.contains(peer)) {
+    health.state = PeerState::kUp;
+    health.lanes = "loopback";
+  }
+  co_return health;
+}
+
 Task<> LoopbackTransport::stop(Address self) {
   std::shared_ptr<Listener> listener;
   {

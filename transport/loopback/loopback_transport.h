@@ -18,6 +18,7 @@ class LoopbackTransport final : public Transport {
   ~LoopbackTransport() override;
 
   Task<Reply> call(Address peer, Request request, Buffer into, Deadline deadline) override;
+  Task<PeerHealth> health(Address peer) override;
   Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) override;
   Task<> stop(Address self) override;
   Task<> shutdown() override;

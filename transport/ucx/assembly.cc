@@ -8,9 +8,8 @@ Assembly::Assembly(const FragmentHeader& first, Buffer payload)
 }
 
 bool Assembly::add(const FragmentHeader& fragment, ConstByteSpan bytes) {
-  const std::uint64_t total = header_.size() + payload_bytes();
   if (fragment.header_bytes != header_.size() || fragment.payload_bytes != payload_bytes() ||
-      fragment.offset > total || bytes.size() > total - fragment.offset) {
+      fragment.offset != received_ || bytes.size() > message_bytes() - received_) {
     return false;
   }
   received_ += bytes.size();
@@ -24,7 +23,7 @@ bool Assembly::add(const FragmentHeader& fragment, ConstByteSpan bytes) {
   if (!bytes.empty()) {
     std::memcpy(payload_.bytes().data() + (offset - header_.size()), bytes.data(), bytes.size());
   }
-  return received_ <= total;
+  return true;
 }
 
 }  // namespace icefield::ucx

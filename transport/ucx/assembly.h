@@ -9,15 +9,17 @@
 
 namespace icefield::ucx {
 
-// Fragments may come in any order; each is copied once, to its place.
+// Fragments come in order (a connection has one lane for them); each is copied once, to its place.
+// So a message has no hole that would show old memory.
 class Assembly {
  public:
   // `payload` must have the capacity for the payload of the message that `first` belongs to.
   Assembly(const FragmentHeader& first, Buffer payload);
 
-  // False when the fragment belongs to no such message.
+  // False when the fragment is not the next one of this message.
   bool add(const FragmentHeader& fragment, ConstByteSpan bytes);
-  bool complete() const { return received_ == header_.size() + payload_bytes(); }
+  std::uint64_t message_bytes() const { return header_.size() + payload_bytes(); }
+  bool complete() const { return received_ == message_bytes(); }
 
   std::string& header() { return header_; }
   Buffer& payload() { return payload_; }

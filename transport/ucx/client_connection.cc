@@ -2,6 +2,7 @@
 
 #include <boost/asio/connect.hpp>
 
+#include "common/hash.h"
 #include "proto/transport.pb.h"
 #include "transport/ucx/handshake.h"
 #include "transport/ucx/proof.h"
@@ -16,6 +17,7 @@ ClientConnection::ClientConnection(UcxWorker& worker, Address peer, const UcxOpt
       options_(options),
       control_(worker.shard()),
       id_(worker.add_sink(*this)),
+      next_deadline_(worker.shard()),
       scope_(worker.shard()) {}
 
 ClientConnection::~ClientConnection() { worker_.remove_sink(id_); }
@@ -50,6 +52,7 @@ Task<> ClientConnection::shake_hands() {
   co_await asio::async_connect(control_, found, asio::redirect_error(asio::use_awaitable, error));
   if (error) co_return Status(Code::kUnavailable, error.message());
   set_socket_options(control_);
+  local_ = control_.remote_endpoint(error).address() == control_.local_endpoint(error).address();
 
   ICE_CO_TRY(const proto::Hello hello, co_await read_message<proto::Hello>(control_));
   if (hello.wire_version() != kWireVersion) {
@@ -60,6 +63,7 @@ Task<> ClientConnection::shake_hands() {
   proto::ConnectRequest request;
   request.set_wire_version(kWireVersion);
   request.set_worker_address(worker_.address());
+  request.set_address_xxh3(xxh3(as_bytes(worker_.address()), 0));
   request.set_connection(id_);
   if (!hello.challenge().empty()) {
     const ProofSubject subject{.challenge = hello.challenge(),
@@ -71,6 +75,9 @@ Task<> ClientConnection::shake_hands() {
   ICE_CO_TRY(co_await write_frame(control_, request.SerializeAsString()));
   ICE_CO_TRY(const proto::ConnectReply reply, co_await read_message<proto::ConnectReply>(control_));
   if (reply.code() != 0) co_return Status(static_cast<Code>(reply.code()), reply.message());
+  if (xxh3(as_bytes(reply.worker_address()), 0) != reply.address_xxh3()) {
+    co_return Status(Code::kInternal, "the node's UCX address is damaged");
+  }
   remote_id_ = reply.connection();
   max_calls_ = reply.max_calls();
   max_bytes_ = static_cast<std::int64_t>(reply.max_request_bytes());
@@ -78,6 +85,7 @@ Task<> ClientConnection::shake_hands() {
     if (const auto self = weak.lock()) self->fail(why);
   };
   ICE_CO_TRY(endpoint_, Endpoint::create(worker_, reply.worker_address(), std::move(broken)));
+  lanes_ = endpoint_->lanes();
   co_return Status();
 }
 
@@ -92,8 +100,8 @@ Task<Reply> ClientConnection::call(Request request, Buffer into, Deadline deadli
   fragment.call = next_call_++;
   fragment.method = request.method;
   fragment.reply_capacity = static_cast<std::uint64_t>(into.capacity());
-  Pending pending(worker_.shard(), std::move(into));
-  pending.wake.expires_at(deadline.time_point());
+  Pending pending(worker_.shard(), std::move(into), deadline);
+  watch_deadline(deadline);
   Call& call = calls_[fragment.call];
   call.pending = &pending;
   call.request_bytes = bytes;
@@ -111,12 +119,7 @@ Task<Reply> ClientConnection::call(Request request, Buffer into, Deadline deadli
 
   if (beside != nullptr) beside->abandoned = true;
   if (!pending.failure.ok()) co_return pending.failure;
-  if (pending.reply.has_value() && pending.reply->complete()) {
-    co_return Reply(std::move(pending.reply->header()), std::move(pending.reply->payload()));
-  }
-  const auto late = calls_.find(fragment.call);
-  if (late != calls_.end()) late->second.pending = nullptr;
-  co_return Status(Code::kDeadlineExceeded, "no reply from " + peer_);
+  co_return Reply(std::move(pending.reply->header()), std::move(pending.reply->payload()));
 }
 
 Task<> ClientConnection::wait_for_credit(std::int64_t bytes, Deadline deadline) {
@@ -145,24 +148,51 @@ asio::awaitable<void> ClientConnection::upload(std::shared_ptr<Upload> upload) {
   (void)co_await endpoint_->send_copy(abort, false);
 }
 
+void ClientConnection::watch_deadline(Deadline deadline) {
+  if (deadline.time_point() >= watched_) return;
+  watched_ = deadline.time_point();
+  next_deadline_.expires_at(watched_);
+  auto look = [weak = weak_from_this()](const boost::system::error_code& cancelled) {
+    const auto self = weak.lock();
+    if (!cancelled && self != nullptr) self->end_late_calls();
+  };
+  next_deadline_.async_wait(std::move(look));
+}
+
+void ClientConnection::end_late_calls() {
+  const auto now = SystemClock().now();
+  watched_ = Clock::TimePoint::max();
+  for (auto& [number, call] : calls_) {
+    if (call.pending == nullptr) continue;
+    const Deadline deadline = call.pending->deadline;
+    if (deadline.time_point() <= now) {
+      Pending& late = *std::exchange(call.pending, nullptr);
+      finish(late, Status(Code::kDeadlineExceeded, "no reply from " + peer_));
+    } else {
+      watch_deadline(deadline);
+    }
+  }
+}
+
 asio::awaitable<void> ClientConnection::watch() {
   co_await wait_for_end(control_);
   fail(Status(Code::kUnavailable, "closed by the peer"));
 }
 
-void ClientConnection::on_fragment(const FragmentHeader& header, ConstByteSpan bytes) {
+bool ClientConnection::on_fragment(const FragmentHeader& header, ConstByteSpan bytes) {
   const auto found = calls_.find(header.call);
   if (header.kind != FragmentKind::kReply || found == calls_.end()) {
     worker_.stray_fragments.add();
-    return;
+    return true;
   }
   Call& call = found->second;
   call.received += bytes.size();
   if (call.pending != nullptr) take_fragment(call, header, bytes);
-  if (call.received < header.message_bytes()) return;
+  if (call.received < header.message_bytes()) return false;
   bytes_held_ -= call.request_bytes;
   calls_.erase(found);
   credit_.notify_all();
+  return true;
 }
 
 void ClientConnection::take_fragment(Call& call, const FragmentHeader& header,
@@ -213,6 +243,7 @@ void ClientConnection::fail(Status why) {
 asio::awaitable<void> ClientConnection::close() {
   const auto self = shared_from_this();
   fail(Status(Code::kUnavailable, "closed"));
+  next_deadline_.cancel();
   if (endpoint_ != nullptr) co_await endpoint_->close(Deadline::never());
   control_.close();
   co_await scope_.join();

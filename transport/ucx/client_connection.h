@@ -23,24 +23,34 @@ class ClientConnection final : public FragmentSink,
 
   // Once, before anything else. kUnavailable when nobody answers in time or with our protocol.
   Task<> connect();
+  // Ends a connect() that is under way; it returns soon.
+  void abandon() { control_.close(); }
   // As Transport::call().
   Task<Reply> call(Request request, Buffer into, Deadline deadline);
   asio::awaitable<void> close();
 
   // Ok while it can carry calls.
   const Status& failure() const { return failure_; }
+  const Address& peer() const { return peer_; }
+  // What carries it: "posix", "tcp". Only once connect() succeeded.
+  const std::string& lanes() const { return lanes_; }
+  // Whether the peer runs on this machine.
+  bool local() const { return local_; }
   // Called once, on the shard, when it can no longer.
   void on_failure(std::function<void()> notify) { notify_ = std::move(notify); }
 
-  void on_fragment(const FragmentHeader& header, ConstByteSpan bytes) override;
+  bool on_fragment(const FragmentHeader& header, ConstByteSpan bytes) override;
 
  private:
   // A call until its reply is here or its deadline has passed; in the frame of call().
   struct Pending {
-    Pending(const asio::any_io_executor& executor, Buffer into_in)
-        : wake(executor), into(std::move(into_in)) {}
-    asio::steady_timer wake;
+    Pending(const asio::any_io_executor& executor, Buffer into_in, Deadline deadline_in)
+        : wake(executor, asio::steady_timer::time_point::max()),
+          into(std::move(into_in)),
+          deadline(deadline_in) {}
+    asio::steady_timer wake;  // cancelled when there is something to see
     Buffer into;
+    Deadline deadline;
     std::optional<Assembly> reply;
     Status failure;
   };
@@ -62,6 +72,9 @@ class ClientConnection final : public FragmentSink,
   bool has_credit(std::int64_t bytes) const;
   asio::awaitable<void> upload(std::shared_ptr<Upload> upload);
   asio::awaitable<void> watch();
+  // Sees to it that end_late_calls() runs at `deadline` or before.
+  void watch_deadline(Deadline deadline);
+  void end_late_calls();
   void take_fragment(Call& call, const FragmentHeader& header, ConstByteSpan bytes);
   Status start_reply(Pending& pending, const FragmentHeader& header) const;
   static void finish(Pending& pending, Status failure);
@@ -79,8 +92,13 @@ class ClientConnection final : public FragmentSink,
   std::int64_t bytes_held_ = 0;  // of calls_
   std::uint64_t next_call_ = 1;
   std::unordered_map<std::uint64_t, Call> calls_;
+  // One timer for all calls: it stays set when a call ends in time, so that most calls set none.
+  asio::steady_timer next_deadline_;
+  Clock::TimePoint watched_ = Clock::TimePoint::max();
   Waiters credit_;
   Status failure_;
+  std::string lanes_;
+  bool local_ = false;
   std::function<void()> notify_;
   TaskScope scope_;
 };

@@ -9,7 +9,7 @@ namespace {
 
 // Fragments of one message that are posted before the first has gone: enough to keep a lane busy,
 // few enough that a small message is not stuck behind a large one.
-constexpr int kMessageWindow = 4;
+constexpr int kMessageWindow = 8;
 // Copied fragments of all messages together.
 constexpr int kCopyWindow = 16;
 // Messages up to this size are copied: cheaper than a gather list.
@@ -50,7 +50,10 @@ struct Endpoint::Slot {
 // Cuts a message into fragments.
 class Endpoint::Cursor {
  public:
-  explicit Cursor(Message& message) : message_(message), piece_(as_bytes(message.header)) {
+  Cursor(Message& message, std::int64_t fragment_bytes)
+      : message_(message),
+        fragment_bytes_(static_cast<std::uint64_t>(fragment_bytes)),
+        piece_(as_bytes(message.header)) {
     message.fragment.header_bytes = static_cast<std::uint32_t>(message.header.size());
     message.fragment.payload_bytes = 0;
     for (const ConstByteSpan bytes : message.payload) {
@@ -66,7 +69,7 @@ class Endpoint::Cursor {
     slot.header = message_.fragment;
     slot.header.offset = offset_;
     slot.pieces.clear();
-    std::uint64_t room = std::min<std::uint64_t>(left(), kFragmentBytes);
+    std::uint64_t room = std::min(left(), fragment_bytes_);
     offset_ += room;
     begun_ = true;
     while (room > 0) {
@@ -80,6 +83,7 @@ class Endpoint::Cursor {
 
  private:
   Message& message_;
+  const std::uint64_t fragment_bytes_;
   ConstByteSpan piece_;  // what is left of the piece at hand; the header comes first
   std::size_t next_piece_ = 0;
   std::uint64_t offset_ = 0;
@@ -105,12 +109,13 @@ Result<std::unique_ptr<Endpoint>> Endpoint::create(UcxWorker& worker, const std:
   if (status != UCS_OK) {
     return Status(Code::kUnavailable, "no lane to the peer: " + describe(status));
   }
+  if (endpoint->lanes() == "tcp") endpoint->fragment_bytes_ = kTcpFragmentBytes;
   worker.wake();
   return endpoint;
 }
 
 Task<> Endpoint::send(Message& message) {
-  Cursor cursor(message);
+  Cursor cursor(message, fragment_bytes_);
   if (cursor.left() <= kSmallBytes) co_return co_await send_copy(message, false);
   Flight flight;
   while (!cursor.done() && failure_.ok()) {
@@ -127,7 +132,7 @@ Task<> Endpoint::send(Message& message) {
 }
 
 Task<> Endpoint::send_copy(Message& message, const bool& abandoned) {
-  Cursor cursor(message);
+  Cursor cursor(message, fragment_bytes_);
   while (!cursor.done() && failure_.ok()) {
     if (abandoned) co_return Status(Code::kCancelled, "call abandoned");
     if (copies_in_flight_ >= kCopyWindow) {
@@ -142,8 +147,10 @@ Task<> Endpoint::send_copy(Message& message, const bool& abandoned) {
 }
 
 bool Endpoint::try_send_copy(Message& message) {
-  Cursor cursor(message);
-  if (cursor.left() > kFragmentBytes || copies_in_flight_ >= kCopyWindow) return false;
+  Cursor cursor(message, fragment_bytes_);
+  if (cursor.left() > static_cast<std::uint64_t>(fragment_bytes_) ||
+      copies_in_flight_ >= kCopyWindow)
+    return false;
   Slot* slot = take_slot(nullptr);
   cursor.next(*slot);
   post(slot);
@@ -186,8 +193,8 @@ void Endpoint::post(Slot* slot) {
   const void* buffer = nullptr;
   std::size_t count = 0;
   if (slot->flight == nullptr) {
-    if (slot->copy.capacity() == 0) slot->copy = Buffer(kFragmentBytes);
-    slot->copy.resize(kFragmentBytes);
+    if (slot->copy.capacity() == 0) slot->copy = Buffer(fragment_bytes_);
+    slot->copy.resize(fragment_bytes_);
     for (const ucp_dt_iov_t& piece : slot->pieces) {
       std::memcpy(slot->copy.bytes().data() + count, piece.buffer, piece.length);
       count += piece.length;

@@ -71,6 +71,7 @@ class Endpoint {
   UcxWorker& worker_;
   std::function<void(Status)> on_failure_;
   ucp_ep_h endpoint_ = nullptr;
+  std::int64_t fragment_bytes_ = kFragmentBytes;
   Status failure_;
   int in_flight_ = 0;
   int copies_in_flight_ = 0;

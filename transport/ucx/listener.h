@@ -26,6 +26,7 @@ class Listener {
   Task<Address> open(Address self);
   // Takes no more connections and requests, waits for those under way.
   asio::awaitable<void> stop();
+  const std::set<std::shared_ptr<ServerConnection>>& connections() const { return connections_; }
 
  private:
   asio::awaitable<void> accept_all();

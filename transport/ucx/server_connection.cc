@@ -1,5 +1,6 @@
 #include "transport/ucx/server_connection.h"
 
+#include "common/hash.h"
 #include "proto/transport.pb.h"
 #include "transport/ucx/handshake.h"
 #include "transport/ucx/proof.h"
@@ -77,6 +78,7 @@ Task<> ServerConnection::shake_hands() {
   reply.set_code(static_cast<std::uint32_t>(status.code()));
   reply.set_message(status.message());
   reply.set_worker_address(worker_.address());
+  reply.set_address_xxh3(xxh3(as_bytes(worker_.address()), 0));
   reply.set_connection(id_);
   reply.set_max_calls(static_cast<std::uint32_t>(options_.max_calls));
   reply.set_max_request_bytes(static_cast<std::uint64_t>(options_.max_request_bytes));
@@ -95,6 +97,9 @@ Result<Caller> ServerConnection::check(const proto::Hello& hello,
   }
   if (request.connection() == 0 || request.worker_address().empty()) {
     return Status(Code::kInvalidArgument, "handshake without an address");
+  }
+  if (xxh3(as_bytes(request.worker_address()), 0) != request.address_xxh3()) {
+    return Status(Code::kInvalidArgument, "the UCX address is damaged");
   }
   if (options_.tokens.empty()) return Caller();
   if (request.proof().empty()) {
@@ -123,28 +128,31 @@ void ServerConnection::end(Status why) {
   changed_.notify_all();
 }
 
-void ServerConnection::on_fragment(const FragmentHeader& header, ConstByteSpan bytes) {
-  if (!ended_.ok() || remote_id_ == 0) return;
+bool ServerConnection::on_fragment(const FragmentHeader& header, ConstByteSpan bytes) {
+  if (!ended_.ok() || remote_id_ == 0) return true;
   auto found = incoming_.find(header.call);
   if (header.kind == FragmentKind::kAbort) {
-    if (found == incoming_.end()) return;
+    if (found == incoming_.end()) return true;
+    FragmentHeader request = header;  // as it was when it was accepted
+    request.header_bytes = static_cast<std::uint32_t>(found->second.header().size());
+    request.payload_bytes = static_cast<std::uint64_t>(found->second.payload().size());
     incoming_.erase(found);
-    scope_.spawn(refuse(header, Status(Code::kCancelled, "request aborted")));
-    return;
+    scope_.spawn(refuse(request, Status(Code::kCancelled, "request aborted")));
+    return true;
   }
   if (found == incoming_.end()) {
     if (!accept(header)) {
       end(Status(Code::kInvalidArgument, "a request beyond what was granted"));
-      return;
+      return true;
     }
     Buffer payload(static_cast<std::int64_t>(header.payload_bytes));
     found = incoming_.emplace(header.call, Assembly(header, std::move(payload))).first;
   }
   if (!found->second.add(header, bytes)) {
     end(Status(Code::kInvalidArgument, "a fragment that does not fit its request"));
-    return;
+    return true;
   }
-  if (!found->second.complete()) return;
+  if (!found->second.complete()) return false;
   Assembly message = std::move(found->second);
   incoming_.erase(found);
   if (stopping_) {
@@ -152,6 +160,7 @@ void ServerConnection::on_fragment(const FragmentHeader& header, ConstByteSpan b
   } else {
     scope_.spawn(serve(header, std::move(message)));
   }
+  return true;
 }
 
 // Counts a new request, if the client may have one more.
@@ -183,6 +192,7 @@ asio::awaitable<void> ServerConnection::refuse(FragmentHeader request, Status wh
 }
 
 Task<ServiceReply> ServerConnection::handle(MethodId method, std::string header, Buffer payload) {
+  if (method == kProbeMethod) co_return ServiceReply();
   if (executor_ == worker_.shard()) {
     co_return co_await service_.handle(caller_, method, std::move(header), std::move(payload));
   }

@@ -33,7 +33,11 @@ class ServerConnection final : public FragmentSink,
   // Takes no more requests; run() returns when those under way are answered.
   void stop();
 
-  void on_fragment(const FragmentHeader& header, ConstByteSpan bytes) override;
+  // What the client holds of what it was granted.
+  std::int64_t calls_held() const { return calls_held_; }
+  std::int64_t bytes_held() const { return bytes_held_; }
+
+  bool on_fragment(const FragmentHeader& header, ConstByteSpan bytes) override;
 
  private:
   Task<> shake_hands();

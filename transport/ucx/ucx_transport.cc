@@ -4,6 +4,7 @@
 
 #include "transport/ucx/client_connection.h"
 #include "transport/ucx/handshake.h"
+#include "transport/ucx/lanes_log.h"
 #include "transport/ucx/listener.h"
 #include "transport/ucx/ucx_worker.h"
 
@@ -50,7 +51,10 @@ std::string network_for(std::span<const std::string> addresses) {
 class UcxTransport::Impl {
  public:
   Impl(std::unique_ptr<UcxWorker> worker, const UcxOptions& options)
-      : worker_(std::move(worker)), options_(options), scope_(worker_->shard()) {}
+      : worker_(std::move(worker)),
+        options_(options),
+        lanes_log_(options.lanes),
+        scope_(worker_->shard()) {}
 
   const asio::any_io_executor& shard() const { return worker_->shard(); }
 
@@ -76,10 +80,42 @@ class UcxTransport::Impl {
     co_return Status();
   }
 
+  Task<PeerHealth> health(Address address) {
+    PeerHealth health;
+    const auto found = peers_.find(address);
+    if (found == peers_.end()) co_return health;
+    const Peer& peer = found->second;
+    health.failures = peer.failures;
+    health.last_failure = peer.last_failure.message();
+    if (peer.connection != nullptr) {
+      health.state = PeerState::kUp;
+      health.lanes = peer.connection->lanes();
+    } else if (peer.attempt != nullptr) {
+      health.state = PeerState::kConnecting;
+    } else if (peer.failures > 0) {
+      health.state = PeerState::kFailing;
+    }
+    co_return health;
+  }
+
+  Task<Usage> usage() {
+    Usage usage;
+    for (const auto& [address, listener] : listeners_) {
+      for (const auto& connection : listener->connections()) {
+        ++usage.connections;
+        usage.calls += connection->calls_held();
+        usage.request_bytes += connection->bytes_held();
+      }
+    }
+    co_return usage;
+  }
+
   Task<> shutdown() {
     while (!listeners_.empty()) ICE_CO_TRY(co_await stop(listeners_.begin()->first));
+    stopping_ = true;
     for (auto& [address, peer] : peers_) {
       if (peer.connection != nullptr) scope_.spawn(close(std::move(peer.connection)));
+      if (peer.attempt != nullptr) peer.attempt->abandon();
     }
     co_await scope_.join();
     co_await worker_->stop();
@@ -88,9 +124,9 @@ class UcxTransport::Impl {
 
  private:
   struct Peer {
-    std::shared_ptr<ClientConnection> connection;  // null: none, or being made
-    bool connecting = false;
-    int failures = 0;  // in a row
+    std::shared_ptr<ClientConnection> connection;  // null: none
+    std::shared_ptr<ClientConnection> attempt;     // being made
+    int failures = 0;                              // in a row
     Clock::TimePoint retry_at{};
     Status last_failure;
     Waiters changed;
@@ -100,15 +136,16 @@ class UcxTransport::Impl {
     Peer& peer = peers_[address];
     bool waited = false;
     while (peer.connection == nullptr) {
-      const bool failed_for_us = waited && !peer.connecting;
-      if (failed_for_us || (!peer.connecting && clock_.now() < peer.retry_at)) {
+      const bool failed_for_us = waited && peer.attempt == nullptr;
+      if (failed_for_us || (peer.attempt == nullptr && clock_.now() < peer.retry_at)) {
         co_return peer.last_failure;
       }
-      if (!peer.connecting) {
-        peer.connecting = true;
-        scope_.spawn(connect(address, peer));
+      if (peer.attempt == nullptr) {
+        peer.attempt = std::make_shared<ClientConnection>(*worker_, address, options_);
+        scope_.spawn(connect(peer));
       }
       waited = true;
+      if (peer.attempt == nullptr) continue;  // failed at once: not an address
       if (!co_await peer.changed.wait(deadline)) {
         co_return Status(Code::kDeadlineExceeded, "no connection to " + address + " in time");
       }
@@ -116,10 +153,11 @@ class UcxTransport::Impl {
     co_return peer.connection;
   }
 
-  asio::awaitable<void> connect(Address address, Peer& peer) {
-    auto connection = std::make_shared<ClientConnection>(*worker_, address, options_);
-    const Status connected = co_await connection->connect();
-    peer.connecting = false;
+  asio::awaitable<void> connect(Peer& peer) {
+    std::shared_ptr<ClientConnection> connection = peer.attempt;
+    Status connected = co_await connection->connect();
+    if (connected.ok() && stopping_) connected = Status(Code::kUnavailable, "closed");
+    peer.attempt = nullptr;
     if (connected.ok()) {
       peer.failures = 0;
       auto lost = [this, &peer] {
@@ -129,6 +167,7 @@ class UcxTransport::Impl {
       };
       connection->on_failure(std::move(lost));
       peer.connection = std::move(connection);
+      scope_.spawn(lanes_log_.connected(peer.connection));
     } else {
       peer.last_failure = connected;
       peer.retry_at = clock_.now() + backoff(++peer.failures);
@@ -145,6 +184,8 @@ class UcxTransport::Impl {
   const UcxOptions options_;
   SystemClock clock_;
   SystemRng rng_;
+  bool stopping_ = false;
+  LanesLog lanes_log_;
   std::map<Address, Peer> peers_;
   std::map<Address, std::unique_ptr<Listener>> listeners_;
   TaskScope scope_;
@@ -162,6 +203,16 @@ UcxTransport::~UcxTransport() = default;
 
 Task<Reply> UcxTransport::call(Address peer, Request request, Buffer into, Deadline deadline) {
   auto there = impl_->call(std::move(peer), std::move(request), std::move(into), deadline);
+  co_return co_await on_shard(impl_->shard(), std::move(there));
+}
+
+Task<PeerHealth> UcxTransport::health(Address peer) {
+  auto there = impl_->health(std::move(peer));
+  co_return co_await on_shard(impl_->shard(), std::move(there));
+}
+
+Task<UcxTransport::Usage> UcxTransport::usage() {
+  auto there = impl_->usage();
   co_return co_await on_shard(impl_->shard(), std::move(there));
 }
 

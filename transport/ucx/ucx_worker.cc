@@ -2,6 +2,7 @@
 
 #include <array>
 #include <filesystem>
+#include <optional>
 #include <string_view>
 
 namespace icefield::ucx {
@@ -15,6 +16,10 @@ constexpr int kProgressBurst = 64;
 // without progress we look again only now and then.
 constexpr int kFruitlessBursts = 200;
 constexpr std::chrono::microseconds kNap{500};
+
+// In the middle of a message the next fragment is a few microseconds away, falling asleep and being
+// woken costs as much: look that long before arming.
+constexpr std::chrono::microseconds kPatience{20};
 
 struct Setting {
   const char* name;
@@ -77,13 +82,19 @@ std::string describe(ucs_status_t status) {
 }
 
 UcxWorker::UcxWorker(asio::any_io_executor shard, const UcxOptions& options)
-    : shard_(std::move(shard)), poll_(options.poll), event_(shard_), nap_(shard_), scope_(shard_) {}
+    : shard_(std::move(shard)),
+      poll_(options.poll),
+      event_(shard_),
+      nap_(shard_),
+      anchor_(shard_, asio::steady_timer::time_point::max()),
+      scope_(shard_) {}
 
 Result<std::unique_ptr<UcxWorker>> UcxWorker::create(asio::any_io_executor shard,
                                                      const UcxOptions& options) {
   std::unique_ptr<UcxWorker> worker(new UcxWorker(std::move(shard), options));
   ICE_TRY(worker->init(options));
   worker->scope_.spawn(worker->drive());
+  worker->anchor_.async_wait([](const boost::system::error_code&) {});
   return worker;
 }
 
@@ -152,17 +163,36 @@ void UcxWorker::wake() {
 
 asio::awaitable<void> UcxWorker::stop() {
   stopping_ = true;
+  anchor_.cancel();
   wake();
   co_await scope_.join();
+}
+
+UcxWorker::Progress UcxWorker::progress() {
+  using Clock = std::chrono::steady_clock;
+  int steps = 0;
+  std::optional<Clock::time_point> patience;
+  while (steps < kProgressBurst) {
+    if (ucp_worker_progress(worker_) != 0) {
+      ++steps;
+      patience.reset();
+      continue;
+    }
+    if (!message_open_ || poll_) break;
+    const auto now = Clock::now();
+    if (!patience.has_value()) patience = now + kPatience;
+    if (now >= *patience) break;
+  }
+  if (steps == kProgressBurst) return Progress::kMore;
+  return steps > 0 ? Progress::kSome : Progress::kNone;
 }
 
 asio::awaitable<void> UcxWorker::drive() {
   int fruitless = 0;  // bursts in a row in which nothing moved, though UCX would not sleep
   while (!stopping_) {
-    int left = kProgressBurst;
-    while (left > 0 && ucp_worker_progress(worker_) != 0) --left;
-    if (left < kProgressBurst) fruitless = 0;
-    if (left > 0 && !poll_ && ucp_worker_arm(worker_) == UCS_OK) {
+    const Progress made = progress();
+    if (made != Progress::kNone) fruitless = 0;
+    if (made != Progress::kMore && !poll_ && ucp_worker_arm(worker_) == UCS_OK) {
       fruitless = 0;
       sleeping_ = true;
       boost::system::error_code ignored;
@@ -183,6 +213,15 @@ asio::awaitable<void> UcxWorker::nap() {
   co_await nap_.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
 }
 
+void UcxWorker::deliver(const FragmentHeader& fragment, ConstByteSpan bytes) {
+  const auto found = sinks_.find(fragment.connection);
+  if (found == sinks_.end()) {
+    stray_fragments.add();
+    return;
+  }
+  message_open_ = !found->second->on_fragment(fragment, bytes);
+}
+
 ucs_status_t UcxWorker::on_message(void* self, const void* header, std::size_t header_bytes,
                                    void* data, std::size_t bytes,
                                    const ucp_am_recv_param_t* param) {
@@ -193,12 +232,7 @@ ucs_status_t UcxWorker::on_message(void* self, const void* header, std::size_t h
     return UCS_OK;
   }
   const auto fragment = load<FragmentHeader>(static_cast<const std::byte*>(header));
-  const auto found = worker.sinks_.find(fragment.connection);
-  if (found == worker.sinks_.end()) {
-    worker.stray_fragments.add();
-    return UCS_OK;
-  }
-  found->second->on_fragment(fragment, {static_cast<const std::byte*>(data), bytes});
+  worker.deliver(fragment, {static_cast<const std::byte*>(data), bytes});
   return UCS_OK;
 }
 

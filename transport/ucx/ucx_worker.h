@@ -22,7 +22,8 @@ namespace icefield::ucx {
 class FragmentSink {
  public:
   virtual ~FragmentSink() = default;
-  virtual void on_fragment(const FragmentHeader& header, ConstByteSpan bytes) = 0;
+  // False when more of the same message is still to come.
+  virtual bool on_fragment(const FragmentHeader& header, ConstByteSpan bytes) = 0;
 };
 
 // A UCX context and worker, progressed on the shard's executor: when its event descriptor says so,
@@ -45,6 +46,9 @@ class UcxWorker {
   std::uint64_t add_sink(FragmentSink& sink);
   void remove_sink(std::uint64_t id) { sinks_.erase(id); }
 
+  // A fragment that has arrived. One for no sink is counted, and nothing else.
+  void deliver(const FragmentHeader& fragment, ConstByteSpan bytes);
+
   // To be called after posting an operation that did not complete at once: an armed worker sleeps
   // on.
   void wake();
@@ -60,6 +64,9 @@ class UcxWorker {
   Status init(const UcxOptions& options);
   Status read_address();
   asio::awaitable<void> drive();
+  // Progress until nothing happens any more, or for a burst.
+  enum class Progress { kNone, kSome, kMore };
+  Progress progress();
   asio::awaitable<void> nap();
   static ucs_status_t on_message(void* self, const void* header, std::size_t header_bytes,
                                  void* data, std::size_t bytes, const ucp_am_recv_param_t* param);
@@ -72,7 +79,11 @@ class UcxWorker {
   std::string address_;
   asio::posix::stream_descriptor event_;
   asio::steady_timer nap_;
+  // Never expires. Asio sets the system's timer whenever the first of its own changes: with this one
+  // there, those that wait for an event and not for a time change nothing.
+  asio::steady_timer anchor_;
   bool sleeping_ = false;
+  bool message_open_ = false;  // the last fragment was not the last of its message
   bool stopping_ = false;
   std::unordered_map<std::uint64_t, FragmentSink*> sinks_;
   TaskScope scope_;

@@ -13,12 +13,17 @@ constexpr std::uint32_t kWireVersion = 1;
 constexpr unsigned kActiveMessage = 1;
 
 // A message (header ‖ payload) travels in fragments of at most this many bytes, each one eager
-// active message that fits a segment of every lane (ucx_worker.cc sets the segments): the receiver
-// copies it from the segment to its place, and neither side ever needs a rendezvous.
+// active message that fits a segment of its lane (ucx_worker.cc sets the segments): the receiver
+// copies it from the segment to its place, and neither side ever needs a rendezvous. Over TCP every
+// fragment is a system call: larger ones. The receiver takes any size.
 constexpr std::int64_t kFragmentBytes = 32 << 10;
+constexpr std::int64_t kTcpFragmentBytes = 64 << 10;
 
 // A header is a Protobuf message; anything longer is garbage.
 constexpr std::uint32_t kMaxHeaderBytes = 16 << 20;
+
+// Answered by the connection itself, with nothing: a client measures the bandwidth with it.
+constexpr std::uint16_t kProbeMethod = 0xffff;
 
 enum class FragmentKind : std::uint8_t {
   kRequest = 1,

@@ -4,8 +4,16 @@
 
 #include <gmock/gmock.h>
 
+#include <boost/asio/ip/tcp.hpp>
+#include <thread>
+
 #include "common/shard.h"
+#include "common/task_scope.h"
+#include "common/waiters.h"
+#include "proto/transport.pb.h"
 #include "tests/support/run_task.h"
+#include "transport/ucx/handshake.h"
+#include "transport/ucx/wire.h"
 
 namespace icefield {
 namespace {
@@ -105,6 +113,193 @@ TEST(UcxListen, BeyondThisMachineWantsTokensOrThatItIsSaid) {
     EXPECT_THAT(status.message(), HasSubstr("--token_file"));
     EXPECT_THAT(status.message(), HasSubstr("--insecure_listen"));
   }
+}
+
+using asio::ip::tcp;
+
+// Listens on 127.0.0.1 and does with the first connection what `play` says.
+class FakePeer {
+ public:
+  using Play = std::function<Task<>(tcp::socket&)>;
+  explicit FakePeer(Play play)
+      : play_(std::move(play)),
+        acceptor_(shard_.executor(), tcp::endpoint(asio::ip::address_v4::loopback(), 0)),
+        scope_(shard_.executor()) {
+    address_ = "127.0.0.1:" + std::to_string(acceptor_.local_endpoint().port());
+    asio::post(shard_.executor(), [this] { scope_.spawn(run()); });
+  }
+  ~FakePeer() {
+    EXPECT_TRUE(sync_wait(shard_.executor(), close()).ok());
+    shard_.stop();
+  }
+  const Address& address() const { return address_; }
+
+ private:
+  asio::awaitable<void> run() {
+    boost::system::error_code error;
+    co_await acceptor_.async_accept(socket_, asio::redirect_error(asio::use_awaitable, error));
+    if (!error) (void)co_await play_(socket_);
+  }
+  Task<> close() {
+    acceptor_.close();
+    socket_.close();
+    co_await scope_.join();
+    co_return Status();
+  }
+
+  Shard shard_;
+  const Play play_;
+  tcp::acceptor acceptor_;
+  tcp::socket socket_{shard_.executor()};
+  TaskScope scope_;
+  Address address_;
+};
+
+// Reads until the other side closes.
+Task<> say_nothing(tcp::socket& socket) {
+  co_await ucx::wait_for_end(socket);
+  co_return Status();
+}
+
+PeerHealth health_of(End& client, const Address& peer) {
+  return run_task(client.transport->health(peer)).value();
+}
+
+TEST(UcxPeers, HalfOpenOneCostsNoMoreThanTheDeadline) {
+  FakePeer silent(say_nothing);
+  End client{UcxOptions()};
+  const SystemClock clock;
+  const auto begin = clock.now();
+  const Result<Reply> reply = run_task(client.transport->call(
+      silent.address(), Request(1, ""), Buffer(0), Deadline::after(clock, 20ms)));
+  EXPECT_EQ(reply.status().code(), Code::kDeadlineExceeded);
+  EXPECT_GE(clock.now() - begin, 20ms);
+  EXPECT_EQ(health_of(client, silent.address()).state, PeerState::kConnecting);
+}
+
+TEST(UcxPeers, WhatIsNoAddressIsRefusedAtOnce) {
+  End client{UcxOptions()};
+  for (const char* address : {"", "nowhere", "127.0.0.1", "127.0.0.1:x", "::1:70"}) {
+    EXPECT_EQ(client.ask(address, "").status().code(), Code::kInvalidArgument) << address;
+  }
+}
+
+TEST(UcxPeers, HalfOpenOneIsGivenUpAndThenFailsAtOnce) {
+  FakePeer silent(say_nothing);
+  UcxOptions options;
+  options.connect_timeout = 10ms;
+  End client(options);
+  EXPECT_EQ(client.ask(silent.address(), "").status().code(), Code::kUnavailable);
+  const PeerHealth health = health_of(client, silent.address());
+  EXPECT_EQ(health.state, PeerState::kFailing);
+  EXPECT_EQ(health.failures, 1);
+  EXPECT_THAT(health.last_failure, HasSubstr("no answer"));
+}
+
+TEST(UcxPeers, OneOfAnotherVersionIsRefusedInWords) {
+  FakePeer future([](tcp::socket& socket) -> Task<> {
+    proto::Hello hello;
+    hello.set_wire_version(ucx::kWireVersion + 1);
+    ICE_CO_TRY(co_await ucx::write_frame(socket, hello.SerializeAsString()));
+    co_return co_await say_nothing(socket);
+  });
+  End client{UcxOptions()};
+  const Status status = client.ask(future.address(), "").status();
+  EXPECT_EQ(status.code(), Code::kFailedPrecondition);
+  EXPECT_THAT(status.message(), HasSubstr("version " + std::to_string(ucx::kWireVersion + 1)));
+}
+
+TEST(UcxPeers, ClientOfAnotherVersionIsToldSo) {
+  GateService gate;
+  End server{UcxOptions()};
+  const Address node = server.listen(gate).value();
+  const std::uint16_t port = ucx::parse_address(node).value().port;
+  asio::io_context io;
+  auto shake = [&io, port]() -> Task<proto::ConnectReply> {
+    tcp::socket socket(io);
+    boost::system::error_code error;
+    const tcp::endpoint endpoint(asio::ip::address_v4::loopback(), port);
+    co_await socket.async_connect(endpoint, asio::redirect_error(asio::use_awaitable, error));
+    ICE_CO_TRY(co_await ucx::read_message<proto::Hello>(socket));
+    proto::ConnectRequest request;
+    request.set_wire_version(ucx::kWireVersion + 1);
+    request.set_worker_address("anything");
+    request.set_connection(1);
+    ICE_CO_TRY(co_await ucx::write_frame(socket, request.SerializeAsString()));
+    co_return co_await ucx::read_message<proto::ConnectReply>(socket);
+  };
+  const auto reply = run_task(io, shake());
+  ASSERT_TRUE(reply.has_value()) << reply.error().to_string();
+  EXPECT_EQ(static_cast<Code>(reply->code()), Code::kFailedPrecondition);
+}
+
+// A peer that is there again, at the same address, is a new one: calls reach it without help.
+TEST(UcxPeers, RestartedOneIsFoundAgain) {
+  GateService gate;
+  auto server = std::make_unique<End>(UcxOptions());
+  const Address node = server->listen(gate).value();
+  End client{UcxOptions()};
+  EXPECT_EQ(client.ask(node, "x").value(), "yes");
+  server = nullptr;
+  EXPECT_EQ(client.ask(node, "x").status().code(), Code::kUnavailable);
+  EXPECT_NE(health_of(client, node).state, PeerState::kUp);
+  server = std::make_unique<End>(UcxOptions());
+  ASSERT_TRUE(server->listen(gate, node).has_value());
+  const SystemClock clock;
+  const Deadline limit = Deadline::after(clock, 10s);
+  Result<std::string> answer;
+  do {
+    answer = client.ask(node, "x");  // at once while the next attempt is not due
+  } while (!answer.has_value() && !limit.passed(clock));
+  EXPECT_EQ(answer.value(), "yes");
+  EXPECT_EQ(health_of(client, node).state, PeerState::kUp);
+  EXPECT_EQ(health_of(client, node).failures, 0);
+}
+
+// Answers nothing before let_go(), which a lost connection must not wait for.
+class StuckService final : public Service {
+ public:
+  Task<ServiceReply> handle(const Caller&, MethodId, std::string, Buffer) override {
+    arrived.set_value();
+    while (!released_) co_await wait_.wait(Deadline::never());
+    co_return ServiceReply();
+  }
+  void let_go() {
+    released_ = true;
+    wait_.notify_all();
+  }
+  std::promise<void> arrived;
+
+ private:
+  bool released_ = false;
+  Waiters wait_;
+};
+
+TEST(UcxPeers, CallsUnderWayEndWithTheirConnectionAndEverythingComesBack) {
+  StuckService stuck;
+  End server{UcxOptions()};
+  const Address node = server.listen(stuck).value();
+  auto client = std::make_unique<End>(UcxOptions());
+  const Bytes payload(100'000);
+  Request request(1, "");
+  request.payload.push_back(payload);
+  std::promise<Status> ended;
+  auto call = client->transport->call(node, std::move(request), Buffer(0), Deadline::never());
+  asio::co_spawn(
+      client->shard.executor(), std::move(call),
+      [&ended](std::exception_ptr, Result<Reply> reply) { ended.set_value(reply.status()); });
+  stuck.arrived.get_future().wait();
+  const auto usage = [&server] {
+    return sync_wait(server.shard.executor(), server.transport->usage()).value();
+  };
+  EXPECT_EQ(usage().calls, 1);
+  EXPECT_EQ(usage().request_bytes, 100'000);
+  client = nullptr;  // closes the connection
+  EXPECT_EQ(ended.get_future().get().code(), Code::kUnavailable);
+  asio::post(server.shard.executor(), [&stuck] { stuck.let_go(); });
+  while (usage().connections > 0) std::this_thread::yield();
+  EXPECT_EQ(usage().calls, 0);
+  EXPECT_EQ(usage().request_bytes, 0);
 }
 
 }  // namespace
