@@ -248,6 +248,12 @@ Result<std::span<const std::int64_t>> GgufFile::integers(std::string_view key) c
   return std::span<const std::int64_t>(*list);
 }
 
+std::vector<std::string_view> GgufFile::tensor_names() const {
+  std::vector<std::string_view> names;
+  for (const auto& [name, tensor] : tensors_) names.push_back(name);
+  return names;
+}
+
 Result<Tensor> GgufFile::tensor(std::string_view name, std::int64_t rows, std::int64_t cols) const {
   const auto found = tensors_.find(name);
   if (found == tensors_.end()) return error("tensor \"" + std::string(name) + "\" is missing");

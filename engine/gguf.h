@@ -56,6 +56,7 @@ class GgufFile {
 
   bool has(std::string_view key) const { return metadata_.contains(key); }
   bool has_tensor(std::string_view name) const { return tensors_.contains(name); }
+  std::vector<std::string_view> tensor_names() const;  // sorted
   // kInvalidArgument when the key is missing or of another type.
   Result<std::int64_t> integer(std::string_view key) const;
   Result<double> number(std::string_view key) const;

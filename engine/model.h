@@ -61,6 +61,7 @@ class Model {
  private:
   Model() = default;
   Status read_config();
+  Status check_tensors() const;
   Status read_weights();
 
   std::unique_ptr<GgufFile> file_;

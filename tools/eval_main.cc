@@ -13,7 +13,8 @@ DEFINE_string(document, "", "text of 200 KB or more; empty: what ./dev text made
 DEFINE_string(model, "", "GGUF file; empty: what ./dev model fetched");
 DEFINE_string(context_tokens, "4096", "lengths of the documents, for example 4096,7168");
 DEFINE_string(budget, "64,256", "budgets to measure, numbers or all");
-DEFINE_string(breadth, "all", "breadths to measure, numbers or all");
+DEFINE_string(breadth, "",
+              "breadths to measure, numbers or all; empty: all up to 8192 tokens, 16 beyond");
 DEFINE_int32(documents, 1, "documents of each length");
 DEFINE_uint64(seed, 1, "of documents and questions");
 DEFINE_string(tasks, "facts,multikey,neardup,multiquery,passage,continuation",
@@ -53,11 +54,18 @@ Result<Plan> make_plan() {
     }
   }
   ICE_TRY(const auto budgets, parse_numbers("budget", FLAGS_budget, 0));
-  ICE_TRY(const auto breadths, parse_numbers("breadth", FLAGS_breadth, 1));
+  std::vector<std::optional<std::int32_t>> breadths = {std::nullopt};
+  if (!FLAGS_breadth.empty()) {
+    breadths.clear();
+    ICE_TRY(const auto numbers, parse_numbers("breadth", FLAGS_breadth, 1));
+    for (const std::int64_t number : numbers) {
+      breadths.push_back(number == kAllNumber ? kAllClusters : static_cast<std::int32_t>(number));
+    }
+  }
   for (const std::int64_t budget : budgets) {
-    for (const std::int64_t breadth : breadths) {
-      plan.options.arms.push_back({.budget = budget == kAllNumber ? kBudgetAll : budget,
-                                   .breadth = breadth == kAllNumber ? kAllClusters : breadth});
+    for (const std::optional<std::int32_t> breadth : breadths) {
+      plan.options.arms.push_back(
+          {.budget = budget == kAllNumber ? kBudgetAll : budget, .breadth = breadth});
     }
   }
   plan.options.group_tokens = FLAGS_group_tokens;
@@ -84,7 +92,8 @@ std::string budget_text(const EvalArm& arm) {
   return arm.budget == kBudgetAll ? "all" : std::to_string(arm.budget);
 }
 std::string breadth_text(const EvalArm& arm) {
-  return arm.breadth == kAllClusters ? "all" : std::to_string(arm.breadth);
+  if (!arm.breadth.has_value()) return "default";
+  return *arm.breadth == kAllClusters ? "all" : std::to_string(*arm.breadth);
 }
 
 // All figures of one arm, in the order in which the table shows them.

@@ -13,11 +13,9 @@ namespace icefield {
 
 // One way of attending that is measured. Full attention is the reference of all.
 struct EvalArm {
-  std::int64_t budget = 64;  // kBudgetAll: everything, through the clustered path
-  std::int64_t breadth = 0;  // kAllClusters
-  AttendOptions attend() const {
-    return {.budget = budget, .breadth = static_cast<std::int32_t>(breadth)};
-  }
+  std::int64_t budget = 64;             // kBudgetAll: everything, through the clustered path
+  std::optional<std::int32_t> breadth;  // empty: the contract's default
+  AttendOptions attend() const { return {.budget = budget, .breadth = breadth}; }
 };
 
 // Sums over questions and documents; what is divided by what is said at each figure.

@@ -13,11 +13,11 @@ namespace {
 using nlohmann::json;
 
 // The figures over all tasks and of the continuation, by name.
-std::map<std::string, json> evaluate(const std::string& budget, const std::string& tasks,
-                                     bool probes) {
+std::map<std::string, json> evaluate(const std::string& budget, const std::string& breadth,
+                                     const std::string& tasks, bool probes) {
   const ProcessResult result = run_icefield(
-      {"eval", "--context_tokens=1536", "--documents=1", "--budget=" + budget, "--breadth=all",
-       "--tasks=" + tasks, probes ? "--probes" : "--noprobes", "--json"});
+      {"eval", "--context_tokens=1536", "--documents=1", "--budget=" + budget,
+       "--breadth=" + breadth, "--tasks=" + tasks, probes ? "--probes" : "--noprobes", "--json"});
   EXPECT_EQ(result.exit_code, 0) << result.err;
   std::map<std::string, json> figures;
   const json report = json::parse(result.out);
@@ -26,7 +26,7 @@ std::map<std::string, json> evaluate(const std::string& budget, const std::strin
   for (const json& figure : report["figures"]) {
     const json& params = figure["params"];
     EXPECT_EQ(params["budget"], budget);
-    EXPECT_EQ(params["breadth"], "all");
+    EXPECT_EQ(params["breadth"], breadth.empty() ? "default" : breadth);
     EXPECT_EQ(params["context_tokens"], 1536);
     if (params["task"] == "all" || params["task"] == "continuation") {
       figures[figure["name"]] = figure;
@@ -36,7 +36,7 @@ std::map<std::string, json> evaluate(const std::string& budget, const std::strin
 }
 
 TEST(Eval, FiguresAreCompleteAndSane) {
-  auto figures = evaluate("64", "facts,continuation", true);
+  auto figures = evaluate("64", "", "facts,continuation", true);
   for (const char* name :
        {"full_right", "lost", "gained", "answer_nll", "kl", "top1_agreement", "strong_misses",
         "recall64", "hot_bytes", "full_bytes", "rows_per_token", "pages_per_token",
@@ -59,7 +59,7 @@ TEST(Eval, FiguresAreCompleteAndSane) {
 }
 
 TEST(Eval, BudgetOfAllGivesTheSameGreedyTokens) {
-  auto figures = evaluate("all", "continuation", false);
+  auto figures = evaluate("all", "all", "continuation", false);
   const double other = figures["top1_disagreements"]["value"];
   const double near_ties = figures["near_ties"]["value"];
   std::printf("%g of 128 tokens differ, %g of them near ties\n", other, near_ties);

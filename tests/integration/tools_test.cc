@@ -9,6 +9,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "storage/nvme_tier.h"
 #include "tests/support/gguf_writer.h"
 #include "tests/support/process.h"
 #include "tests/support/temp_dir.h"
@@ -162,6 +163,10 @@ TEST_F(Tools, MissingAndEmptyInputsAreExplained) {
                  2, "nothing to ask");
   expect_refused(run_arguments({"--model=" + dir_.file("none.gguf")}), 2, "no such file");
   expect_refused(run_arguments({"--model=" + dir_.file("document.txt")}), 2, "not a GGUF file");
+  const Bytes model = tiny_model(1).bytes();
+  std::ofstream(dir_.file("half.gguf"), std::ios::binary)
+      << as_text(ConstByteSpan(model).first(model.size() / 2));
+  expect_refused(run_arguments({"--model=" + dir_.file("half.gguf")}), 2, "truncated");
   expect_refused({"inspect"}, 2, "give --store=DIR");
   expect_refused({"inspect", "--store=" + dir_.file("nothing")}, 1, "no store at");
 }
@@ -234,7 +239,9 @@ TEST_F(Tools, StoresThatCannotBeUsedAreExplained) {
   std::ofstream(dir_.file("file")) << "x";
   expect_refused(run_arguments({"--store=" + dir_.file("file")}), 2, "it is a file");
   expect_refused(run_arguments({"--store=/proc/icefield"}), 2, "cannot be made");
-  // A damaged one; that of another layout version is in nvme_tier_test.
+  { const auto other = NvmeTier::open({.path = dir_.file("v999"), .layout_version = 999}).value(); }
+  expect_refused(run_arguments({"--store=" + dir_.file("v999")}), 2, "layout version 999");
+  expect_refused({"inspect", "--store=" + dir_.file("v999")}, 2, "layout version 999");
   ASSERT_EQ(run_icefield(run_arguments({"--store=" + dir_.file("store")})).exit_code, 0);
   std::ofstream(dir_.file("store") + "/CURRENT") << "MANIFEST-424242\n";
   expect_refused(run_arguments({"--store=" + dir_.file("store")}), 1, "delete the directory");

@@ -13,10 +13,34 @@
 #include "common/rng.h"
 #include "common/task_scope.h"
 #include "common/thread_pool.h"
+#include "common/xxh3_kernels.h"
 #include "tests/support/run_task.h"
 
 namespace icefield {
 namespace {
+
+#if defined(__x86_64__)
+// hash.cc picks one kernel; a store that is read on another CPU must find the same checksums.
+TEST(Xxh3, EveryInstructionSetGivesTheSameHash) {
+  SeededRng rng(5);
+  std::vector<std::byte> bytes(5000);
+  for (std::byte& byte : bytes) byte = static_cast<std::byte>(rng.next());
+  std::vector<const internal::Xxh3Kernel*> kernels;
+  if (__builtin_cpu_supports("avx2")) kernels.push_back(&internal::kXxh3Avx2);
+  if (__builtin_cpu_supports("avx512f")) kernels.push_back(&internal::kXxh3Avx512);
+  for (const std::size_t size : {0u, 1u, 16u, 128u, 129u, 240u, 241u, 256u, 1024u, 1025u, 5000u}) {
+    const ConstByteSpan whole = ConstByteSpan(bytes).first(size);
+    const std::uint64_t seed = rng.next();
+    const std::uint64_t expected = internal::kXxh3Baseline.whole(whole.data(), size, seed);
+    const std::vector<ConstByteSpan> pieces = {whole.first(size / 3), whole.subspan(size / 3)};
+    EXPECT_EQ(internal::kXxh3Baseline.pieces(pieces, seed), expected) << size;
+    for (const internal::Xxh3Kernel* kernel : kernels) {
+      EXPECT_EQ(kernel->whole(whole.data(), size, seed), expected) << size;
+      EXPECT_EQ(kernel->pieces(pieces, seed), expected) << size;
+    }
+  }
+}
+#endif
 
 TEST(FloatBits, Bf16RoundsToNearestEven) {
   EXPECT_EQ(float_to_bf16(1.0f), 0x3f80);

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <fstream>
 
 #include "tests/support/gguf_writer.h"
@@ -110,6 +111,12 @@ TEST_F(ModelTest, WhatTheEngineCannotComputeIsRefusedByName) {
            g.tensors["blk.0.attn_q.bias"] = g.tensors["output_norm.weight"];
          }),
          Code::kUnimplemented, "attn_q.bias");
+  for (const std::string name :
+       {"rope_freqs.weight", "blk.1.attn_v.bias", "blk.0.attn_q_norm.weight",
+        "blk.0.ffn_gate_inp.weight", "blk.weight", "blk..weight"}) {
+    expect(error([&](GgufWriter& g) { g.tensors[name] = g.tensors["output_norm.weight"]; }),
+           Code::kUnimplemented, "tensor \"" + name + "\" is not supported");
+  }
   expect(error([](GgufWriter& g) { g.tensors["blk.1.ffn_down.weight"].type = 12; }),
          Code::kUnimplemented, "\"blk.1.ffn_down.weight\" has type Q4_K");
   expect(error([](GgufWriter& g) { g.tensors["blk.1.ffn_down.weight"].type = 99; }),
@@ -141,6 +148,14 @@ TEST_F(ModelTest, WrongShapesAndMissingPartsAreNamed) {
          Code::kInvalidArgument, "is not an integer");
   expect(error([](GgufWriter& g) { g.metadata["llama.block_count"] = std::uint32_t{0}; }),
          Code::kInvalidArgument, "a size of 0");
+  for (const float base : {0.0f, -1.0f, NAN, INFINITY}) {
+    expect(error([&](GgufWriter& g) { g.metadata["llama.rope.freq_base"] = base; }),
+           Code::kInvalidArgument, "a RoPE base of");
+    expect(error([&](GgufWriter& g) {
+             g.metadata["llama.attention.layer_norm_rms_epsilon"] = base == 0 ? 2.0f : base;
+           }),
+           Code::kInvalidArgument, "a norm epsilon of");
+  }
   expect(
       error([](GgufWriter& g) { g.metadata["llama.attention.head_count_kv"] = std::uint32_t{3}; }),
       Code::kInvalidArgument, "do not divide");

@@ -151,6 +151,79 @@ TEST_F(WorkerTest, TokensOfACallSeeTheOnesBeforeThem) {
   EXPECT_LT(relative_difference(at_once, one_by_one), 1e-6);
 }
 
+// Head dimensions, query heads per KV head and calls of up to 16 tokens: everything selected is
+// full attention, and a budget is what the contract's step 4 says.
+TEST_F(WorkerTest, EveryShapeOfACallIsFullAttentionAtBudgetAll) {
+  for (const std::int32_t d : {64, 128}) {
+    const KvShape shape{.layer_count = 1, .kv_head_count = 2, .d_k = d, .d_v = d};
+    const FakeSequence sequence(11, shape, 1400);
+    for (const std::int32_t query_group : {1, 3, 4, 7, 8, 16}) {
+      WorkerFixture fixture = make_worker({.shape = shape, .query_group = query_group});
+      Context dense = fixture.fill(sequence, 1300);
+      Context sealed = fixture.worker->fork(dense);
+      ASSERT_TRUE(fixture.worker->seal(sealed, 1300).ok());
+      for (const std::int64_t tokens : {1, 5, 16}) {
+        Context full_fork = fixture.worker->fork(dense);
+        Context all_fork = fixture.worker->fork(sealed);
+        Context small_fork = fixture.worker->fork(sealed);
+        const std::vector<float> full = fixture.step(full_fork, sequence, tokens, {}, 5);
+        const std::vector<float> all = fixture.step(all_fork, sequence, tokens, {}, 5);
+        for (std::size_t i = 0; i < full.size(); ++i) ASSERT_NEAR(all[i], full[i], 1e-5);
+        StepReport report;
+        (void)fixture.step(small_fork, sequence, tokens, {.budget = 50}, 5, &report);
+        EXPECT_EQ(report.rows_selected, 2 * 50 * std::min<std::int64_t>(tokens, 4));
+      }
+    }
+  }
+}
+
+// What one fork appends, the other does not see: not in the block they share, not when the window
+// moves on, not in what is sealed.
+TEST_F(WorkerTest, ForksGrowApart) {
+  WorkerFixture fixture = make_worker();
+  const FakeSequence other(8, kShape, 3000);
+  Context context = fixture.fill(sequence_, 1100);
+  ASSERT_TRUE(fixture.worker->seal(context, 1100).ok());
+  Context left = fixture.worker->fork(context);
+  Context right = fixture.worker->fork(context);
+  fixture.append(left, sequence_, 500);
+  fixture.append(right, other, 500);
+  WorkerFixture alone = make_worker();
+  Context expected_left = alone.fill(sequence_, 1100);
+  Context expected_right = alone.worker->fork(expected_left);
+  ASSERT_TRUE(alone.worker->seal(expected_left, 1100).ok());
+  ASSERT_TRUE(alone.worker->seal(expected_right, 1100).ok());
+  alone.append(expected_left, sequence_, 500);
+  alone.append(expected_right, other, 500);
+  const std::vector<float> of_left = fixture.step(left, sequence_, 1, {.budget = 64}, 5);
+  EXPECT_EQ(of_left, alone.step(expected_left, sequence_, 1, {.budget = 64}, 5));
+  EXPECT_EQ(fixture.step(right, other, 1, {.budget = 64}, 5),
+            alone.step(expected_right, other, 1, {.budget = 64}, 5));
+  EXPECT_EQ(left.segments()[0], right.segments()[0]) << "the past is shared";
+  EXPECT_NE(left.prefix().back(), right.prefix().back());
+  EXPECT_EQ(context.token_count(), 1100) << "and is as it was";
+}
+
+// A document ends where its writer says (seal_at): others match there, whatever follows it.
+TEST_F(WorkerTest, SealedPositionsAreWhereMatchesEnd) {
+  WorkerFixture writer = make_worker();
+  Context context = writer.fill(sequence_, 1500);
+  ASSERT_TRUE(writer.worker->seal(context, 700).ok());  // rounded down to a block: 512
+  EXPECT_EQ(context.sealed_tokens(), 1024) << "what left the window is sealed too";
+  ASSERT_TRUE(writer.worker->seal(context, 100).ok()) << "sealed before: nothing to do";
+  std::vector<std::uint32_t> tokens(sequence_.tokens.begin(), sequence_.tokens.begin() + 1500);
+  tokens[512] ^= 1;  // another text after the first 512 tokens
+  EXPECT_EQ(writer.worker->match(tokens).value().token_count(), 512);
+  tokens[512] ^= 1;
+  tokens[1030] ^= 1;
+  const PrefixMatch match = writer.worker->match(tokens).value();
+  EXPECT_EQ(match.token_count(), 1024);
+  Context attached = writer.worker->attach(tokens, match, AttachRows::kWindow).value();
+  writer.append(attached, sequence_, 476);
+  EXPECT_EQ(writer.step(attached, sequence_, 1, {.budget = 64}, 5),
+            writer.step(context, sequence_, 1, {.budget = 64}, 5));
+}
+
 TEST_F(WorkerTest, BatchOfContextsIsEachByItself) {
   WorkerFixture fixture = make_worker();
   const FakeSequence other(8, kShape, 2000);
