@@ -144,6 +144,23 @@ void CacheNode::note_evicted(const ObjectKey& key) {
   if (disk_ == nullptr) incomplete_.push_back({key.segment, key.build});
 }
 
+void CacheNode::note_disk_evicted(const ObjectKey& key) {
+  // A value whose chunk is gone is a miss when it is read; memory may still have it whole.
+  if (key.part.kind <= PartKind::kExtent) incomplete_.push_back({key.segment, key.build});
+}
+
+// Manifest first: a node that is killed meanwhile removes the rest when it starts.
+Task<> CacheNode::remove_from_disk(const StoredBuild& build) {
+  const SegmentId segment = build.segment.id();
+  std::vector<PartId> parts = parts_of(build.slice, build.segment.token_count);
+  parts.insert(parts.begin(), PartId{.kind = PartKind::kManifest});
+  for (const PartId& part : parts) {
+    const ObjectKey key{.segment = segment, .build = build.build, .part = part};
+    ICE_CO_TRY(co_await disk_->remove(key));
+  }
+  co_return Status();
+}
+
 // Nothing is kept that cannot be used.
 Task<> CacheNode::drop_incomplete_builds() {
   while (!incomplete_.empty()) {
@@ -154,11 +171,13 @@ Task<> CacheNode::drop_incomplete_builds() {
       // A build that is still being written has no manifest yet: its commit will be refused.
       if (lost.contains({key.segment, key.build})) parts.push_back(key);
     });
-    for (const BuildKey& build : lost) {
-      if (builds_.contains(build)) {
-        LOG(WARNING) << "build " << to_string(build.build) << " evicted: memory is full";
-      }
-      forget(build);
+    for (const BuildKey& key : lost) {
+      const auto found = builds_.find(key);
+      if (found == builds_.end()) continue;
+      LOG(WARNING) << "build " << to_string(key.build) << " evicted: no room";
+      const StoredBuild build = found->second;
+      forget(key);
+      if (disk_ != nullptr) ICE_CO_TRY(co_await remove_from_disk(build));
     }
     for (const ObjectKey& key : parts) ICE_CO_TRY(co_await memory_.remove(key));
   }

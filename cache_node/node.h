@@ -59,6 +59,10 @@ class CacheNode {
 
   ListBuildsReply list() const;
 
+  // To be called for objects that the disk evicted. The rest of their builds goes with the next
+  // put.
+  void note_disk_evicted(const ObjectKey& key);
+
   Counter disk_reads{"icefield_cache_node_disk_reads_total", "objects read from disk"};
   Counter page_reads{"icefield_cache_node_page_reads_total", "pages sent to workers"};
 
@@ -73,6 +77,7 @@ class CacheNode {
   Task<> put_one(PutObject object, NamespaceId name_space);
   void note_evicted(const ObjectKey& key);
   Task<> drop_incomplete_builds();
+  Task<> remove_from_disk(const StoredBuild& build);
   std::optional<ObjectInfo> find(const ObjectKey& key) const;
   void know(const StoredBuild& build);
   void forget(const BuildKey& build);
@@ -82,7 +87,7 @@ class CacheNode {
   NodeValues values_;
   std::map<BuildKey, StoredBuild> builds_;
   std::unordered_multimap<PrefixHash, BuildKey, Hash128Hasher> by_end_;
-  std::vector<BuildKey> incomplete_;  // memory evicted a part, nothing else has it
+  std::vector<BuildKey> incomplete_;  // a part was evicted, nothing else has it
 };
 
 }  // namespace icefield

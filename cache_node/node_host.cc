@@ -5,12 +5,20 @@
 namespace icefield {
 
 Result<std::unique_ptr<NodeHost>> NodeHost::open(Options options, asio::any_io_executor shard) {
-  ICE_TRY(auto memory, DramTier::open({.capacity_bytes = options.dram_bytes}));
+  ICE_TRY(auto memory,
+          DramTier::open({.capacity_bytes = options.dram_bytes, .eviction = options.eviction}));
   std::unique_ptr<NvmeTier> disk;
   if (!options.store.empty()) {
-    ICE_TRY(disk, NvmeTier::open({.path = options.store, .create = options.create}));
+    ICE_TRY(disk, NvmeTier::open({.path = options.store,
+                                  .capacity_bytes = options.nvme_bytes,
+                                  .eviction = options.eviction,
+                                  .create = options.create}));
   }
   std::unique_ptr<NodeHost> host(new NodeHost(std::move(memory), std::move(disk)));
+  if (host->disk_ != nullptr) {
+    CacheNode& node = host->node_;
+    host->disk_->on_evict([&node](const ObjectKey& key) { node.note_disk_evicted(key); });
+  }
   ICE_TRY(sync_wait(shard, host->node_.recover()));
   return host;
 }
@@ -21,8 +29,12 @@ void NodeHost::collect(MetricsPage& page) const {
   page.add(node_.page_reads);
   for (const Counter* counter : node_.values().counters()) page.add(*counter);
   page.add(memory_->evicted);
+  page.add(memory_->expired);
   page.add(memory_->damaged);
   if (disk_ != nullptr) {
+    page.add(disk_->evicted);
+    page.add(disk_->expired);
+    page.add(disk_->flushes);
     page.add(disk_->damaged);
     page.add(disk_->read_bytes);
   }

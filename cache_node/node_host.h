@@ -16,8 +16,10 @@ class NodeHost {
  public:
   struct Options {
     std::int64_t dram_bytes = std::int64_t{1} << 30;
-    std::string store;   // directory of the NVMe tier; empty: memory only
-    bool create = true;  // false: a store that is not there is kNotFound
+    std::string store;                           // directory of the NVMe tier; empty: memory only
+    std::int64_t nvme_bytes = 0;                 // limit of its files; 0: the disk's
+    EvictionKind eviction = EvictionKind::kArc;  // of both tiers
+    bool create = true;                          // false: a store that is not there is kNotFound
   };
 
   // Opens the tiers and recovers what the disk holds. Errors as NvmeTier::open(),

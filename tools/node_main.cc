@@ -20,6 +20,8 @@ DEFINE_string(admin_listen, "127.0.0.1:0",
               "loopback host:port for /health, /ready, /metrics, /config, /version; empty: none");
 DEFINE_string(store, "", "directory of the NVMe tier; empty: memory only");
 DEFINE_int64(dram_bytes, std::int64_t{1} << 30, "memory for objects");
+DEFINE_int64(nvme_bytes, 0, "limit of the files in --store, eviction from 85 % on; 0: the disk's");
+DEFINE_string(eviction, "arc", "arc or lru: which objects leave when a tier is full");
 DEFINE_string(lanes, "auto", "auto, tcp or shared_memory: what may carry bulk bytes");
 DEFINE_string(network, "",
               "devices for bulk bytes, as UCX names them (eth0, mlx5_0:1, all); empty: lo when "
@@ -59,6 +61,8 @@ nlohmann::ordered_json effective_options() {
           {"admin_listen", FLAGS_admin_listen},
           {"store", FLAGS_store},
           {"dram_bytes", FLAGS_dram_bytes},
+          {"nvme_bytes", FLAGS_nvme_bytes},
+          {"eviction", FLAGS_eviction},
           {"network", FLAGS_network},
           {"token_file", FLAGS_token_file},
           {"insecure_listen", FLAGS_insecure_listen},
@@ -86,7 +90,11 @@ class NodeProcess {
     if (!FLAGS_admin_listen.empty()) {
       ICE_TRY(admin_address_, sync_wait(shard_.executor(), admin_.listen(FLAGS_admin_listen)));
     }
-    ICE_TRY(host_, NodeHost::open({.dram_bytes = FLAGS_dram_bytes, .store = FLAGS_store},
+    ICE_TRY(const EvictionKind eviction, parse_eviction_kind(FLAGS_eviction));
+    ICE_TRY(host_, NodeHost::open({.dram_bytes = FLAGS_dram_bytes,
+                                   .store = FLAGS_store,
+                                   .nvme_bytes = FLAGS_nvme_bytes,
+                                   .eviction = eviction},
                                   shard_.executor()));
     ICE_TRY(transport_, UcxTransport::create(shard_.executor(), options));
     auto listening = transport_->listen(FLAGS_listen, shard_.executor(), host_->service());
