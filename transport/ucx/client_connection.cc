@@ -27,7 +27,7 @@ Task<> ClientConnection::connect() {
   asio::steady_timer limit(worker_.shard(), options_.connect_timeout);
   auto give_up = [weak = weak_from_this()](const boost::system::error_code& cancelled) {
     const auto self = weak.lock();
-    if (!cancelled && self != nullptr) self->control_.close();
+    if (!cancelled && self != nullptr) self->abandon();
   };
   limit.async_wait(std::move(give_up));
   Status shaken = co_await shake_hands();
@@ -49,8 +49,10 @@ Task<> ClientConnection::shake_hands() {
   const auto found = co_await resolver.async_resolve(
       address.host, port, asio::redirect_error(asio::use_awaitable, error));
   if (error) co_return Status(Code::kUnavailable, error.message());
+  if (abandoned_) co_return Status(Code::kUnavailable, "given up");
   co_await asio::async_connect(control_, found, asio::redirect_error(asio::use_awaitable, error));
   if (error) co_return Status(Code::kUnavailable, error.message());
+  if (abandoned_) co_return Status(Code::kUnavailable, "given up");
   set_socket_options(control_);
   local_ = control_.remote_endpoint(error).address() == control_.local_endpoint(error).address();
 

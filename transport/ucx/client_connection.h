@@ -24,7 +24,10 @@ class ClientConnection final : public FragmentSink,
   // Once, before anything else. kUnavailable when nobody answers in time or with our protocol.
   Task<> connect();
   // Ends a connect() that is under way; it returns soon.
-  void abandon() { control_.close(); }
+  void abandon() {
+    abandoned_ = true;
+    control_.close();
+  }
   // As Transport::call().
   Task<Reply> call(Request request, Buffer into, Deadline deadline);
   asio::awaitable<void> close();
@@ -99,6 +102,7 @@ class ClientConnection final : public FragmentSink,
   Status failure_;
   std::string lanes_;
   bool local_ = false;
+  bool abandoned_ = false;  // the socket may not have been open yet
   std::function<void()> notify_;
   TaskScope scope_;
 };

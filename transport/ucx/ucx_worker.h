@@ -79,8 +79,8 @@ class UcxWorker {
   std::string address_;
   asio::posix::stream_descriptor event_;
   asio::steady_timer nap_;
-  // Never expires. Asio sets the system's timer whenever the first of its own changes: with this one
-  // there, those that wait for an event and not for a time change nothing.
+  // Never expires. Asio sets the system's timer whenever the first of its own changes: with this
+  // one there, those that wait for an event and not for a time change nothing.
   asio::steady_timer anchor_;
   bool sleeping_ = false;
   bool message_open_ = false;  // the last fragment was not the last of its message
