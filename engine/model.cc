@@ -19,6 +19,26 @@ Result<std::unique_ptr<Model>> Model::load(const std::string& path) {
   return model;
 }
 
+// What would give NaN for every token is refused here.
+Status Model::read_numbers() {
+  ICE_TRY(const double epsilon, file_->number("llama.attention.layer_norm_rms_epsilon"));
+  if (!(epsilon >= 0 && epsilon < 1)) {
+    return Status(Code::kInvalidArgument, "model " + file_->path() + ": a norm epsilon of " +
+                                              std::to_string(epsilon) + " in its metadata");
+  }
+  config_.norm_epsilon = static_cast<float>(epsilon);
+  config_.rope_base = 10000;
+  if (file_->has("llama.rope.freq_base")) {
+    ICE_TRY(config_.rope_base, file_->number("llama.rope.freq_base"));
+  }
+  if (!(config_.rope_base > 0 && std::isfinite(config_.rope_base))) {
+    return Status(Code::kInvalidArgument, "model " + file_->path() + ": a RoPE base of " +
+                                              std::to_string(config_.rope_base) +
+                                              " in its metadata");
+  }
+  return Status();
+}
+
 Status Model::read_config() {
   const auto refuse = [this](const std::string& what) {
     return Status(Code::kUnimplemented, "model " + file_->path() + ": " + what);
@@ -44,21 +64,7 @@ Status Model::read_config() {
   ICE_TRY(config_.hidden, file_->integer("llama.embedding_length"));
   ICE_TRY(config_.ffn, file_->integer("llama.feed_forward_length"));
   ICE_TRY(config_.max_positions, file_->integer("llama.context_length"));
-  ICE_TRY(const double epsilon, file_->number("llama.attention.layer_norm_rms_epsilon"));
-  if (!(epsilon >= 0 && epsilon < 1)) {
-    return Status(Code::kInvalidArgument, "model " + file_->path() + ": a norm epsilon of " +
-                                              std::to_string(epsilon) + " in its metadata");
-  }
-  config_.norm_epsilon = static_cast<float>(epsilon);
-  config_.rope_base = 10000;
-  if (file_->has("llama.rope.freq_base")) {
-    ICE_TRY(config_.rope_base, file_->number("llama.rope.freq_base"));
-  }
-  if (!(config_.rope_base > 0 && std::isfinite(config_.rope_base))) {
-    return Status(Code::kInvalidArgument, "model " + file_->path() + ": a RoPE base of " +
-                                              std::to_string(config_.rope_base) +
-                                              " in its metadata");
-  }
+  ICE_TRY(read_numbers());
   constexpr std::int64_t kMost = 1 << 20;
   for (const std::int64_t value :
        {layers, heads, kv_heads, config_.hidden, config_.ffn, config_.max_positions}) {

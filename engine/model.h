@@ -60,6 +60,7 @@ class Model {
 
  private:
   Model() = default;
+  Status read_numbers();
   Status read_config();
   Status check_tensors() const;
   Status read_weights();

@@ -2,10 +2,12 @@
 // budget of everything is full attention, token by token.
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 
 #include "tests/support/process.h"
+#include "tests/support/temp_dir.h"
 
 namespace icefield {
 namespace {
@@ -56,6 +58,29 @@ TEST(Eval, FiguresAreCompleteAndSane) {
   EXPECT_GT(value("tail_share"), 0);
   EXPECT_EQ(figures["hot_bytes"]["against"], "full attention");
   EXPECT_EQ(figures["hot_bytes"]["better"], "lower");
+}
+
+// The chat template stands around document and question; without it the prompt is raw text.
+TEST(Run, ChatTemplateIsOptIn) {
+  TempDir dir;
+  std::ofstream(dir.file("document.txt")) << "The ferry to the island leaves at nine.";
+  std::map<std::string, double> prefilled;
+  for (const std::string prompt : {"raw", "chat"}) {
+    const ProcessResult result =
+        run_icefield({"run", "--document=" + dir.file("document.txt"), "--prompt=" + prompt,
+                      "--ask=When does the ferry leave?", "--max_tokens=12", "--json"});
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    const json report = json::parse(result.out);
+    for (const json& figure : report["figures"]) {
+      if (figure["name"] == "prefill_tokens") prefilled[prompt] = figure["value"];
+    }
+    if (prompt == "chat") {
+      EXPECT_NE(report["answers"][0]["answer"].get<std::string>().find("nine"), std::string::npos)
+          << result.out;
+    }
+  }
+  // "<|im_start|>system … <|im_end|>\n<|im_start|>user\n" before the document.
+  EXPECT_GT(prefilled["chat"], prefilled["raw"] + 15);
 }
 
 TEST(Eval, BudgetOfAllGivesTheSameGreedyTokens) {
