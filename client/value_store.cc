@@ -63,6 +63,11 @@ struct ValueStore::PutProgress {
   std::size_t next = 0;    // in by_node
   std::int64_t chunk = 0;  // of that value
   PartCursor parts{{}};    // the rest of it
+
+  void skip() {
+    ++next;
+    chunk = 0;
+  }
 };
 
 Task<PutOutcome> ValueStore::put(std::string_view key, ConstByteSpan value, PutOptions options,
@@ -97,11 +102,17 @@ Task<std::vector<Result<PutOutcome>>> ValueStore::put_batch(std::vector<ValueToP
         puts.outcomes[i] = valid;
       }
     }
-    TaskScope scope(co_await asio::this_coro::executor);
-    for (std::size_t node = 0; node < puts.by_node.size(); ++node) {
-      if (!puts.by_node[node].empty()) scope.spawn(put_to(puts, node));
+    const auto busy = [](const auto& some) { return !some.empty(); };
+    if (std::ranges::count_if(puts.by_node, busy) == 1) {
+      const auto only = std::ranges::find_if(puts.by_node, busy);
+      co_await put_to(puts, static_cast<std::size_t>(only - puts.by_node.begin()));
+    } else {
+      TaskScope scope(co_await asio::this_coro::executor);
+      for (std::size_t node = 0; node < puts.by_node.size(); ++node) {
+        if (!puts.by_node[node].empty()) scope.spawn(put_to(puts, node));
+      }
+      co_await scope.join();
     }
-    co_await scope.join();
     if (!puts.stale) break;
   }
   co_return std::move(puts.outcomes);
@@ -114,75 +125,87 @@ asio::awaitable<void> ValueStore::put_to(Puts& puts, std::size_t node) {
   }
 }
 
-// One request: as many chunks of as many values as it holds, each hashed just before it is sent.
-asio::awaitable<void> ValueStore::put_part(Puts& puts, std::size_t node, PutProgress& progress) {
-  struct Part {
-    std::size_t value = 0;
+// What one request carries, and the memory that it points at.
+struct ValueStore::PutPart {
+  struct Item {
+    std::size_t value = 0;  // in Puts
     std::size_t checksum_count = 0;
     std::size_t part_count = 0;
   };
-  const std::vector<std::size_t>& mine = puts.by_node[node];
   PutValues request;
-  request.scope = {.name_space = puts.call.name_space, .flush_number = puts.flush_number};
-  request.upload = puts.upload;
-  request.options = puts.options;
-  std::vector<Part> items;
+  std::vector<Item> items;
   std::vector<std::uint64_t> checksums;
   std::vector<ConstByteSpan> parts;
-  std::vector<std::uint64_t> pieces;
-  std::int64_t room = options_.request_bytes;
   bool unfinished = false;  // the last value has more chunks
-  while (progress.next < mine.size() && room > 0 && !unfinished &&
-         std::ssize(items) < kMaxRequestItems) {
+
+  // Once nothing moves any more.
+  void point() {
+    std::span<const std::uint64_t> checksums_left = checksums;
+    std::span<const ConstByteSpan> parts_left = parts;
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      request.values[i].checksums = checksums_left.first(items[i].checksum_count);
+      request.values[i].parts = parts_left.first(items[i].part_count);
+      checksums_left = checksums_left.subspan(items[i].checksum_count);
+      parts_left = parts_left.subspan(items[i].part_count);
+    }
+  }
+};
+
+// As many chunks of as many values as one request holds, each hashed just before it is sent.
+void ValueStore::plan_part(const Puts& puts, std::size_t node, PutProgress& progress,
+                           PutPart& part) const {
+  const std::vector<std::size_t>& mine = puts.by_node[node];
+  std::vector<std::uint64_t> checks;  // of the pieces of a chunk
+  std::int64_t room = options_.request_bytes;
+  while (progress.next < mine.size() && room > 0 && !part.unfinished &&
+         std::ssize(part.items) < kMaxRequestItems) {
     const std::size_t index = mine[progress.next];
     const ValueToPut& value = puts.values[index];
     const std::int64_t bytes = bytes_of(value.parts);
     if (progress.chunk == 0) progress.parts = PartCursor(value.parts);
-    if (progress.chunk == 0 && bytes <= kValueChunkBytes && bytes > room) break;
+    if (bytes <= kValueChunkBytes && bytes > room) return;
     const std::int64_t count = value_chunk_count(bytes);
-    request.values.push_back(
+    part.request.values.push_back(
         {.key = value.key, .value_bytes = bytes, .first_chunk = progress.chunk});
-    Part item{.value = index};
+    PutPart::Item item{.value = index};
     for (; progress.chunk < count && (room > 0 || item.checksum_count == 0); ++progress.chunk) {
       const ObjectKey key = value_chunk_key(puts.hashes[index], count, progress.chunk);
       const std::int64_t size = chunk_range(bytes, progress.chunk, 0, bytes).chunk_bytes;
-      const std::size_t before = parts.size();
-      progress.parts.take(size, parts);
-      pieces.clear();
-      value_piece_checks(key, std::span(parts).subspan(before), pieces);
-      checksums.push_back(value_chunk_checksum(key, pieces));
+      const std::size_t before = part.parts.size();
+      progress.parts.take(size, part.parts);
+      checks.clear();
+      value_piece_checks(key, std::span(part.parts).subspan(before), checks);
+      part.checksums.push_back(value_chunk_checksum(key, checks));
       room -= size;
-      item.part_count += parts.size() - before;
+      item.part_count += part.parts.size() - before;
       ++item.checksum_count;
     }
-    unfinished = progress.chunk < count;
-    if (!unfinished) {
-      ++progress.next;
-      progress.chunk = 0;
-    }
-    items.push_back(item);
+    part.unfinished = progress.chunk < count;
+    if (!part.unfinished) progress.skip();
+    part.items.push_back(item);
   }
-  std::size_t checksum = 0;
-  std::size_t part = 0;
-  for (std::size_t i = 0; i < items.size(); ++i) {
-    request.values[i].checksums = std::span(checksums).subspan(checksum, items[i].checksum_count);
-    request.values[i].parts = std::span(parts).subspan(part, items[i].part_count);
-    checksum += items[i].checksum_count;
-    part += items[i].part_count;
-  }
+}
+
+asio::awaitable<void> ValueStore::put_part(Puts& puts, std::size_t node, PutProgress& progress) {
+  PutPart part;
+  part.request.scope = {.name_space = puts.call.name_space, .flush_number = puts.flush_number};
+  part.request.upload = puts.upload;
+  part.request.options = puts.options;
+  plan_part(puts, node, progress, part);
+  part.point();
 
   Status status = nodes_.admit(node);
   Result<PutValuesReply> reply = status.ok() ? Result<PutValuesReply>() : status;
   if (puts.call.cancel != nullptr && puts.call.cancel->cancelled()) {
     reply = Status(Code::kCancelled, "put cancelled");
   } else if (status.ok()) {
-    reply = co_await nodes_.stub(node).put(std::move(request), puts.call.deadline);
+    reply = co_await nodes_.stub(node).put(std::move(part.request), puts.call.deadline);
     nodes_.report(node, reply.status());
   }
   if (reply.has_value() && was_stale(reply->head, puts.call)) puts.stale = true;
   if (reply.has_value() && !reply->head.status.ok()) reply = reply->head.status;
-  for (std::size_t i = 0; i < items.size(); ++i) {
-    Result<PutOutcome>& outcome = puts.outcomes[items[i].value];
+  for (std::size_t i = 0; i < part.items.size(); ++i) {
+    Result<PutOutcome>& outcome = puts.outcomes[part.items[i].value];
     if (reply.has_value()) {
       outcome = reply->outcomes[i];
     } else {
@@ -190,11 +213,9 @@ asio::awaitable<void> ValueStore::put_part(Puts& puts, std::size_t node, PutProg
     }
   }
   // The rest of a value is not worth sending when it is there already or cannot be stored.
-  if (!unfinished) co_return;
-  const Result<PutOutcome>& last = puts.outcomes[items.back().value];
-  if (last.has_value() && *last == PutOutcome::kStored) co_return;
-  ++progress.next;
-  progress.chunk = 0;
+  if (!part.unfinished) co_return;
+  const Result<PutOutcome>& last = puts.outcomes[part.items.back().value];
+  if (!last.has_value() || *last != PutOutcome::kStored) progress.skip();
 }
 
 // ------------------------------------------------------------------------------- small requests

@@ -114,6 +114,7 @@ class ValueStore {
   struct Fetch;
   struct Puts;
   struct PutProgress;
+  struct PutPart;
 
   // Reading (value_store_read.cc).
   asio::awaitable<void> fetch(Fetch& fetch);
@@ -127,6 +128,7 @@ class ValueStore {
 
   // Writing.
   asio::awaitable<void> put_to(Puts& puts, std::size_t node);
+  void plan_part(const Puts& puts, std::size_t node, PutProgress& progress, PutPart& part) const;
   asio::awaitable<void> put_part(Puts& puts, std::size_t node, PutProgress& progress);
 
   // Small requests: keys by node, with one redo when the flush number was behind.

@@ -49,8 +49,9 @@ class Sha256 {
   void update(ConstByteSpan bytes);
   std::array<std::byte, 32> finish();  // once
 
- private:
   struct State;
+
+ private:
   std::unique_ptr<State> state_;
 };
 
