@@ -31,7 +31,7 @@ constexpr Verb kVerbs[] = {
     {"bench store", "values beside Redis, memcached and memcpy"},
     {"bench trace", "hit rates of the eviction policies on a trace"},
     {"bench nvme", "the NVMe tier beside fio"},
-    {"bench integrity", "flipped bits in memory and on disk: every one detected"},
+    {"bench integrity", "flipped bits in memory: every one detected"},
     {"bench faults", "how punctual calls are while a node is frozen"},
     {"bench transport", "bytes between two processes, beside ucx_perftest"},
     {"cluster", "several nodes on this machine, for trying and for tests"},

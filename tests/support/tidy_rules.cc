@@ -86,7 +86,7 @@ const std::vector<IncludeRule>& include_rules() {
   static const std::vector<IncludeRule> rules = {
       {"rocksdb/",
        [](const std::string& path) {
-         return in_any(path, {"storage/", "bench/"});
+         return in_any(path, {"storage/", "bench/", "tests/unit/storage/"});
        },
        "RocksDB outside storage/; use a Tier"},
       {"glog/", [](const std::string& path) { return !is_header(path); },

@@ -1,6 +1,7 @@
 #include "storage/dram_tier.h"
 
 #include <gtest/gtest.h>
+#include <malloc.h>
 
 #include "tests/support/objects.h"
 #include "tests/support/run_task.h"
@@ -100,6 +101,34 @@ TEST_F(DramTierTest, EveryFlippedBitIsDetected) {
       EXPECT_EQ(result.error().code(), Code::kDataLoss);
     }
   }
+}
+
+// What the process allocates beside the slab, with a tier that has been full for long: entries,
+// index, policy and ghosts. The bar is 200 bytes.
+TEST(DramTierMemory, AnObjectCostsAtMost200BytesBeyondItsSlots) {
+  constexpr std::int64_t kObjects = 200000;
+  const auto allocated = [] {
+    return static_cast<std::int64_t>(mallinfo2().uordblks) +
+           static_cast<std::int64_t>(mallinfo2().hblkhd);
+  };
+  const std::int64_t before = allocated();
+  const auto tier = DramTier::open({.capacity_bytes = kObjects * 4096, .slot_bytes = 4096}).value();
+  SeededRng rng(1);
+  const Bytes bytes(16, std::byte{1});
+  const std::vector<ConstByteSpan> pieces = {bytes};
+  for (std::int64_t i = 0; i < 3 * kObjects; ++i) {
+    const ObjectKey key = random_key(rng);
+    ASSERT_TRUE(run_task(tier->put(key, pieces, info_of(key, bytes))).has_value());
+    if (i % 2 == 0) {
+      ASSERT_TRUE(run_task(tier->get(key, Verify::kByTier)).has_value());
+    }
+  }
+  ASSERT_EQ(tier->usage().object_count, kObjects);
+  const double each = static_cast<double>(allocated() - before) / static_cast<double>(kObjects);
+  RecordProperty("bytes_per_object", std::to_string(each));
+  std::printf("%.1f bytes an object\n", each);
+  EXPECT_LE(each, 200);
+  EXPECT_GT(each, 80) << "the measurement misses something";
 }
 
 TEST(DramTierOptions, NonsenseIsRefused) {
