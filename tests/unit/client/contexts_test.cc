@@ -37,10 +37,9 @@ TEST(Contexts, LiveOverSeveralNodesAndPagesComeFromAll) {
     ASSERT_TRUE(
         cluster.run(cluster.contexts().publish(built.back(), "model\n", Deadline::never())).ok());
   }
-  const PrefixMatch match =
-      cluster
-          .run(cluster.contexts().match(prefix, "model\n", Slice::whole(kShape), Deadline::never()))
-          .value();
+  ContextScope scope{.fingerprint_text = "model\n", .slice = Slice::whole(kShape)};
+  auto matching = cluster.contexts().match(prefix, std::move(scope), Deadline::never());
+  const PrefixMatch match = cluster.run(std::move(matching)).value();
   ASSERT_EQ(match.chain.size(), 6u);
   std::size_t nodes_used = 0;
   for (std::size_t i = 0; i < 3; ++i) {
