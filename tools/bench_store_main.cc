@@ -28,10 +28,10 @@ namespace icefield {
 namespace {
 
 constexpr char kUsage[] =
-    R"(icefield bench store — puts and gets of values: one client, one server thread, values verified
+    R"(icefield bench store — puts and gets of values: one client, one server thread, verified
 
-Redis and memcached run beside it on the same path (apt-get install redis-server memcached), in the
-same rounds. Our puts are of new values, into memory that is full; theirs overwrite.
+Redis and memcached run beside it on the same path, in the same rounds (apt-get install
+redis-server memcached). Our puts are of new values, into memory that is full; theirs overwrite.
 
   icefield bench store --transports=shared_memory --rounds=7
 )";

@@ -19,7 +19,9 @@ namespace icefield {
 namespace {
 
 constexpr char kUsage[] =
-    R"(icefield ping — asks every member of a cluster and measures round trips; exit code 1 when one is down
+    R"(icefield ping — asks every member of a cluster and measures round trips
+
+The exit code is 1 when one is down.
 
   icefield ping --cluster=127.0.0.1:7070,127.0.0.1:7071
 )";

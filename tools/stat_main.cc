@@ -17,7 +17,9 @@ namespace icefield {
 namespace {
 
 constexpr char kUsage[] =
-    R"(icefield stat — shows tiers, namespaces and counters of every node; exit code 1 when one does not answer
+    R"(icefield stat — shows tiers, namespaces and counters of every node
+
+The exit code is 1 when one does not answer.
 
   icefield stat --cluster=127.0.0.1:7070,127.0.0.1:7071
 )";
