@@ -26,7 +26,7 @@ void to_proto(const TierUsage& usage, proto::TierUsage* out);
 TierUsage from_proto(const proto::TierUsage& usage);
 
 // Ok when the token of a connection grants the namespace, which is checked before anything of a
-// request is done. Reads by build id need no more: who was not given one by a match cannot guess it.
+// request is done. Reads by build id need no more: who got none from a match cannot guess it.
 Status check_grant(const Caller& caller, const std::string& name_space);
 
 template <class Hash>

@@ -214,7 +214,7 @@ TEST_F(Tools, NonsenseNumbersAreRefused) {
 // More memory than any machine has: a sentence, not a crash.
 TEST_F(Tools, MemoryThatIsNotThereIsExplained) {
   expect_refused(run_arguments({"--pool_bytes=1000000000000000"}), 1, "no memory for a hot pool");
-  expect_refused(run_arguments({"--dram_bytes=1000000000000000"}), 1, "DRAM tier of");
+  expect_refused(run_arguments({"--dram_bytes=1000000000000000"}), 2, "DRAM capacity of");
 }
 
 // A budget beyond every context is all of it, in no more memory than the longest context takes.

@@ -26,7 +26,10 @@ class TestNode {
   TestNode(asio::io_context& io, const Clock& clock, Options options)
       : io_(io),
         options_(std::move(options)),
-        memory_(DramTier::open({.capacity_bytes = options_.dram_bytes}).value()),
+        memory_(DramTier::open({.capacity_bytes = options_.dram_bytes,
+                                // Which value goes first must not depend on what a policy learns.
+                                .eviction = EvictionKind::kLru})
+                    .value()),
         disk_(options_.store.empty() ? nullptr : NvmeTier::open({.path = options_.store}).value()),
         node_(clock, *memory_, disk_.get()),
         server_(node_) {
