@@ -59,7 +59,7 @@ Result<ValueName> ValueName::parse(ConstByteSpan bytes) {
 
 ObjectKey NamespaceRecord::key() const {
   ObjectKey object;
-  object.segment.bytes = hash_fields({as_bytes("namespace"), as_bytes(name_space)}).bytes;
+  object.segment.bytes = namespace_id(name_space).bytes;
   store(object.build.bytes.data(), flush_number);
   object.part.kind = PartKind::kNamespace;
   return object;
