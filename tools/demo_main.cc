@@ -59,10 +59,18 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Line, process, attention, questions, right, l
                                    full_bytes, rows, pages, cold_bytes, tail_share, ms_per_token,
                                    hit_rate)
 
-// What a process found: its lines, which questions full attention answered, and times in ms.
+// The answers of one line, by question.
+struct Answers {
+  std::vector<bool> right;
+  std::vector<std::vector<TokenId>> tokens;
+};
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Answers, right, tokens)
+
+// What a process found: its lines with their answers, and times in ms.
 struct PhaseResult {
   std::vector<Line> lines;
-  std::vector<bool> full_right;
+  std::vector<Answers> answers;
+  std::vector<bool> full_right;  // which questions full attention answered
   std::int64_t prefill_tokens = 0;
   double prefill_ms = 0;
   double seal_ms = 0;
@@ -70,8 +78,8 @@ struct PhaseResult {
   double first_question_ms = 0;  // to the first token of the first answer
   double stored_bytes = 0;
 };
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PhaseResult, lines, full_right, prefill_tokens, prefill_ms,
-                                   seal_ms, attach_ms, first_question_ms, stored_bytes)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PhaseResult, lines, answers, full_right, prefill_tokens,
+                                   prefill_ms, seal_ms, attach_ms, first_question_ms, stored_bytes)
 
 struct Setup {
   std::unique_ptr<Session> session;
@@ -98,9 +106,9 @@ Result<Setup> set_up(const std::string& store) {
   return setup;
 }
 
-// Asks every question on forks of `context`; fills `right` by question.
+// Asks every question on forks of `context`.
 Result<Line> ask_all(Setup& setup, const Context& context, const std::string& name,
-                     std::int64_t budget, std::vector<bool>& right, double& first_question_ms,
+                     std::int64_t budget, Answers& answers, double& first_question_ms,
                      Progress& progress, std::int64_t& asked) {
   Session& session = *setup.session;
   const ModelConfig& config = session.model().config();
@@ -108,7 +116,6 @@ Result<Line> ask_all(Setup& setup, const Context& context, const std::string& na
   if (!dense) ICE_TRY(session.worker().resize_pool(default_pool_bytes(config, budget, 1)));
   (void)session.decoder().take_report();
   Line line{.attention = name};
-  right.clear();
   double ms = 0;
   std::int64_t tokens = 0;
   std::int64_t most_hot = 0;
@@ -122,7 +129,8 @@ Result<Line> ask_all(Setup& setup, const Context& context, const std::string& na
     tokens += fork.token_count() - context.token_count();
     const Context* contexts[] = {&context, &fork};
     most_hot = std::max(most_hot, session.worker().hot_bytes(contexts));
-    right.push_back(outcome.right);
+    answers.right.push_back(outcome.right);
+    answers.tokens.push_back(outcome.tokens);
     ++line.questions;
     line.right += outcome.right;
     progress.set(++asked);
@@ -152,17 +160,18 @@ Status ask_at_budgets(Setup& setup, const Context& context, const std::string& p
       process + " process asks",
       static_cast<std::int64_t>(setup.document.questions.size() * setup.budgets.size()));
   for (const std::int64_t budget : setup.budgets) {
-    std::vector<bool> right;
+    Answers answers;
     double first_question_ms = 0;
     ICE_TRY(Line line, ask_all(setup, context, "budget " + number_text(budget),
-                               budget == kAllNumber ? kBudgetAll : budget, right, first_question_ms,
-                               progress, asked));
+                               budget == kAllNumber ? kBudgetAll : budget, answers,
+                               first_question_ms, progress, asked));
     if (result.first_question_ms == 0) result.first_question_ms = first_question_ms;
-    for (std::size_t i = 0; i < right.size() && i < result.full_right.size(); ++i) {
-      line.lost += result.full_right[i] && !right[i];
+    for (std::size_t i = 0; i < answers.right.size() && i < result.full_right.size(); ++i) {
+      line.lost += result.full_right[i] && !answers.right[i];
     }
     line.process = process;
     result.lines.push_back(line);
+    result.answers.push_back(std::move(answers));
   }
   return Status();
 }
@@ -192,10 +201,13 @@ Status write_phase(const std::string& store, PhaseResult& result) {
     std::int64_t asked = 0;
     Progress progress("first process asks with full attention",
                       static_cast<std::int64_t>(setup.document.questions.size()));
-    ICE_TRY(Line full, ask_all(setup, dense, "full", kBudgetAll, result.full_right,
-                               result.first_question_ms, progress, asked));
+    Answers answers;
+    ICE_TRY(Line full, ask_all(setup, dense, "full", kBudgetAll, answers, result.first_question_ms,
+                               progress, asked));
     full.process = "first";
     result.lines.push_back(full);
+    result.full_right = answers.right;
+    result.answers.push_back(std::move(answers));
   }
   return ask_at_budgets(setup, sealed, "first", result);
 }
@@ -253,6 +265,18 @@ Status run_process(const std::string& phase, const std::string& store, PhaseResu
   return Status();
 }
 
+// Answers of the second process that differ from the first's at the same budget in any token.
+std::int64_t differing_answers(const PhaseResult& written, const PhaseResult& attached) {
+  std::int64_t differing = 0;
+  const std::size_t full_lines = written.answers.size() - attached.answers.size();
+  for (std::size_t line = 0; line < attached.answers.size(); ++line) {
+    const auto& first = written.answers[full_lines + line].tokens;
+    const auto& second = attached.answers[line].tokens;
+    for (std::size_t i = 0; i < second.size(); ++i) differing += first[i] != second[i];
+  }
+  return differing;
+}
+
 void print_table(const PhaseResult& written, const PhaseResult& attached) {
   Table table({"process", "attention", "right", "lost", "hot memory", "of full", "pages/token",
                "cold/token", "tail", "ms/token", "pool hits"});
@@ -280,7 +304,8 @@ void print_table(const PhaseResult& written, const PhaseResult& attached) {
             << number_text(after_attach / 1000, 2) << " s attached ("
             << number_text(attached.attach_ms / 1000, 2) << " attach, "
             << number_text(attached.first_question_ms / 1000, 2)
-            << " question): " << number_text(with_prefill / after_attach, 1) << " times sooner.\n";
+            << " question): " << number_text(with_prefill / after_attach, 1)
+            << " times sooner.\nThe second process answered like the first, token by token.\n";
 }
 
 void print_json(const PhaseResult& written, const PhaseResult& attached) {
@@ -349,6 +374,10 @@ Status run() {
     std::filesystem::remove_all(store, ignored);
   }
   ICE_TRY(status);
+  if (const std::int64_t differing = differing_answers(written, attached); differing != 0) {
+    return Status(Code::kInternal, std::to_string(differing) +
+                                       " answers of the second process differ from the first's");
+  }
   if (FLAGS_json) {
     print_json(written, attached);
   } else {

@@ -198,9 +198,9 @@ class ArmFigures {
 };
 
 std::string table_of(const Plan& plan, const std::vector<EvalSums>& sums, const KvShape& shape) {
-  Table table({"budget", "breadth",    "right", "full",          "lost",     "gained", "NLL",
-               "full",   "KL",         "top-1", "strong missed", "recall64", "hot",    "rows",
-               "pages",  "cold/token", "tail",  "ms/token",      "full",     "hits"});
+  Table table({"budget", "breadth", "right",      "full", "lost",          "gained",   "NLL",
+               "full",   "KL",      "top-1",      "ties", "strong missed", "recall64", "hot",
+               "rows",   "pages",   "cold/token", "tail", "ms/token",      "full",     "hits"});
   for (std::size_t i = 0; i < sums.size(); ++i) {
     const EvalSums& arm = sums[i];
     const EvalCounts total = arm.total();
@@ -219,6 +219,7 @@ std::string table_of(const Plan& plan, const std::vector<EvalSums>& sums, const 
                maybe(answers > 0, number_text(total.full_nll / answers, 3)),
                maybe(tokens > 0, number_text(arm.kl / tokens, 4)),
                maybe(tokens > 0, number_text(static_cast<double>(arm.top1_agree) / tokens, 3)),
+               maybe(tokens > 0, std::to_string(arm.near_ties)),
                maybe(arm.strong_pairs > 0,
                      std::to_string(arm.strong_misses) + "/" + std::to_string(arm.strong_pairs)),
                maybe(arm.top64_wanted > 0, number_text(static_cast<double>(arm.top64_found) /

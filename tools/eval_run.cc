@@ -12,7 +12,8 @@ namespace {
 constexpr std::size_t kProbedContinuation = 40;
 
 void judge(std::span<const float> logits, TokenId expected, EvalOutcome& outcome) {
-  outcome.right &= most_likely(logits) == expected;
+  outcome.tokens.push_back(most_likely(logits));
+  outcome.right &= outcome.tokens.back() == expected;
   outcome.nll -= log_probability(logits, expected);
   ++outcome.answer_tokens;
 }

@@ -66,8 +66,9 @@ struct EvalSums {
 struct EvalOutcome {
   bool right = true;  // every answer token was the most likely one
   std::int64_t answer_tokens = 0;
-  double nll = 0;             // of all answer tokens
-  double first_token_ms = 0;  // computing the first prompt
+  double nll = 0;               // of all answer tokens
+  double first_token_ms = 0;    // computing the first prompt
+  std::vector<TokenId> tokens;  // the most likely one at every answer token
 };
 
 // Feeds a question into `context`: prompts in groups of `group_tokens`, the right answers token by
