@@ -43,9 +43,9 @@ inline std::string key_bytes(const ObjectKey& key) { return std::string(as_text(
 
 // Parses a message that came over the wire.
 template <class Message>
-Result<Message> parse_message(const std::string& bytes) {
+Result<Message> parse_message(std::string_view bytes) {
   Message message;
-  if (!message.ParseFromString(bytes)) {
+  if (!message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
     return Status(Code::kInvalidArgument,
                   "message of " + std::to_string(bytes.size()) + " bytes cannot be decoded");
   }

@@ -1,5 +1,7 @@
 #include "cache_node/value_stub.h"
 
+#include <optional>
+
 #include "cache_node/node_messages.h"
 #include "cache_node/stub_call.h"
 
@@ -91,7 +93,28 @@ Task<PutValuesReply> ValueStub::put(PutValues request, Deadline deadline) {
   co_return result;
 }
 
-Task<GetValuesReply> ValueStub::get(GetValues request, Buffer into, Deadline deadline) {
+// Understands the reply as soon as its header is there.
+class ValueStub::GetArrival final : public Arrival {
+ public:
+  GetArrival(const ValueStub& stub, std::size_t count, std::shared_ptr<ValueArrival> next)
+      : stub_(stub), count_(count), next_(std::move(next)) {}
+
+  void arrived(std::string_view header, ConstByteSpan payload) override {
+    if (!reply_.has_value()) reply_ = stub_.parse_get(header, count_);
+    const bool found = reply_->has_value() && (*reply_)->head.status.ok();
+    if (found && next_ != nullptr) next_->arrived((*reply_)->facts, payload);
+  }
+  Result<GetValuesReply> reply() { return std::move(*reply_); }
+
+ private:
+  const ValueStub& stub_;
+  const std::size_t count_;
+  const std::shared_ptr<ValueArrival> next_;
+  std::optional<Result<GetValuesReply>> reply_;
+};
+
+Task<GetValuesReply> ValueStub::get(GetValues request, Buffer into, Deadline deadline,
+                                    std::shared_ptr<ValueArrival> arrival) {
   proto::GetValuesRequest message;
   put_scope(request.scope, message.mutable_scope());
   put_keys(
@@ -101,26 +124,32 @@ Task<GetValuesReply> ValueStub::get(GetValues request, Buffer into, Deadline dea
     message.add_rooms(static_cast<std::uint64_t>(value.room));
   }
   message.set_scrub(request.scrub);
+  GetArrival arriving(*this, request.values.size(), std::move(arrival));
   ICE_CO_TRY(Reply reply, co_await call_node(transport_, node_, NodeMethod::kGetValues, message, {},
-                                             std::move(into), deadline));
-  ICE_CO_TRY(const auto answer, parse_message<proto::GetValuesReply>(reply.header));
-  GetValuesReply result;
+                                             std::move(into), deadline, &arriving));
+  ICE_CO_TRY(GetValuesReply result, arriving.reply());
   result.payload = std::move(reply.payload);
+  co_return result;
+}
+
+// All of the reply but the payload.
+Result<GetValuesReply> ValueStub::parse_get(std::string_view header, std::size_t count) const {
+  ICE_TRY(const auto answer, parse_message<proto::GetValuesReply>(header));
+  GetValuesReply result;
   result.head = head_of(answer.head());
-  if (!result.head.status.ok()) co_return result;
-  const std::size_t count = request.values.size();
-  ICE_CO_TRY(result.facts.statuses, statuses_of(answer.failures(), count));
+  if (!result.head.status.ok()) return result;
+  ICE_TRY(result.facts.statuses, statuses_of(answer.failures(), count));
   take(answer.value_bytes(), result.facts.value_bytes);
   take(answer.versions(), result.facts.versions);
   take(answer.checksums(), result.facts.checksums);
   take(answer.piece_checks(), result.facts.piece_checks);
   if (result.facts.value_bytes.size() != count || result.facts.versions.size() != count) {
-    co_return impossible("another number of values");
+    return impossible("another number of values");
   }
   for (const std::int64_t bytes : result.facts.value_bytes) {
-    if (bytes < 0 || bytes > kMaxValueBytes) co_return impossible("a value of impossible size");
+    if (bytes < 0 || bytes > kMaxValueBytes) return impossible("a value of impossible size");
   }
-  co_return result;
+  return result;
 }
 
 Task<FoundValues> ValueStub::find(ValueScope scope, std::vector<std::string_view> keys,

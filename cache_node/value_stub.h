@@ -13,6 +13,13 @@ struct GetValuesReply {
   Buffer payload;  // the bytes of the items that were found, back to back; not verified
 };
 
+// Sees the values of a get while they arrive; as transport's Arrival otherwise.
+class ValueArrival {
+ public:
+  virtual ~ValueArrival() = default;
+  virtual void arrived(const ValueFacts& facts, ConstByteSpan payload) = 0;
+};
+
 // What keys, parts and checksums point at must stay in place until the call returns.
 //
 // Errors   Those of the transport, and kInternal when the node answers something impossible.
@@ -26,8 +33,9 @@ class ValueStub {
 
   // At most kMaxRequestBytes and kMaxRequestItems, as all batches.
   Task<PutValuesReply> put(PutValues request, Deadline deadline);
-  // `into` must hold what is found.
-  Task<GetValuesReply> get(GetValues request, Buffer into, Deadline deadline);
+  // `into` must hold what is found. `arrival` may be null.
+  Task<GetValuesReply> get(GetValues request, Buffer into, Deadline deadline,
+                           std::shared_ptr<ValueArrival> arrival);
   Task<FoundValues> find(ValueScope scope, std::vector<std::string_view> keys, Deadline deadline);
   Task<ValueHead> remove(ValueScope scope, std::vector<std::string_view> keys, Deadline deadline);
   Task<ListedValues> list(ValueScope scope, std::string_view prefix, std::string after,
@@ -38,6 +46,8 @@ class ValueStub {
   Task<> ping(Deadline deadline);
 
  private:
+  class GetArrival;
+  Result<GetValuesReply> parse_get(std::string_view header, std::size_t count) const;
   Status impossible(const std::string& what) const;
 
   Transport& transport_;

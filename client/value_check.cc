@@ -7,85 +7,102 @@ constexpr std::int64_t kPiecesPerChunk = kValueChunkBytes / kValuePieceBytes;
 
 Status misfit() { return Status(Code::kInternal, "the node's reply does not fit the request"); }
 
-// The parts of a reply that its items use up one after the other.
-struct Rest {
+}  // namespace
+
+struct ValueChecker::Facts {
   std::span<const std::uint64_t> checksums;
   std::span<const std::uint64_t> piece_checks;
-  ConstByteSpan payload;
 };
 
-// The checks of the chunk: those of pieces that did not come are the node's, and the chunk's
-// checksum says whether all of them are right.
-Result<bool> chunk_is_whole(const AskedValue& asked, const ObjectKey& key, const ChunkRange& range,
-                            ConstByteSpan bytes, Rest& rest, std::vector<std::uint64_t>& checks) {
-  checks.clear();
-  if (rest.checksums.empty()) return misfit();
-  const std::uint64_t checksum = rest.checksums.front();
-  rest.checksums = rest.checksums.subspan(1);
+void ValueChecker::arrived(const ValueFacts& facts, ConstByteSpan payload) {
+  if (!planned_) {
+    planned_ = true;
+    misfit_ = plan(facts);
+  }
+  if (!misfit_.ok()) return;
+  for (; hashed_ < pieces_.size() && pieces_[hashed_].end <= payload.size(); ++hashed_) {
+    const Piece& piece = pieces_[hashed_];
+    checks_[piece.check] = value_piece_check(asked_[piece.value].hash, piece.number,
+                                             payload.subspan(piece.end - piece.size, piece.size));
+  }
+}
+
+Status ValueChecker::plan(const ValueFacts& facts) {
+  if (facts.statuses.size() != asked_.size()) return misfit();
+  Facts left{.checksums = facts.checksums, .piece_checks = facts.piece_checks};
+  extents_.resize(asked_.size());
+  for (std::size_t i = 0; i < asked_.size(); ++i) {
+    extents_[i].begin = planned_bytes_;
+    if (facts.statuses[i].ok()) ICE_TRY(plan_value(i, facts.value_bytes[i], left));
+    extents_[i].size = planned_bytes_ - extents_[i].begin;
+  }
+  return Status();
+}
+
+Status ValueChecker::plan_value(std::size_t value, std::int64_t value_bytes, Facts& facts) {
+  const AskedValue& asked = asked_[value];
+  const std::int64_t end = std::min(value_bytes, asked.offset + asked.room);
+  if (end < asked.offset) return misfit();
+  const std::int64_t count = value_chunk_count(value_bytes);
+  const std::int64_t first = asked.offset / kValueChunkBytes;
+  const std::int64_t stop = std::max(first + 1, ceil_div(end, kValueChunkBytes));
+  for (std::int64_t chunk = first; chunk < stop; ++chunk) {
+    ICE_TRY(plan_chunk(value, value_chunk_key(asked.hash, count, chunk),
+                       chunk_range(value_bytes, chunk, asked.offset, end), facts));
+  }
+  return Status();
+}
+
+// The checks of pieces that do not come are the node's: the chunk's checksum says whether all of
+// them are right.
+Status ValueChecker::plan_chunk(std::size_t value, const ObjectKey& key, const ChunkRange& range,
+                                Facts& facts) {
+  const auto count = static_cast<std::size_t>(ceil_div(range.chunk_bytes, kValuePieceBytes));
+  if (facts.checksums.empty()) return misfit();
+  chunks_.push_back({.key = key,
+                     .value = value,
+                     .first_check = checks_.size(),
+                     .check_count = count,
+                     .checksum = facts.checksums.front()});
+  facts.checksums = facts.checksums.subspan(1);
+  checks_.resize(checks_.size() + count);
+  const std::span checks = std::span(checks_).last(count);
   if (!range.whole()) {
-    const auto count = static_cast<std::size_t>(ceil_div(range.chunk_bytes, kValuePieceBytes));
-    if (rest.piece_checks.size() < count) return misfit();
-    checks.assign(rest.piece_checks.begin(),
-                  rest.piece_checks.begin() + static_cast<std::ptrdiff_t>(count));
-    rest.piece_checks = rest.piece_checks.subspan(count);
-  } else {
-    checks.resize(static_cast<std::size_t>(ceil_div(range.chunk_bytes, kValuePieceBytes)));
+    if (facts.piece_checks.size() < count) return misfit();
+    std::ranges::copy(facts.piece_checks.first(count), checks.begin());
+    facts.piece_checks = facts.piece_checks.subspan(count);
   }
   for (std::int64_t at = range.begin; at < range.end; at += kValuePieceBytes) {
     const auto size = static_cast<std::size_t>(std::min(kValuePieceBytes, range.end - at));
     const std::int64_t piece = at / kValuePieceBytes;
-    checks[static_cast<std::size_t>(piece)] =
-        value_piece_check(asked.hash, key.part.extent * kPiecesPerChunk + piece,
-                          bytes.subspan(static_cast<std::size_t>(at - range.begin), size));
+    planned_bytes_ += size;
+    pieces_.push_back({.end = planned_bytes_,
+                       .size = size,
+                       .value = value,
+                       .number = key.part.extent * kPiecesPerChunk + piece,
+                       .check = chunks_.back().first_check + static_cast<std::size_t>(piece)});
   }
-  return value_chunk_checksum(key, checks) == checksum;
-}
-
-Status check_one(const AskedValue& asked, Rest& rest, std::vector<std::uint64_t>& checks,
-                 CheckedValue& value) {
-  const std::int64_t end = std::min(value.value_bytes, asked.offset + asked.room);
-  if (end < asked.offset) return misfit();
-  const auto size = static_cast<std::size_t>(end - asked.offset);
-  if (size > rest.payload.size()) return misfit();
-  value.bytes = rest.payload.first(size);
-  rest.payload = rest.payload.subspan(size);
-  const std::int64_t count = value_chunk_count(value.value_bytes);
-  const std::int64_t first = asked.offset / kValueChunkBytes;
-  const std::int64_t stop = std::max(first + 1, ceil_div(end, kValueChunkBytes));
-  ConstByteSpan left = value.bytes;
-  bool whole = true;
-  for (std::int64_t chunk = first; chunk < stop; ++chunk) {
-    const ChunkRange range = chunk_range(value.value_bytes, chunk, asked.offset, end);
-    const auto bytes = left.first(static_cast<std::size_t>(range.end - range.begin));
-    left = left.subspan(bytes.size());
-    ICE_TRY(const bool ok, chunk_is_whole(asked, value_chunk_key(asked.hash, count, chunk), range,
-                                          bytes, rest, checks));
-    whole = whole && ok;
-  }
-  if (whole) return Status();
-  value.status = Status(Code::kDataLoss, "checksum mismatch", MissReason::kIntegrity);
-  value.bytes = {};
   return Status();
 }
 
-}  // namespace
-
-Result<std::vector<CheckedValue>> check_values(std::span<const AskedValue> asked,
-                                               const GetValuesReply& reply) {
-  const ValueFacts& facts = reply.facts;
-  if (facts.statuses.size() != asked.size()) return misfit();
-  Rest rest{.checksums = facts.checksums,
-            .piece_checks = facts.piece_checks,
-            .payload = reply.payload.bytes()};
-  std::vector<CheckedValue> values(asked.size());
-  std::vector<std::uint64_t> checks;
-  for (std::size_t i = 0; i < asked.size(); ++i) {
-    values[i].status = facts.statuses[i];
-    values[i].value_bytes = facts.value_bytes[i];
-    values[i].version = facts.versions[i];
-    if (values[i].status.ok()) ICE_TRY(check_one(asked[i], rest, checks, values[i]));
+Result<std::vector<CheckedValue>> ValueChecker::finish(const GetValuesReply& reply) {
+  ICE_TRY(misfit_);
+  const ConstByteSpan payload = reply.payload.bytes();
+  if (!planned_ || payload.size() != planned_bytes_) return misfit();
+  std::vector<CheckedValue> values(asked_.size());
+  for (std::size_t i = 0; i < asked_.size(); ++i) {
+    values[i].status = reply.facts.statuses[i];
+    values[i].value_bytes = reply.facts.value_bytes[i];
+    values[i].version = reply.facts.versions[i];
+    values[i].bytes = payload.subspan(extents_[i].begin, extents_[i].size);
   }
-  if (!rest.payload.empty()) return misfit();
+  for (const Chunk& chunk : chunks_) {
+    const std::span checks = std::span(checks_).subspan(chunk.first_check, chunk.check_count);
+    if (value_chunk_checksum(chunk.key, checks) == chunk.checksum) continue;
+    values[chunk.value].status =
+        Status(Code::kDataLoss, "checksum mismatch", MissReason::kIntegrity);
+    values[chunk.value].bytes = {};
+  }
   return values;
 }
 

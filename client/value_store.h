@@ -121,7 +121,8 @@ class ValueStore {
   asio::awaitable<void> fetch_from(Fetch& fetch, std::size_t node);
   asio::awaitable<void> fetch_part(Fetch& fetch, std::size_t node, std::vector<std::size_t> items,
                                    bool scrub);
-  Task<GetValuesReply> ask(std::size_t node, GetValues request, Buffer into, ValueCall call);
+  Task<GetValuesReply> ask(std::size_t node, GetValues request, Buffer into,
+                           std::shared_ptr<ValueArrival> arrival, ValueCall call);
   Task<Buffer> read_run(ValueToGet item, Buffer into, ValueCall call);
   Task<> read_rest(ValueToGet item, std::int64_t have, std::uint64_t version, Buffer& into,
                    ValueCall call);

@@ -178,8 +178,10 @@ asio::awaitable<void> ValueStore::fetch_part(Fetch& fetch, std::size_t node,
     into = Buffer(capacity);
   }
   const Clock::TimePoint start = nodes_.now();
+  const auto checker = std::make_shared<ValueChecker>(std::move(asked));
+  std::shared_ptr<ValueArrival> arrival = checker;  // named: GCC 12 frees such temporaries twice
   Result<GetValuesReply> reply =
-      co_await ask(node, std::move(request), std::move(into), fetch.call);
+      co_await ask(node, std::move(request), std::move(into), std::move(arrival), fetch.call);
   const auto took = nodes_.now() - start;
   nodes_.report(node, reply.status());
   if (!reply.has_value()) {
@@ -190,7 +192,7 @@ asio::awaitable<void> ValueStore::fetch_part(Fetch& fetch, std::size_t node,
   Status status = reply->head.status;
   std::vector<CheckedValue> values;
   if (status.ok()) {
-    Result<std::vector<CheckedValue>> checked = check_values(asked, *reply);
+    Result<std::vector<CheckedValue>> checked = checker->finish(*reply);
     status = checked.status();
     if (checked.has_value()) values = std::move(*checked);
   }
@@ -212,8 +214,9 @@ asio::awaitable<void> ValueStore::fetch_part(Fetch& fetch, std::size_t node,
 }
 
 Task<GetValuesReply> ValueStore::ask(std::size_t node, GetValues request, Buffer into,
-                                     ValueCall call) {
-  auto running = nodes_.stub(node).get(std::move(request), std::move(into), call.deadline);
+                                     std::shared_ptr<ValueArrival> arrival, ValueCall call) {
+  auto running =
+      nodes_.stub(node).get(std::move(request), std::move(into), call.deadline, std::move(arrival));
   if (call.cancel == nullptr) co_return co_await std::move(running);
   if (call.cancel->cancelled()) co_return Status(Code::kCancelled, "read cancelled");
   const auto executor = co_await asio::this_coro::executor;

@@ -183,29 +183,19 @@ class Pair {
     do {
       const auto begin = clock_.now();
       Request request(static_cast<MethodId>(get ? BenchMethod::kGet : BenchMethod::kPut), header);
+      PieceChecker checker(what.size.value_bytes);
+      if (get && what.verify) request.arrival = &checker;
       if (!get) request.payload.push_back(std::as_const(value).bytes());
       if (!get && what.verify) request.header += piece_checksums(value.bytes());
       ICE_CO_TRY(Reply reply, co_await transport_->call(address_, std::move(request),
                                                         std::move(buffer), deadline()));
-      if (get && what.verify && !intact(what, reply)) {
+      if (get && what.verify && (reply.payload.size() != what.bytes() || !checker.intact())) {
         co_return Status(Code::kDataLoss, "checksum mismatch on arrival");
       }
       buffer = std::move(reply.payload);
       into.call_us.push_back(Us(clock_.now() - begin).count());
     } while (clock_.now() < end);
     co_return Status();
-  }
-
-  static bool intact(const Case& what, Reply& reply) {
-    ConstByteSpan left = reply.payload.bytes();
-    if (static_cast<std::int64_t>(left.size()) != what.bytes()) return false;
-    std::string checksums;
-    for (std::int64_t i = 0; i < what.size.batch; ++i) {
-      const auto value = static_cast<std::size_t>(what.size.value_bytes);
-      checksums += piece_checksums(left.first(value));
-      left = left.subspan(value);
-    }
-    return checksums == reply.header;
   }
 
   Deadline deadline() const { return Deadline::after(clock_, std::chrono::seconds(10)); }

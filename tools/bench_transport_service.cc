@@ -16,6 +16,22 @@ std::string piece_checksums(ConstByteSpan bytes) {
   return text;
 }
 
+void PieceChecker::arrived(std::string_view header, ConstByteSpan payload) {
+  seen_bytes_ = payload.size();
+  while (checked_bytes_ < payload.size()) {
+    const std::size_t left_of_value = value_bytes_ - checked_bytes_ % value_bytes_;
+    const std::size_t size = std::min<std::size_t>(left_of_value, kBenchPieceBytes);
+    if (checked_bytes_ + size > payload.size()) return;  // the rest of it is on its way
+    const ConstByteSpan checksum =
+        as_bytes(header).subspan(std::min(header.size(), checked_pieces_ * sizeof(std::uint64_t)));
+    intact_ =
+        intact_ && checksum.size() >= sizeof(std::uint64_t) &&
+        xxh3(payload.subspan(checked_bytes_, size), 0) == load<std::uint64_t>(checksum.data());
+    checked_bytes_ += size;
+    ++checked_pieces_;
+  }
+}
+
 BenchService::BenchService(std::int64_t bytes) : memory_(bytes) {
   memory_.resize(bytes);
   SeededRng rng(1);

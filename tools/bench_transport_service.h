@@ -3,6 +3,8 @@
 #pragma once
 
 #include <memory>
+#include <string>
+#include <string_view>
 
 #include "transport/transport.h"
 
@@ -23,6 +25,23 @@ static_assert(std::is_trivially_copyable_v<BenchRequest>);
 
 // XXH3 of each piece, the last one may be shorter; as the bytes of a header.
 std::string piece_checksums(ConstByteSpan bytes);
+
+// Holds the pieces of the values of a get against the checksums in the reply's header.
+class PieceChecker final : public Arrival {
+ public:
+  explicit PieceChecker(std::int64_t value_bytes)
+      : value_bytes_(static_cast<std::size_t>(value_bytes)) {}
+  void arrived(std::string_view header, ConstByteSpan payload) override;
+  // Whether all bytes were as they should be. Once the reply is there.
+  bool intact() const { return intact_ && checked_bytes_ == seen_bytes_; }
+
+ private:
+  const std::size_t value_bytes_;
+  bool intact_ = true;
+  std::size_t checked_bytes_ = 0;
+  std::size_t checked_pieces_ = 0;
+  std::size_t seen_bytes_ = 0;
+};
 
 // get answers with `batch` values, gathered, and the checksums of their pieces in the header; put
 // checks the pieces against what follows the request in the header.

@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "common/clock.h"
@@ -17,6 +18,16 @@ namespace icefield {
 using Address = std::string;     // "host:port", or a name in loopback
 using MethodId = std::uint16_t;  // of the service behind the address
 
+// Sees a successful reply while it arrives, so that its bytes are worked on while a cache has them.
+class Arrival {
+ public:
+  virtual ~Arrival() = default;
+  // `header` is complete; of the payload this much is in place. Called at least once, with more
+  // each time, at last with all of it; never after the call has returned. Runs on a thread of the
+  // transport that others wait for: a few microseconds of work.
+  virtual void arrived(std::string_view header, ConstByteSpan payload) = 0;
+};
+
 // A request: a small header and bulk bytes gathered from the caller's memory, which must stay in
 // place until the call returns.
 struct Request {
@@ -26,6 +37,7 @@ struct Request {
   MethodId method;
   std::string header;
   std::vector<ConstByteSpan> payload;
+  Arrival* arrival = nullptr;  // null: nobody looks before the call returns
 };
 
 struct Reply {

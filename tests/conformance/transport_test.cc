@@ -108,6 +108,41 @@ TEST_P(TransportConformance, HeaderAndGatheredPayloadArrive) {
   }
 }
 
+// Holds what it is shown against what it should be.
+class Witness final : public Arrival {
+ public:
+  explicit Witness(ConstByteSpan expected) : expected_(expected) {}
+  void arrived(std::string_view header, ConstByteSpan payload) override {
+    EXPECT_EQ(header, "re: hello");
+    ASSERT_GE(payload.size(), seen_);
+    ASSERT_LE(payload.size(), expected_.size());
+    EXPECT_TRUE(std::ranges::equal(payload, expected_.first(payload.size())));
+    seen_ = payload.size();
+    ++times_;
+  }
+  bool saw_all() const { return times_ > 0 && seen_ == expected_.size(); }
+
+ private:
+  const ConstByteSpan expected_;
+  std::size_t seen_ = 0;
+  int times_ = 0;
+};
+
+TEST_P(TransportConformance, ReplyIsSeenWhileItArrives) {
+  for (const std::size_t size : {0u, 1000u, 1000000u}) {
+    const Bytes bytes = random_bytes(rng_, size);
+    Witness witness(bytes);
+    Request request(1, "hello");
+    request.payload = {bytes};
+    request.arrival = &witness;
+    Buffer into(static_cast<std::int64_t>(size));
+    const Result<Reply> reply = run_task(
+        client_, client_end().call(node_, std::move(request), std::move(into), Deadline::never()));
+    ASSERT_TRUE(reply.has_value()) << reply.error().to_string();
+    EXPECT_TRUE(witness.saw_all());
+  }
+}
+
 TEST_P(TransportConformance, ReplyLargerThanTheBufferIsRefused) {
   const Bytes bytes = random_bytes(rng_, 1000);
   EXPECT_EQ(call(node_, 1, {bytes}, 999).error().code(), Code::kResourceExhausted);

@@ -107,6 +107,7 @@ Task<Reply> LoopbackTransport::call(Address peer, Request request, Buffer into, 
     co_return Status(Code::kDeadlineExceeded, "no reply from " + peer);
   }
   ICE_CO_TRY(std::string header, std::move(*pending->result));
+  if (request.arrival != nullptr) request.arrival->arrived(header, pending->into.bytes());
   co_return Reply(std::move(header), std::move(pending->into));
 }
 

@@ -23,6 +23,12 @@ class Assembly {
 
   std::string& header() { return header_; }
   Buffer& payload() { return payload_; }
+  bool header_complete() const { return received_ >= header_.size(); }
+  // What is there of the payload.
+  ConstByteSpan payload_so_far() const {
+    const std::uint64_t bytes = header_complete() ? received_ - header_.size() : 0;
+    return payload_.bytes().first(static_cast<std::size_t>(bytes));
+  }
 
  private:
   std::uint64_t payload_bytes() const { return static_cast<std::uint64_t>(payload_.size()); }

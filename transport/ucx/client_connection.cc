@@ -102,7 +102,7 @@ Task<Reply> ClientConnection::call(Request request, Buffer into, Deadline deadli
   fragment.call = next_call_++;
   fragment.method = request.method;
   fragment.reply_capacity = static_cast<std::uint64_t>(into.capacity());
-  Pending pending(worker_.shard(), std::move(into), deadline);
+  Pending pending(worker_.shard(), std::move(into), request.arrival, deadline);
   watch_deadline(deadline);
   Call& call = calls_[fragment.call];
   call.pending = &pending;
@@ -204,6 +204,10 @@ void ClientConnection::take_fragment(Call& call, const FragmentHeader& header,
   if (!pending.reply.has_value()) status = start_reply(pending, header);
   if (status.ok() && !pending.reply->add(header, bytes)) {
     status = Status(Code::kInternal, "fragment of " + peer_ + " does not fit its message");
+  }
+  const bool seen = status.ok() && header.code == 0 && pending.reply->header_complete();
+  if (seen && pending.arrival != nullptr) {
+    pending.arrival->arrived(pending.reply->header(), pending.reply->payload_so_far());
   }
   if (status.ok() && !pending.reply->complete()) return;
   if (status.ok() && header.code != 0) {

@@ -47,12 +47,15 @@ class ClientConnection final : public FragmentSink,
  private:
   // A call until its reply is here or its deadline has passed; in the frame of call().
   struct Pending {
-    Pending(const asio::any_io_executor& executor, Buffer into_in, Deadline deadline_in)
+    Pending(const asio::any_io_executor& executor, Buffer into_in, Arrival* arrival_in,
+            Deadline deadline_in)
         : wake(executor, asio::steady_timer::time_point::max()),
           into(std::move(into_in)),
+          arrival(arrival_in),
           deadline(deadline_in) {}
     asio::steady_timer wake;  // cancelled when there is something to see
     Buffer into;
+    Arrival* arrival;  // may be null
     Deadline deadline;
     std::optional<Assembly> reply;
     Status failure;
