@@ -30,4 +30,19 @@ void gather(std::span<const ConstByteSpan> pieces, Buffer& into) {
   }
 }
 
+Status check_read(const RegionSpan& from, std::int64_t region_bytes, const Buffer& into) {
+  if (from.offset < 0 || from.bytes < 0 || from.offset > region_bytes ||
+      from.bytes > region_bytes - from.offset) {
+    return Status(Code::kInvalidArgument, std::to_string(from.bytes) + " bytes from " +
+                                              std::to_string(from.offset) + " on of a region of " +
+                                              std::to_string(region_bytes));
+  }
+  if (from.bytes > into.capacity()) {
+    return Status(Code::kResourceExhausted, "read of " + std::to_string(from.bytes) +
+                                                " bytes, buffer of " +
+                                                std::to_string(into.capacity()));
+  }
+  return Status();
+}
+
 }  // namespace icefield

@@ -60,6 +60,22 @@ struct ServiceReply {
 std::int64_t payload_bytes(std::span<const ConstByteSpan> pieces);
 void gather(std::span<const ConstByteSpan> pieces, Buffer& into);
 
+// Memory that callers of this process may read by themselves, one-sided. It stays until shutdown().
+struct Region {
+  ByteSpan bytes;
+  std::string key;  // what a caller needs, opaque; whoever knows it may read all of the region
+};
+
+// A run of bytes in a peer's region.
+struct RegionSpan {
+  std::string key;
+  std::int64_t offset = 0;
+  std::int64_t bytes = 0;
+};
+
+// Whether the span lies in a region of that many bytes and fits the buffer.
+Status check_read(const RegionSpan& from, std::int64_t region_bytes, const Buffer& into);
+
 // How a peer is doing, as the calling side knows.
 enum class PeerState {
   kClosed,  // never called, or its connection ended: the next call connects
@@ -90,6 +106,9 @@ class Service {
 //         buffer), kFailedPrecondition (the peer wants a token, or speaks another version).
 //         listen: kAlreadyExists (somebody listens there), kInvalidArgument (not an address that
 //         this process can have, or one beyond this machine without a token).
+//         read: as call; kFailedPrecondition (the lanes to the peer have no one-sided reads),
+//         kInvalidArgument (no such region, or beyond its end).
+//         allocate_region: kResourceExhausted, kInvalidArgument (no bytes).
 class Transport {
  public:
   virtual ~Transport() = default;
@@ -98,6 +117,16 @@ class Transport {
   // whatever the peer does; a call that fails does not give `into` back. The caller's executor must
   // live until the service has stopped: a late reply still goes there.
   virtual Task<Reply> call(Address peer, Request request, Buffer into, Deadline deadline) = 0;
+
+  // Reads what is in a region of `peer`, which takes no part and may be writing there meanwhile: the
+  // reader holds the bytes against their checksums, and asks by call() when they are other ones.
+  // Lands in `into`, is seen by `arrival` (null: nobody, as in Request; the header is empty) and
+  // returns by `deadline` as call() does.
+  virtual Task<Buffer> read(Address peer, RegionSpan from, Buffer into, Arrival* arrival,
+                            Deadline deadline) = 0;
+
+  // Not initialised.
+  virtual Task<Region> allocate_region(std::int64_t bytes) = 0;
 
   // A snapshot. Of a peer that was never called, kClosed.
   virtual Task<PeerHealth> health(Address peer) = 0;

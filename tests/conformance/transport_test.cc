@@ -86,6 +86,11 @@ class TransportConformance : public testing::TestWithParam<Kind> {
                     client_end().call(peer, std::move(request), Buffer(capacity), deadline));
   }
 
+  Result<Buffer> read(RegionSpan from, std::int64_t capacity, Arrival* arrival = nullptr) {
+    return run_task(client_, client_end().read(node_, std::move(from), Buffer(capacity), arrival,
+                                               Deadline::never()));
+  }
+
   EchoService echo_;
   asio::io_context client_;
   Shard server_;
@@ -111,9 +116,10 @@ TEST_P(TransportConformance, HeaderAndGatheredPayloadArrive) {
 // Holds what it is shown against what it should be.
 class Witness final : public Arrival {
  public:
-  explicit Witness(ConstByteSpan expected) : expected_(expected) {}
+  explicit Witness(ConstByteSpan expected, std::string_view header = "re: hello")
+      : expected_(expected), header_(header) {}
   void arrived(std::string_view header, ConstByteSpan payload) override {
-    EXPECT_EQ(header, "re: hello");
+    EXPECT_EQ(header, header_);
     ASSERT_GE(payload.size(), seen_);
     ASSERT_LE(payload.size(), expected_.size());
     EXPECT_TRUE(std::ranges::equal(payload, expected_.first(payload.size())));
@@ -124,6 +130,7 @@ class Witness final : public Arrival {
 
  private:
   const ConstByteSpan expected_;
+  const std::string_view header_;
   std::size_t seen_ = 0;
   int times_ = 0;
 };
@@ -141,6 +148,45 @@ TEST_P(TransportConformance, ReplyIsSeenWhileItArrives) {
     ASSERT_TRUE(reply.has_value()) << reply.error().to_string();
     EXPECT_TRUE(witness.saw_all());
   }
+}
+
+TEST_P(TransportConformance, RegionsAreReadOneSided) {
+  const Result<Region> made =
+      sync_wait(server_.executor(), ends_.server->allocate_region(1'000'000));
+  ASSERT_TRUE(made.has_value()) << made.error().to_string();
+  const Region& region = *made;
+  const Bytes bytes = random_bytes(rng_, region.bytes.size());
+  std::ranges::copy(bytes, region.bytes.begin());
+  for (const auto& [offset, size] :
+       {std::pair{0, 1'000'000}, {0, 0}, {999'999, 1}, {12'345, 200'000}}) {
+    const ConstByteSpan expected = ConstByteSpan(bytes).subspan(static_cast<std::size_t>(offset),
+                                                                static_cast<std::size_t>(size));
+    Witness witness(expected, "");
+    const Result<Buffer> read = this->read({region.key, offset, size}, size, &witness);
+    ASSERT_TRUE(read.has_value()) << read.error().to_string();
+    EXPECT_TRUE(std::ranges::equal(read->bytes(), expected));
+    EXPECT_TRUE(witness.saw_all());
+  }
+}
+
+TEST_P(TransportConformance, ReadsOfWhatIsNotThereAreRefused) {
+  EXPECT_EQ(sync_wait(server_.executor(), ends_.server->allocate_region(0)).error().code(),
+            Code::kInvalidArgument);
+  const Region region = sync_wait(server_.executor(), ends_.server->allocate_region(1000)).value();
+  EXPECT_EQ(read({region.key, 0, 100}, 99).error().code(), Code::kResourceExhausted);
+  EXPECT_EQ(read({region.key, 1000, 1}, 1).error().code(), Code::kInvalidArgument);
+  EXPECT_EQ(read({region.key, -1, 1}, 1).error().code(), Code::kInvalidArgument);
+  EXPECT_EQ(read({region.key, 1, std::int64_t{1} << 62}, 1).error().code(), Code::kInvalidArgument);
+  EXPECT_EQ(read({"garbage", 0, 1}, 1).error().code(), Code::kInvalidArgument);
+  std::string damaged = region.key;
+  damaged.back() = static_cast<char>(damaged.back() ^ 1);
+  EXPECT_EQ(read({damaged, 0, 1}, 1).error().code(), Code::kInvalidArgument);
+  Buffer into(1);
+  EXPECT_EQ(run_task(client_, client_end().read(GetParam().nobody, {region.key, 0, 1},
+                                                std::move(into), nullptr, Deadline::never()))
+                .error()
+                .code(),
+            Code::kUnavailable);
 }
 
 TEST_P(TransportConformance, ReplyLargerThanTheBufferIsRefused) {
@@ -206,6 +252,7 @@ std::unique_ptr<Transport> make_ucx(asio::any_io_executor shard, UcxLanes lanes)
   auto make = [shard, lanes]() -> Task<std::unique_ptr<UcxTransport>> {
     UcxOptions options;
     options.lanes = lanes;
+    options.emulated_reads = true;
     co_return UcxTransport::create(shard, options);
   };
   return sync_wait(shard, make()).value();

@@ -26,6 +26,35 @@ Task<Address> LoopbackTransport::listen(Address self, asio::any_io_executor exec
   co_return self;
 }
 
+Task<Region> LoopbackTransport::allocate_region(std::int64_t bytes) {
+  if (bytes <= 0) co_return Status(Code::kInvalidArgument, "region of no bytes");
+  const std::lock_guard lock(mutex_);
+  Buffer& memory = regions_.emplace_back(bytes);
+  memory.resize(bytes);
+  co_return Region{.bytes = memory.bytes(), .key = std::to_string(regions_.size() - 1)};
+}
+
+Task<Buffer> LoopbackTransport::read(Address peer, RegionSpan from, Buffer into, Arrival* arrival,
+                                     Deadline) {
+  ConstByteSpan bytes;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!listeners_.contains(peer)) {
+      co_return Status(Code::kUnavailable, "nobody listens at " + peer);
+    }
+    std::size_t index = 0;
+    while (index < regions_.size() && std::to_string(index) != from.key) ++index;
+    if (index == regions_.size()) co_return Status(Code::kInvalidArgument, "no such region");
+    ICE_CO_TRY(check_read(from, regions_[index].size(), into));
+    bytes = regions_[index].bytes().subspan(static_cast<std::size_t>(from.offset),
+                                            static_cast<std::size_t>(from.bytes));
+  }
+  into.resize(from.bytes);
+  std::ranges::copy(bytes, into.bytes().begin());
+  if (arrival != nullptr) arrival->arrived({}, into.bytes());
+  co_return std::move(into);
+}
+
 Task<PeerHealth> LoopbackTransport::health(Address peer) {
   PeerHealth health;
   const std::lock_guard lock(mutex_);

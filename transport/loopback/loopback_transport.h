@@ -18,6 +18,9 @@ class LoopbackTransport final : public Transport {
   ~LoopbackTransport() override;
 
   Task<Reply> call(Address peer, Request request, Buffer into, Deadline deadline) override;
+  Task<Buffer> read(Address peer, RegionSpan from, Buffer into, Arrival* arrival,
+                    Deadline deadline) override;
+  Task<Region> allocate_region(std::int64_t bytes) override;
   Task<PeerHealth> health(Address peer) override;
   Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) override;
   Task<> stop(Address self) override;
@@ -40,6 +43,7 @@ class LoopbackTransport final : public Transport {
 
   std::mutex mutex_;
   std::map<Address, std::shared_ptr<Listener>> listeners_;  // guarded by mutex_
+  std::vector<Buffer> regions_;                             // guarded by mutex_; key: the index
 };
 
 }  // namespace icefield

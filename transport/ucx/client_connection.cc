@@ -6,6 +6,7 @@
 #include "proto/transport.pb.h"
 #include "transport/ucx/handshake.h"
 #include "transport/ucx/proof.h"
+#include "transport/ucx/region_key.h"
 
 namespace icefield::ucx {
 
@@ -174,6 +175,56 @@ void ClientConnection::end_late_calls() {
       watch_deadline(deadline);
     }
   }
+}
+
+Task<Buffer> ClientConnection::read(RegionSpan from, Buffer into, Arrival* arrival,
+                                    Deadline deadline) {
+  const auto self = shared_from_this();
+  ICE_CO_TRY(const RegionKey key, RegionKey::parse(from.key));
+  ICE_CO_TRY(check_read(from, key.bytes, into));
+  if (lanes_ == "tcp" && !options_.emulated_reads) {
+    co_return Status(Code::kFailedPrecondition, "tcp to " + peer_ + " has no one-sided reads");
+  }
+  ICE_CO_TRY(const ucp_rkey_h region, endpoint_->unpack(key.packed));
+  into.resize(from.bytes);
+  auto reading = std::make_shared<Reading>(worker_.shard(), std::move(into), arrival);
+  scope_.spawn(run_read(reading, region, key.address + static_cast<std::uint64_t>(from.offset)));
+  reading->changed.expires_at(deadline.time_point());
+  boost::system::error_code ignored;
+  if (!reading->result.has_value()) {
+    co_await reading->changed.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+  }
+  if (!reading->result.has_value()) {
+    reading->arrival = nullptr;
+    reading->abandoned = true;
+    scope_.spawn(quarantine(reading));
+    co_return Status(Code::kDeadlineExceeded, "read from " + peer_ + " not done");
+  }
+  ICE_CO_TRY(*reading->result);
+  co_return std::move(reading->into);
+}
+
+asio::awaitable<void> ClientConnection::run_read(std::shared_ptr<Reading> reading,
+                                                 ucp_rkey_h region, std::uint64_t remote) {
+  std::function<void(std::size_t)> seen = [&reading = *reading](std::size_t bytes) {
+    if (reading.arrival == nullptr) return;
+    reading.arrival->arrived({}, std::as_const(reading.into).bytes().first(bytes));
+  };
+  reading->result = co_await endpoint_->read(region, remote, reading->into.bytes(),
+                                             reading->abandoned, std::move(seen));
+  reading->changed.cancel();
+}
+
+// Holds the buffer of a read that nobody waits for any more.
+asio::awaitable<void> ClientConnection::quarantine(std::shared_ptr<Reading> reading) {
+  quarantined_bytes_ += reading->into.capacity();
+  reading->changed.expires_after(options_.close_timeout);
+  boost::system::error_code ignored;
+  if (!reading->result.has_value()) {
+    co_await reading->changed.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+  }
+  if (!reading->result.has_value()) fail(Status(Code::kUnavailable, "a read does not end"));
+  quarantined_bytes_ -= reading->into.capacity();
 }
 
 asio::awaitable<void> ClientConnection::watch() {

@@ -30,8 +30,13 @@ class ClientConnection final : public FragmentSink,
   }
   // As Transport::call().
   Task<Reply> call(Request request, Buffer into, Deadline deadline);
+  // As Transport::read(). A read whose deadline has passed keeps its buffer until UCX has let go of
+  // it; when that takes longer than UcxOptions::close_timeout the connection is given up.
+  Task<Buffer> read(RegionSpan from, Buffer into, Arrival* arrival, Deadline deadline);
   asio::awaitable<void> close();
 
+  // Of buffers whose reads were given up and are still under way.
+  std::int64_t quarantined_bytes() const { return quarantined_bytes_; }
   // Ok while it can carry calls.
   const Status& failure() const { return failure_; }
   const Address& peer() const { return peer_; }
@@ -73,7 +78,23 @@ class ClientConnection final : public FragmentSink,
     bool abandoned = false;  // the caller's payload is gone
   };
 
+  // A one-sided read, beside its caller.
+  struct Reading {
+    Reading(const asio::any_io_executor& executor, Buffer into_in, Arrival* arrival_in)
+        : changed(executor, asio::steady_timer::time_point::max()),
+          into(std::move(into_in)),
+          arrival(arrival_in) {}
+    asio::steady_timer changed;  // cancelled when `result` is there
+    Buffer into;
+    Arrival* arrival;  // null: nobody, or nobody any more
+    bool abandoned = false;
+    std::optional<Status> result;
+  };
+
   Task<> shake_hands();
+  asio::awaitable<void> run_read(std::shared_ptr<Reading> reading, ucp_rkey_h region,
+                                 std::uint64_t remote);
+  asio::awaitable<void> quarantine(std::shared_ptr<Reading> reading);
   Task<> wait_for_credit(std::int64_t bytes, Deadline deadline);
   bool has_credit(std::int64_t bytes) const;
   asio::awaitable<void> upload(std::shared_ptr<Upload> upload);
@@ -96,6 +117,7 @@ class ClientConnection final : public FragmentSink,
   std::int64_t max_calls_ = 0;   // granted
   std::int64_t max_bytes_ = 0;   // granted
   std::int64_t bytes_held_ = 0;  // of calls_
+  std::int64_t quarantined_bytes_ = 0;
   std::uint64_t next_call_ = 1;
   std::unordered_map<std::uint64_t, Call> calls_;
   // One timer for all calls: it stays set when a call ends in time, so that most calls set none.

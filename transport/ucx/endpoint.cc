@@ -12,6 +12,11 @@ namespace {
 constexpr int kMessageWindow = 8;
 // Copied fragments of all messages together.
 constexpr int kCopyWindow = 16;
+// Of a one-sided read: what is seen at a time, and how much is under way where that takes time.
+constexpr std::size_t kReadSliceBytes = 64 << 10;
+constexpr int kReadWindow = 16;
+// Keys kept unpacked.
+constexpr std::size_t kMaxRegions = 256;
 // Messages up to this size are copied: cheaper than a gather list.
 constexpr std::uint64_t kSmallBytes = 4096;
 
@@ -117,7 +122,7 @@ Result<std::unique_ptr<Endpoint>> Endpoint::create(UcxWorker& worker, const std:
 Task<> Endpoint::send(Message& message) {
   Cursor cursor(message, fragment_bytes_);
   if (cursor.left() <= kSmallBytes) co_return co_await send_copy(message, false);
-  Flight flight;
+  Flight flight(*this);
   while (!cursor.done() && failure_.ok()) {
     if (flight.in_flight == kMessageWindow) {
       co_await sent_.wait(Deadline::never());
@@ -226,6 +231,73 @@ void Endpoint::on_sent(void* request, ucs_status_t status, void* slot) {
   ucp_request_free(request);
 }
 
+Result<ucp_rkey_h> Endpoint::unpack(const std::string& packed) {
+  ICE_TRY(failure_);
+  const auto found = regions_.find(packed);
+  if (found != regions_.end()) return found->second;
+  if (regions_.size() == kMaxRegions) {
+    return Status(Code::kResourceExhausted,
+                  "more than " + std::to_string(kMaxRegions) + " regions of one peer");
+  }
+  ucp_rkey_h region = nullptr;
+  const ucs_status_t status = ucp_ep_rkey_unpack(endpoint_, packed.data(), &region);
+  if (status != UCS_OK) {
+    return Status(Code::kFailedPrecondition, "the region cannot be reached: " + describe(status));
+  }
+  regions_.emplace(packed, region);
+  return region;
+}
+
+Task<> Endpoint::read(ucp_rkey_h region, std::uint64_t remote, ByteSpan into, const bool& abandoned,
+                      std::function<void(std::size_t)> seen) {
+  Flight flight(*this);
+  std::size_t at = 0;
+  while (at < into.size() && failure_.ok() && !abandoned) {
+    if (flight.in_flight == kReadWindow) {
+      co_await sent_.wait(Deadline::never());
+      continue;
+    }
+    const ByteSpan slice = into.subspan(at, std::min(kReadSliceBytes, into.size() - at));
+    const bool here = post_read(region, remote + at, slice, flight);
+    at += slice.size();
+    if (here && flight.in_flight == 0 && failure_.ok()) seen(at);
+  }
+  const bool waited = flight.in_flight > 0;
+  while (flight.in_flight > 0) co_await sent_.wait(Deadline::never());
+  ICE_CO_TRY(failure_);
+  if (at < into.size()) co_return Status(Code::kCancelled, "read abandoned");
+  if (waited || into.empty()) seen(at);
+  co_return Status();
+}
+
+bool Endpoint::post_read(ucp_rkey_h region, std::uint64_t remote, ByteSpan into, Flight& flight) {
+  ucp_request_param_t param{};
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
+  param.cb.send = &Endpoint::on_read;
+  param.user_data = &flight;
+  const ucs_status_ptr_t request =
+      ucp_get_nbx(endpoint_, into.data(), into.size(), remote, region, &param);
+  if (request == nullptr) return true;
+  if (UCS_PTR_IS_ERR(request)) {
+    fail(Status(Code::kUnavailable, describe(UCS_PTR_STATUS(request))));
+    return true;
+  }
+  ++flight.in_flight;
+  ++in_flight_;
+  worker_.wake();
+  return false;
+}
+
+void Endpoint::on_read(void* request, ucs_status_t status, void* user) {
+  Flight& flight = *static_cast<Flight*>(user);
+  Endpoint& self = flight.endpoint;
+  if (status != UCS_OK) self.fail(Status(Code::kUnavailable, describe(status)));
+  --flight.in_flight;
+  --self.in_flight_;
+  self.sent_.notify_all();
+  ucp_request_free(request);
+}
+
 void Endpoint::on_error(void* self, ucp_ep_h, ucs_status_t status) {
   static_cast<Endpoint*>(self)->fail(Status(Code::kUnavailable, describe(status)));
 }
@@ -258,6 +330,8 @@ asio::awaitable<void> Endpoint::close(Deadline flush) {
   while (closed.pending || flushed.pending || in_flight_ > 0) {
     co_await sent_.wait(Deadline::never());
   }
+  for (const auto& [packed, region] : regions_) ucp_rkey_destroy(region);
+  regions_.clear();
   endpoint_ = nullptr;
 }
 

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "common/waiters.h"
@@ -45,6 +46,17 @@ class Endpoint {
   // send_copy() of a message of one fragment, without waiting; false when it has to wait.
   bool try_send_copy(Message& message);
 
+  // What ucp_get needs of a region of the peer; good until close(). kUnavailable when the peer has
+  // gone, kFailedPrecondition when no lane reaches the region, kResourceExhausted when there are
+  // many.
+  Result<ucp_rkey_h> unpack(const std::string& packed);
+
+  // One-sided: fills `into` from `remote` on. Returns when UCX has let go of it; after `abandoned`
+  // turned true as soon as what is under way has come (kCancelled). `seen` gets the length of what
+  // is in place, growing, and at last all.
+  Task<> read(ucp_rkey_h region, std::uint64_t remote, ByteSpan into, const bool& abandoned,
+              std::function<void(std::size_t)> seen);
+
   // Lets go of all memory. With a deadline, waits that long for what is under way to get there.
   asio::awaitable<void> close(Deadline flush);
 
@@ -56,6 +68,8 @@ class Endpoint {
   struct Slot;
   // Fragments of one message under way.
   struct Flight {
+    explicit Flight(Endpoint& endpoint_in) : endpoint(endpoint_in) {}
+    Endpoint& endpoint;
     int in_flight = 0;
   };
   class Cursor;
@@ -65,6 +79,9 @@ class Endpoint {
   void give_back(Slot* slot);
   void post(Slot* slot);
   void fail(Status status);
+  // Posts one slice of a read: false when it is under way still.
+  bool post_read(ucp_rkey_h region, std::uint64_t remote, ByteSpan into, Flight& flight);
+  static void on_read(void* request, ucs_status_t status, void* flight);
   static void on_sent(void* request, ucs_status_t status, void* slot);
   static void on_error(void* self, ucp_ep_h endpoint, ucs_status_t status);
 
@@ -76,6 +93,7 @@ class Endpoint {
   int in_flight_ = 0;
   int copies_in_flight_ = 0;
   Waiters sent_;
+  std::unordered_map<std::string, ucp_rkey_h> regions_;  // by what was packed
   std::vector<std::unique_ptr<Slot>> free_;
 };
 

@@ -31,6 +31,9 @@ struct UcxOptions {
   // Devices that may carry bulk bytes, as UCX names them: "eth0", "mlx5_0:1", "all"; network_for()
   // chooses. UCX opens a port on each; the default reaches peers of this machine only.
   std::string network = "lo";
+  // One-sided reads also over TCP, which emulates them at a millisecond each: what RDMA does with a
+  // peer that has died can be seen there.
+  bool emulated_reads = false;
   // Busy polling: for a shard with a core of its own, on both ends.
   bool poll = false;
   // What a server grants each connection; a client with nothing left waits.

@@ -63,6 +63,14 @@ class UcxTransport::Impl {
     co_return co_await connection->call(std::move(request), std::move(into), deadline);
   }
 
+  Task<Buffer> read(Address peer, RegionSpan from, Buffer into, Arrival* arrival,
+                    Deadline deadline) {
+    ICE_CO_TRY(const auto connection, co_await connection_to(peer, deadline));
+    co_return co_await connection->read(std::move(from), std::move(into), arrival, deadline);
+  }
+
+  Task<Region> allocate_region(std::int64_t bytes) { co_return worker_->allocate_region(bytes); }
+
   Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) {
     auto listener =
         std::make_unique<Listener>(*worker_, std::move(executor), service, options_, rng_.next());
@@ -105,6 +113,11 @@ class UcxTransport::Impl {
         ++usage.connections;
         usage.calls += connection->calls_held();
         usage.request_bytes += connection->bytes_held();
+      }
+    }
+    for (const auto& [address, peer] : peers_) {
+      if (peer.connection != nullptr) {
+        usage.quarantined_bytes += peer.connection->quarantined_bytes();
       }
     }
     co_return usage;
@@ -203,6 +216,17 @@ UcxTransport::~UcxTransport() = default;
 
 Task<Reply> UcxTransport::call(Address peer, Request request, Buffer into, Deadline deadline) {
   auto there = impl_->call(std::move(peer), std::move(request), std::move(into), deadline);
+  co_return co_await on_shard(impl_->shard(), std::move(there));
+}
+
+Task<Buffer> UcxTransport::read(Address peer, RegionSpan from, Buffer into, Arrival* arrival,
+                                Deadline deadline) {
+  auto there = impl_->read(std::move(peer), std::move(from), std::move(into), arrival, deadline);
+  co_return co_await on_shard(impl_->shard(), std::move(there));
+}
+
+Task<Region> UcxTransport::allocate_region(std::int64_t bytes) {
+  auto there = impl_->allocate_region(bytes);
   co_return co_await on_shard(impl_->shard(), std::move(there));
 }
 

@@ -25,16 +25,21 @@ class UcxTransport final : public Transport {
   ~UcxTransport() override;
 
   Task<Reply> call(Address peer, Request request, Buffer into, Deadline deadline) override;
+  Task<Buffer> read(Address peer, RegionSpan from, Buffer into, Arrival* arrival,
+                    Deadline deadline) override;
+  Task<Region> allocate_region(std::int64_t bytes) override;
   Task<PeerHealth> health(Address peer) override;
   Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) override;
   Task<> stop(Address self) override;
   Task<> shutdown() override;
 
-  // What peers hold of this process as a server; all zero when nobody is connected.
+  // What peers hold of this process as a server, all zero when nobody is connected, and what it
+  // holds as a client for reads that were given up.
   struct Usage {
     std::int64_t connections = 0;
     std::int64_t calls = 0;          // from the first fragment of a request to its reply
     std::int64_t request_bytes = 0;  // of those calls
+    std::int64_t quarantined_bytes = 0;
   };
   Task<Usage> usage();
 

@@ -5,6 +5,8 @@
 #include <optional>
 #include <string_view>
 
+#include "transport/ucx/region_key.h"
+
 namespace icefield::ucx {
 namespace {
 
@@ -105,7 +107,7 @@ Status UcxWorker::init(const UcxOptions& options) {
   const Status configured = configure(config, options);
   ucp_params_t context_params{};
   context_params.field_mask = UCP_PARAM_FIELD_FEATURES;
-  context_params.features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP;
+  context_params.features = UCP_FEATURE_AM | UCP_FEATURE_RMA | UCP_FEATURE_WAKEUP;
   status = configured.ok() ? ucp_init(&context_params, config, &context_) : UCS_OK;
   ucp_config_release(config);
   ICE_TRY(configured);
@@ -145,8 +147,37 @@ Status UcxWorker::read_address() {
 
 UcxWorker::~UcxWorker() {
   if (event_.is_open()) event_.release();  // the worker owns the descriptor
+  for (ucp_mem_h region : regions_) ucp_mem_unmap(context_, region);
   if (worker_ != nullptr) ucp_worker_destroy(worker_);
   if (context_ != nullptr) ucp_cleanup(context_);
+}
+
+Result<Region> UcxWorker::allocate_region(std::int64_t bytes) {
+  if (bytes <= 0) return Status(Code::kInvalidArgument, "region of no bytes");
+  ucp_mem_map_params_t params{};
+  params.field_mask = UCP_MEM_MAP_PARAM_FIELD_LENGTH | UCP_MEM_MAP_PARAM_FIELD_FLAGS;
+  params.length = static_cast<std::size_t>(bytes);
+  params.flags = UCP_MEM_MAP_ALLOCATE;
+  ucp_mem_h memory = nullptr;
+  ucs_status_t status = ucp_mem_map(context_, &params, &memory);
+  if (status != UCS_OK) {
+    return Status(Code::kResourceExhausted,
+                  "region of " + std::to_string(bytes) + " bytes: " + describe(status));
+  }
+  regions_.push_back(memory);
+  ucp_mem_attr_t attributes{};
+  attributes.field_mask = UCP_MEM_ATTR_FIELD_ADDRESS;
+  status = ucp_mem_query(memory, &attributes);
+  void* packed = nullptr;
+  std::size_t packed_bytes = 0;
+  if (status == UCS_OK) status = ucp_rkey_pack(context_, memory, &packed, &packed_bytes);
+  if (status != UCS_OK) return ucx_error("region", status);
+  const RegionKey key{.address = reinterpret_cast<std::uint64_t>(attributes.address),
+                      .bytes = bytes,
+                      .packed = {static_cast<const char*>(packed), packed_bytes}};
+  ucp_rkey_buffer_release(packed);
+  return Region{.bytes = {static_cast<std::byte*>(attributes.address), params.length},
+                .key = key.to_string()};
 }
 
 std::uint64_t UcxWorker::add_sink(FragmentSink& sink) {

@@ -12,6 +12,7 @@
 #include "common/metrics.h"
 #include "common/rng.h"
 #include "common/task_scope.h"
+#include "transport/transport.h"
 #include "transport/ucx/ucx_options.h"
 #include "transport/ucx/wire.h"
 
@@ -45,6 +46,9 @@ class UcxWorker {
   // Fragments that carry the id returned go to `sink`; ids cannot be guessed.
   std::uint64_t add_sink(FragmentSink& sink);
   void remove_sink(std::uint64_t id) { sinks_.erase(id); }
+
+  // As Transport::allocate_region(); the memory stays as long as the worker.
+  Result<Region> allocate_region(std::int64_t bytes);
 
   // A fragment that has arrived. One for no sink is counted, and nothing else.
   void deliver(const FragmentHeader& fragment, ConstByteSpan bytes);
@@ -86,6 +90,7 @@ class UcxWorker {
   bool message_open_ = false;  // the last fragment was not the last of its message
   bool stopping_ = false;
   std::unordered_map<std::uint64_t, FragmentSink*> sinks_;
+  std::vector<ucp_mem_h> regions_;
   TaskScope scope_;
 };
 

@@ -302,5 +302,59 @@ TEST(UcxPeers, CallsUnderWayEndWithTheirConnectionAndEverythingComesBack) {
   EXPECT_EQ(usage().request_bytes, 0);
 }
 
+UcxOptions tcp_options() {
+  UcxOptions options;
+  options.lanes = UcxLanes::kTcp;
+  return options;
+}
+
+TEST(UcxReads, OverTcpAreRefusedInWords) {
+  GateService service;
+  End server(tcp_options());
+  End client(tcp_options());
+  const Address node = server.listen(service).value();
+  const Region region =
+      sync_wait(server.shard.executor(), server.transport->allocate_region(1000)).value();
+  const Result<Buffer> read = run_task(client.transport->read(
+      node, {region.key, 0, 10}, Buffer(10), nullptr, Deadline::after(SystemClock(), 10s)));
+  EXPECT_EQ(read.error().code(), Code::kFailedPrecondition);
+  EXPECT_THAT(read.error().message(), HasSubstr("tcp"));
+}
+
+TEST(UcxReads, OneGivenUpKeepsItsBufferUntilUcxLetsGo) {
+  GateService service;
+  UcxOptions options = tcp_options();
+  options.emulated_reads = true;
+  options.close_timeout = 300ms;
+  End server(options);
+  End client(options);
+  const Address node = server.listen(service).value();
+  const Region region =
+      sync_wait(server.shard.executor(), server.transport->allocate_region(1 << 20)).value();
+  const auto read = [&](std::chrono::milliseconds patience) {
+    return run_task(client.transport->read(node, {region.key, 0, 1 << 20}, Buffer(1 << 20), nullptr,
+                                           Deadline::after(SystemClock(), patience)));
+  };
+  const auto quarantined = [&] {
+    return sync_wait(client.shard.executor(), client.transport->usage()).value().quarantined_bytes;
+  };
+  ASSERT_TRUE(read(10s).has_value());
+  EXPECT_EQ(quarantined(), 0);
+
+  std::promise<void> thaw;
+  std::promise<void> frozen;
+  asio::post(server.shard.executor(), [&, until = thaw.get_future()] {
+    frozen.set_value();
+    until.wait();
+  });
+  frozen.get_future().wait();
+  EXPECT_EQ(read(20ms).error().code(), Code::kDeadlineExceeded);
+  EXPECT_EQ(quarantined(), 1 << 20);
+  while (quarantined() > 0) std::this_thread::yield();
+  EXPECT_NE(health_of(client, node).state, PeerState::kUp);  // given up with its connection
+  thaw.set_value();
+  EXPECT_TRUE(read(10s).has_value());
+}
+
 }  // namespace
 }  // namespace icefield
