@@ -6,10 +6,12 @@
 #include <gflags/gflags.h>
 
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <iostream>
 #include <optional>
 
+#include "common/hash.h"
 #include "common/shard.h"
 #include "common/task_scope.h"
 #include "tools/bench_transport_service.h"
@@ -22,7 +24,7 @@
 
 DEFINE_string(lanes, "shared_memory,tcp", "shared_memory, tcp or both");
 DEFINE_string(modes, "event,poll", "event: both sides sleep until there is something; poll; both");
-DEFINE_string(ops, "get,put", "get, put or both");
+DEFINE_string(ops, "get,put,read", "get, put, read (one-sided, over shared memory only)");
 DEFINE_int32(rounds, 5, "alternations of ours and ucx_perftest, of which medians are shown");
 DEFINE_int32(round_ms, 200, "of ours in each round");
 DEFINE_int64(clients, 1, "calls side by side over one connection");
@@ -39,7 +41,8 @@ constexpr char kUsage[] =
 A server process holds the bytes; the client reads (get) or writes (put) them in calls of one value
 or of a batch, and checks XXH3 of every 64 KB, or not. ucx_perftest runs in turn with ours, over the
 same lanes with the same thresholds, segments and error handling: a stream of messages one way for
-bandwidths, round trips for 64 bytes.
+bandwidths, round trips for 64 bytes. One-sided reads (read) run beside memcpy, or memcpy and XXH3,
+of as many bytes.
 
   icefield bench transport --lanes=shared_memory --modes=event --rounds=9
 )";
@@ -69,6 +72,12 @@ struct Case {
   Size size;
   bool verify = true;
   bool latency() const { return size.value_bytes == kSmallBytes; }
+  bool one_sided() const { return op == "read"; }
+  // What it is measured beside.
+  std::string yardstick() const {
+    if (!one_sided()) return "ucx_perftest";
+    return verify ? "memcpy + XXH3" : "memcpy";
+  }
   std::int64_t bytes() const { return size.value_bytes * size.batch; }
 };
 
@@ -76,7 +85,7 @@ struct Case {
 struct Measured {
   std::vector<double> gbps;     // of each round
   std::vector<double> call_us;  // of each call
-  std::vector<double> perftest;
+  std::vector<double> beside;   // GB/s or us of the yardstick
 };
 
 double quantile(std::vector<double> values, double share) {
@@ -115,8 +124,9 @@ Result<std::unique_ptr<UcxTransport>> open_transport(Shard& shard, const Side& s
 Status serve() {
   const Side side{FLAGS_lanes, FLAGS_modes};
   Shard shard;
-  BenchService service(kMostBytes);
   ICE_TRY(const auto transport, open_transport(shard, side));
+  ICE_TRY(Region memory, sync_wait(shard.executor(), transport->allocate_region(kMostBytes)));
+  BenchService service(std::move(memory));
   ICE_TRY(const Address address,
           sync_wait(shard.executor(), transport->listen("127.0.0.1:0", shard.executor(), service)));
   std::cout << address << std::endl;
@@ -172,6 +182,34 @@ class Pair {
   }
 
   Task<> run(const Case& what, Ms duration, Measured& into) {
+    return what.one_sided() ? run_reads(what, duration, into) : run_calls(what, duration, into);
+  }
+
+  Task<> run_reads(const Case& what, Ms duration, Measured& into) {
+    const BenchRequest ask{what.size.value_bytes, 1, 1};
+    Request locate(static_cast<MethodId>(BenchMethod::kLocate),
+                   std::string(as_text(std::as_bytes(std::span(&ask, 1)))));
+    ICE_CO_TRY(const Reply located,
+               co_await transport_->call(address_, std::move(locate), Buffer(0), deadline()));
+    const auto pieces = static_cast<std::size_t>(ceil_div(what.bytes(), kBenchPieceBytes));
+    const std::string checksums = located.header.substr(0, pieces * sizeof(std::uint64_t));
+    const RegionSpan span{.key = located.header.substr(checksums.size()), .bytes = what.bytes()};
+    Buffer buffer(what.bytes());
+    const auto end = clock_.now() + duration;
+    do {
+      const auto begin = clock_.now();
+      PieceChecker checker(what.size.value_bytes, checksums);
+      ICE_CO_TRY(buffer, co_await transport_->read(address_, span, std::move(buffer),
+                                                   what.verify ? &checker : nullptr, deadline()));
+      if (what.verify && !checker.intact()) {
+        co_return Status(Code::kDataLoss, "checksum mismatch on arrival");
+      }
+      into.call_us.push_back(Us(clock_.now() - begin).count());
+    } while (clock_.now() < end);
+    co_return Status();
+  }
+
+  Task<> run_calls(const Case& what, Ms duration, Measured& into) {
     const bool get = what.op == "get";
     const BenchRequest ask{what.size.value_bytes, what.size.batch, what.verify ? 1 : 0};
     const std::string header(as_text(std::as_bytes(std::span(&ask, 1))));
@@ -221,6 +259,30 @@ Result<double> perftest(const Case& what) {
   return what.latency() ? result.round_trip_us : result.gbps;
 }
 
+// GB/s of copying as many bytes, each piece hashed behind its copy when that is asked for.
+double copy_speed(const Case& what, Ms duration) {
+  const SystemClock clock;
+  const auto bytes = static_cast<std::size_t>(what.bytes());
+  Buffer from(what.bytes());
+  Buffer to(what.bytes());
+  from.resize(what.bytes());
+  to.resize(what.bytes());
+  std::ranges::fill(from.bytes(), std::byte{1});
+  std::uint64_t hash = 0;
+  std::int64_t rounds = 0;
+  const auto begin = clock.now();
+  for (; clock.now() < begin + duration; ++rounds) {
+    for (std::size_t at = 0; at < bytes; at += kBenchPieceBytes) {
+      const std::size_t size = std::min<std::size_t>(bytes - at, kBenchPieceBytes);
+      std::memcpy(to.bytes().data() + at, from.bytes().data() + at, size);
+      if (what.verify) hash ^= xxh3(std::as_const(to).bytes().subspan(at, size), hash);
+    }
+    from.bytes()[0] = static_cast<std::byte>(hash);  // or else it may be left out
+  }
+  const std::chrono::duration<double> took = clock.now() - begin;
+  return static_cast<double>(rounds) * static_cast<double>(bytes) / took.count() / 1e9;
+}
+
 nlohmann::ordered_json params_of(const Case& what, const std::vector<double>& call_us) {
   return {{"op", what.op},
           {"value_bytes", what.size.value_bytes},
@@ -241,9 +303,9 @@ Figure figure_of(const Case& what, const Measured& measured) {
   figure.value = what.latency() ? quantile(measured.call_us, 0.5) : quantile(measured.gbps, 0.5);
   figure.unit = what.latency() ? "us" : "GB/s";
   figure.better = what.latency() ? "lower" : "higher";
-  if (!measured.perftest.empty()) {
-    figure.against = "ucx_perftest";
-    figure.ratio = figure.value / quantile(measured.perftest, 0.5);
+  if (!measured.beside.empty()) {
+    figure.against = what.yardstick();
+    figure.ratio = figure.value / quantile(measured.beside, 0.5);
   }
   return figure;
 }
@@ -251,11 +313,23 @@ Figure figure_of(const Case& what, const Measured& measured) {
 std::vector<Case> cases_of(const Side& side) {
   std::vector<Case> cases;
   for (const std::string& op : split(FLAGS_ops)) {
+    if (op == "read" && side.tcp()) continue;
     for (const Size& size : kSizes) {
+      if (op == "read" && (size.batch > 1 || size.value_bytes == kSmallBytes)) continue;
       for (const bool verify : {true, false}) cases.push_back({side, op, size, verify});
     }
   }
   return cases;
+}
+
+// The first case that ucx_perftest is measured beside in the same way: of the same size, whether
+// verified or not, get or put.
+std::size_t twin_of(const std::vector<Case>& cases, std::size_t i) {
+  const auto same = [&](const Case& other) {
+    return other.size.value_bytes == cases[i].size.value_bytes &&
+           other.size.batch == cases[i].size.batch;
+  };
+  return static_cast<std::size_t>(std::ranges::find_if(cases, same) - cases.begin());
 }
 
 Status measure_side(const Side& side, Report& report) {
@@ -269,22 +343,22 @@ Status measure_side(const Side& side, Report& report) {
       std::vector<double> before = std::move(results[i].call_us);
       ICE_TRY(pair->measure(cases[i], Ms(FLAGS_round_ms), results[i]));
       results[i].call_us.insert(results[i].call_us.end(), before.begin(), before.end());
-      // One yardstick serves a case with and without verification, get and put.
-      if (!FLAGS_perftest || !cases[i].verify || cases[i].op != cases.front().op) continue;
-      ICE_TRY(results[i].perftest.emplace_back(), perftest(cases[i]));
+      if (cases[i].one_sided()) {
+        results[i].beside.push_back(copy_speed(cases[i], Ms(FLAGS_round_ms)));
+      } else if (const std::size_t twin = twin_of(cases, i); twin != i) {
+        results[i].beside = results[twin].beside;
+      } else if (FLAGS_perftest) {
+        ICE_TRY(results[i].beside.emplace_back(), perftest(cases[i]));
+      }
     }
   }
-  for (std::size_t i = 0; i < cases.size(); ++i) {
-    const std::size_t yardstick = i % (std::size(kSizes) * 2) / 2 * 2;
-    results[i].perftest = results[yardstick].perftest;
-    report.add(figure_of(cases[i], results[i]));
-  }
+  for (std::size_t i = 0; i < cases.size(); ++i) report.add(figure_of(cases[i], results[i]));
   return Status();
 }
 
 void print(const Report& report) {
   Table table({"lanes", "mode", "op", "value", "batch", "verified", "GB/s", "p50 us", "p99 us",
-               "of ucx_perftest"});
+               "beside", "ratio"});
   for (const Figure& figure : report.figures()) {
     const auto& params = figure.params;
     const bool latency = figure.unit == "us";
@@ -292,8 +366,8 @@ void print(const Report& report) {
                std::to_string(params["batch"].get<int>()),
                params["verify"].get<bool>() ? "yes" : "no",
                latency ? "" : number_text(figure.value, 2), number_text(params["p50_us"], 1),
-               number_text(params["p99_us"], 1),
-               figure.against.empty() ? "" : number_text(figure.ratio, 2) + (latency ? "x" : "")});
+               number_text(params["p99_us"], 1), figure.against,
+               figure.against.empty() ? "" : number_text(figure.ratio, 2)});
   }
   std::cout << table.text();
 }

@@ -22,8 +22,9 @@ void PieceChecker::arrived(std::string_view header, ConstByteSpan payload) {
     const std::size_t left_of_value = value_bytes_ - checked_bytes_ % value_bytes_;
     const std::size_t size = std::min<std::size_t>(left_of_value, kBenchPieceBytes);
     if (checked_bytes_ + size > payload.size()) return;  // the rest of it is on its way
+    const std::string_view all = checksums_.empty() ? header : checksums_;
     const ConstByteSpan checksum =
-        as_bytes(header).subspan(std::min(header.size(), checked_pieces_ * sizeof(std::uint64_t)));
+        as_bytes(all).subspan(std::min(all.size(), checked_pieces_ * sizeof(std::uint64_t)));
     intact_ =
         intact_ && checksum.size() >= sizeof(std::uint64_t) &&
         xxh3(payload.subspan(checked_bytes_, size), 0) == load<std::uint64_t>(checksum.data());
@@ -32,16 +33,15 @@ void PieceChecker::arrived(std::string_view header, ConstByteSpan payload) {
   }
 }
 
-BenchService::BenchService(std::int64_t bytes) : memory_(bytes) {
-  memory_.resize(bytes);
+BenchService::BenchService(Region memory) : memory_(std::move(memory)) {
   SeededRng rng(1);
-  for (std::size_t at = 0; at + sizeof(std::uint64_t) <= memory_.bytes().size(); at += 8) {
-    store(memory_.bytes().data() + at, rng.next());
+  for (std::size_t at = 0; at + sizeof(std::uint64_t) <= memory_.bytes.size(); at += 8) {
+    store(memory_.bytes.data() + at, rng.next());
   }
 }
 
 Task<ServiceReply> BenchService::get(const BenchRequest& request) {
-  const ConstByteSpan all = std::as_const(memory_).bytes();
+  const ConstByteSpan all = memory_.bytes;
   const auto value = static_cast<std::size_t>(request.value_bytes);
   const auto batch = static_cast<std::size_t>(request.batch);
   if (value == 0 || batch == 0 || value > all.size() / batch) {
@@ -68,6 +68,12 @@ Task<ServiceReply> BenchService::handle(const Caller&, MethodId method, std::str
   }
   const auto request = load<BenchRequest>(as_bytes(header).data());
   if (static_cast<BenchMethod>(method) == BenchMethod::kGet) co_return co_await get(request);
+  if (static_cast<BenchMethod>(method) == BenchMethod::kLocate) {
+    ICE_CO_TRY(ServiceReply located, co_await get(request));
+    located.header += memory_.key;
+    located.payload.clear();
+    co_return located;
+  }
   const std::string_view expected = std::string_view(header).substr(sizeof request);
   if (request.verify != 0 && piece_checksums(std::as_const(payload).bytes()) != expected) {
     co_return Status(Code::kDataLoss, "checksum mismatch on arrival");
