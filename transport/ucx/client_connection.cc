@@ -120,7 +120,7 @@ Task<Reply> ClientConnection::call(Request request, Buffer into, Deadline deadli
   boost::system::error_code ignored;
   co_await pending.wake.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
 
-  if (beside != nullptr) beside->abandoned = true;
+  if (beside != nullptr) beside->loan.end();
   if (!pending.failure.ok()) co_return pending.failure;
   co_return Reply(std::move(pending.reply->header()), std::move(pending.reply->payload()));
 }
@@ -144,11 +144,11 @@ bool ClientConnection::has_credit(std::int64_t bytes) const {
 }
 
 asio::awaitable<void> ClientConnection::upload(std::shared_ptr<Upload> upload) {
-  const Status sent = co_await endpoint_->send_copy(upload->message, upload->abandoned);
+  const Status sent = co_await endpoint_->send_lent(upload->message, upload->loan);
   if (sent.code() != Code::kCancelled) co_return;
   Message abort(upload->message.fragment, std::string());
   abort.fragment.kind = FragmentKind::kAbort;
-  (void)co_await endpoint_->send_copy(abort, false);
+  (void)co_await endpoint_->send(abort);
 }
 
 void ClientConnection::watch_deadline(Deadline deadline) {

@@ -75,7 +75,7 @@ class ClientConnection final : public FragmentSink,
   struct Upload {
     explicit Upload(Message message_in) : message(std::move(message_in)) {}
     Message message;
-    bool abandoned = false;  // the caller's payload is gone
+    Endpoint::Loan loan{Endpoint::Loan::Kind::kMayEnd};  // of the caller's payload
   };
 
   // A one-sided read, beside its caller.

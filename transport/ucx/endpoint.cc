@@ -9,7 +9,7 @@ namespace {
 
 // Fragments of one message that are posted before the first has gone: enough to keep a lane busy,
 // few enough that a small message is not stuck behind a large one.
-constexpr int kMessageWindow = 8;
+constexpr std::size_t kMessageWindow = 8;
 // Copied fragments of all messages together.
 constexpr int kCopyWindow = 16;
 // Of a one-sided read: what is seen at a time, and how much is under way where that takes time.
@@ -47,10 +47,23 @@ struct Endpoint::Slot {
   explicit Slot(Endpoint& endpoint_in) : endpoint(endpoint_in) {}
   Endpoint& endpoint;
   FragmentHeader header;
-  std::vector<ucp_dt_iov_t> pieces;
+  std::vector<ConstByteSpan> pieces;  // empty: the loan has ended
+  std::size_t bytes = 0;              // of all pieces, as long as there was a loan
+  std::vector<ucp_dt_iov_t> iov;      // the pieces of a firm loan
   Buffer copy;
-  Flight* flight = nullptr;  // null: a copy
+  Loan* loan = nullptr;  // null: a copy, or the loan has ended
 };
+
+void Endpoint::Loan::end() {
+  ended_ = true;
+  for (Slot* slot : slots_) {
+    slot->header.kind = FragmentKind::kAbort;
+    slot->pieces.clear();
+    slot->loan = nullptr;
+    ++slot->endpoint.copies_in_flight_;
+  }
+  slots_.clear();
+}
 
 // Cuts a message into fragments.
 class Endpoint::Cursor {
@@ -66,6 +79,7 @@ class Endpoint::Cursor {
     }
   }
 
+  bool begun() const { return begun_; }
   bool done() const { return begun_ && offset_ == message_.fragment.message_bytes(); }
   std::uint64_t left() const { return message_.fragment.message_bytes() - offset_; }
 
@@ -75,12 +89,13 @@ class Endpoint::Cursor {
     slot.header.offset = offset_;
     slot.pieces.clear();
     std::uint64_t room = std::min(left(), fragment_bytes_);
+    slot.bytes = static_cast<std::size_t>(room);
     offset_ += room;
     begun_ = true;
     while (room > 0) {
       if (piece_.empty()) piece_ = message_.payload[next_piece_++];
       const std::size_t part = std::min<std::size_t>(room, piece_.size());
-      if (part > 0) slot.pieces.push_back({const_cast<std::byte*>(piece_.data()), part});
+      if (part > 0) slot.pieces.push_back(piece_.first(part));
       piece_ = piece_.subspan(part);
       room -= part;
     }
@@ -98,11 +113,24 @@ class Endpoint::Cursor {
 Endpoint::Endpoint(UcxWorker& worker, std::function<void(Status)> on_failure)
     : worker_(worker), on_failure_(std::move(on_failure)) {}
 
-Endpoint::~Endpoint() { ICE_CHECK(endpoint_ == nullptr && in_flight_ == 0); }
+Endpoint::~Endpoint() {
+  ICE_CHECK(endpoint_ == nullptr && in_flight_ == 0);
+  if (packed_slot_ != 0) ucp_dt_destroy(packed_slot_);
+}
 
 Result<std::unique_ptr<Endpoint>> Endpoint::create(UcxWorker& worker, const std::string& remote,
                                                    std::function<void(Status)> on_failure) {
   std::unique_ptr<Endpoint> endpoint(new Endpoint(worker, std::move(on_failure)));
+  const ucp_generic_dt_ops_t slots{
+      .start_pack = [](void*, const void* slot, std::size_t) { return const_cast<void*>(slot); },
+      .start_unpack = nullptr,
+      .packed_size = [](void* slot) { return static_cast<Slot*>(slot)->bytes; },
+      .pack = &Endpoint::pack,
+      .unpack = nullptr,
+      .finish = [](void*) {}};
+  if (ucp_dt_create_generic(&slots, nullptr, &endpoint->packed_slot_) != UCS_OK) {
+    return Status(Code::kResourceExhausted, "no memory for a UCX datatype");
+  }
   ucp_ep_params_t params{};
   params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
                       UCP_EP_PARAM_FIELD_ERR_HANDLER;
@@ -120,35 +148,30 @@ Result<std::unique_ptr<Endpoint>> Endpoint::create(UcxWorker& worker, const std:
 }
 
 Task<> Endpoint::send(Message& message) {
-  Cursor cursor(message, fragment_bytes_);
-  if (cursor.left() <= kSmallBytes) co_return co_await send_copy(message, false);
-  Flight flight(*this);
-  while (!cursor.done() && failure_.ok()) {
-    if (flight.in_flight == kMessageWindow) {
-      co_await sent_.wait(Deadline::never());
-      continue;
-    }
-    Slot* slot = take_slot(&flight);
-    cursor.next(*slot);
-    post(slot);
-  }
-  while (flight.in_flight > 0) co_await sent_.wait(Deadline::never());
-  co_return failure_;
+  Loan loan(Loan::Kind::kFirm);
+  co_return co_await send_lent(message, loan);
 }
 
-Task<> Endpoint::send_copy(Message& message, const bool& abandoned) {
+// Where the loan may end, the first fragment is copied: a peer that has seen it knows what an abort
+// is about.
+Task<> Endpoint::send_lent(Message& message, Loan& loan) {
   Cursor cursor(message, fragment_bytes_);
-  while (!cursor.done() && failure_.ok()) {
-    if (abandoned) co_return Status(Code::kCancelled, "call abandoned");
-    if (copies_in_flight_ >= kCopyWindow) {
+  const bool small = cursor.left() <= kSmallBytes;
+  const bool may_end = loan.kind_ == Loan::Kind::kMayEnd;
+  while (!cursor.done() && failure_.ok() && !loan.ended()) {
+    const bool copy = small || (may_end && !cursor.begun());
+    if (copy ? copies_in_flight_ >= kCopyWindow : loan.slots_.size() == kMessageWindow) {
       co_await sent_.wait(Deadline::never());
       continue;
     }
-    Slot* slot = take_slot(nullptr);
+    Slot* slot = take_slot(copy ? nullptr : &loan);
     cursor.next(*slot);
     post(slot);
   }
-  co_return failure_;
+  while (!loan.slots_.empty()) co_await sent_.wait(Deadline::never());
+  ICE_CO_TRY(failure_);
+  if (!cursor.done()) co_return Status(Code::kCancelled, "call abandoned");
+  co_return Status();
 }
 
 bool Endpoint::try_send_copy(Message& message) {
@@ -162,7 +185,7 @@ bool Endpoint::try_send_copy(Message& message) {
   return true;
 }
 
-Endpoint::Slot* Endpoint::take_slot(Flight* flight) {
+Endpoint::Slot* Endpoint::take_slot(Loan* loan) {
   std::unique_ptr<Slot> slot;
   if (free_.empty()) {
     slot = std::make_unique<Slot>(*this);
@@ -170,17 +193,45 @@ Endpoint::Slot* Endpoint::take_slot(Flight* flight) {
     slot = std::move(free_.back());
     free_.pop_back();
   }
-  slot->flight = flight;
-  ++(flight == nullptr ? copies_in_flight_ : flight->in_flight);
+  slot->loan = loan;
+  if (loan == nullptr) {
+    ++copies_in_flight_;
+  } else {
+    loan->slots_.push_back(slot.get());
+  }
   ++in_flight_;
   return slot.release();
 }
 
 void Endpoint::give_back(Slot* slot) {
   --in_flight_;
-  --(slot->flight == nullptr ? copies_in_flight_ : slot->flight->in_flight);
+  if (slot->loan == nullptr) {
+    --copies_in_flight_;
+  } else {
+    std::erase(slot->loan->slots_, slot);
+  }
   free_.emplace_back(slot);
   sent_.notify_all();
+}
+
+// UCX asks for the bytes of a lent fragment when there is room for them on the way, by then the
+// loan may have ended.
+std::size_t Endpoint::pack(void* state, std::size_t offset, void* to, std::size_t room) {
+  const Slot& slot = *static_cast<Slot*>(state);
+  const std::size_t count = std::min(room, slot.bytes - offset);
+  auto* at = static_cast<std::byte*>(to);
+  std::size_t left = count;
+  for (ConstByteSpan piece : slot.pieces) {
+    const std::size_t skipped = std::min(offset, piece.size());
+    offset -= skipped;
+    piece = piece.subspan(skipped).first(std::min(left, piece.size() - skipped));
+    if (piece.empty()) continue;
+    std::memcpy(at, piece.data(), piece.size());
+    at += piece.size();
+    left -= piece.size();
+  }
+  if (left > 0) std::memset(at, 0, left);
+  return count;
 }
 
 void Endpoint::post(Slot* slot) {
@@ -194,24 +245,25 @@ void Endpoint::post(Slot* slot) {
   param.cb.send = &Endpoint::on_sent;
   param.user_data = slot;
   param.flags = UCP_AM_SEND_FLAG_EAGER;
-  param.datatype = ucp_dt_make_contig(1);
-  const void* buffer = nullptr;
-  std::size_t count = 0;
-  if (slot->flight == nullptr) {
+  const void* buffer = slot;
+  std::size_t count = 1;
+  if (slot->loan == nullptr) {
     if (slot->copy.capacity() == 0) slot->copy = Buffer(fragment_bytes_);
     slot->copy.resize(fragment_bytes_);
-    for (const ucp_dt_iov_t& piece : slot->pieces) {
-      std::memcpy(slot->copy.bytes().data() + count, piece.buffer, piece.length);
-      count += piece.length;
-    }
+    count = pack(slot, 0, slot->copy.bytes().data(), slot->bytes);
     buffer = slot->copy.bytes().data();
-  } else if (slot->pieces.size() == 1) {
-    buffer = slot->pieces.front().buffer;
-    count = slot->pieces.front().length;
+    param.datatype = ucp_dt_make_contig(1);
+  } else if (slot->loan->kind_ == Loan::Kind::kMayEnd) {
+    param.datatype = packed_slot_;
   } else {
-    param.datatype = UCP_DATATYPE_IOV;
-    buffer = slot->pieces.data();
-    count = slot->pieces.size();
+    slot->iov.clear();
+    for (const ConstByteSpan piece : slot->pieces) {
+      slot->iov.push_back({const_cast<std::byte*>(piece.data()), piece.size()});
+    }
+    const bool one = slot->iov.size() == 1;
+    param.datatype = one ? ucp_dt_make_contig(1) : ucp_dt_make_iov();
+    buffer = one ? slot->iov.front().buffer : slot->iov.data();
+    count = one ? slot->iov.front().length : slot->iov.size();
   }
   const ucs_status_ptr_t request = ucp_am_send_nbx(endpoint_, kActiveMessage, &slot->header,
                                                    sizeof slot->header, buffer, count, &param);

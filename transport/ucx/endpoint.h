@@ -30,6 +30,24 @@ struct Message {
 // Threads  The shard's. close() before the destructor.
 class Endpoint {
  public:
+  struct Slot;
+  // The memory of a message while fragments of it are under way. Whoever owns the memory may end
+  // the loan at any time, unless it is a firm one (which UCX may hand to the kernel as it is).
+  class Loan {
+   public:
+    enum class Kind { kFirm, kMayEnd };
+    explicit Loan(Kind kind) : kind_(kind) {}
+    // The memory is not looked at any more.
+    void end();
+    bool ended() const { return ended_; }
+
+   private:
+    friend class Endpoint;
+    const Kind kind_;
+    bool ended_ = false;
+    std::vector<Slot*> slots_;  // under way
+  };
+
   static Result<std::unique_ptr<Endpoint>> create(UcxWorker& worker, const std::string& remote,
                                                   std::function<void(Status)> on_failure);
   ~Endpoint();
@@ -39,11 +57,12 @@ class Endpoint {
   // Sends from the message's memory and returns when UCX has let go of it.
   Task<> send(Message& message);
 
-  // Sends a copy, made fragment by fragment; the memory is free when it returns, which it does
-  // soon after `abandoned` turned true, too (kCancelled).
-  Task<> send_copy(Message& message, const bool& abandoned);
+  // Sends from the message's memory as long as it is lent, and returns when UCX has let go of it.
+  // kCancelled when the loan ended before: then the peer gets an abort in the place of what was
+  // under way, and the caller must send one, too.
+  Task<> send_lent(Message& message, Loan& loan);
 
-  // send_copy() of a message of one fragment, without waiting; false when it has to wait.
+  // Sends a copy of a message of one fragment and does not wait; false when it would have to.
   bool try_send_copy(Message& message);
 
   // What ucp_get needs of a region of the peer; good until close(). kUnavailable when the peer has
@@ -65,8 +84,7 @@ class Endpoint {
   std::string lanes() const;
 
  private:
-  struct Slot;
-  // Fragments of one message under way.
+  // One-sided reads of one call under way.
   struct Flight {
     explicit Flight(Endpoint& endpoint_in) : endpoint(endpoint_in) {}
     Endpoint& endpoint;
@@ -75,19 +93,21 @@ class Endpoint {
   class Cursor;
 
   Endpoint(UcxWorker& worker, std::function<void(Status)> on_failure);
-  Slot* take_slot(Flight* flight);
+  Slot* take_slot(Loan* loan);
   void give_back(Slot* slot);
   void post(Slot* slot);
   void fail(Status status);
   // Posts one slice of a read: false when it is under way still.
   bool post_read(ucp_rkey_h region, std::uint64_t remote, ByteSpan into, Flight& flight);
   static void on_read(void* request, ucs_status_t status, void* flight);
+  static std::size_t pack(void* slot, std::size_t offset, void* to, std::size_t room);
   static void on_sent(void* request, ucs_status_t status, void* slot);
   static void on_error(void* self, ucp_ep_h endpoint, ucs_status_t status);
 
   UcxWorker& worker_;
   std::function<void(Status)> on_failure_;
   ucp_ep_h endpoint_ = nullptr;
+  ucp_datatype_t packed_slot_ = 0;  // a Slot whose bytes UCX asks for
   std::int64_t fragment_bytes_ = kFragmentBytes;
   Status failure_;
   int in_flight_ = 0;

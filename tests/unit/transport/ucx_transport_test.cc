@@ -302,6 +302,64 @@ TEST(UcxPeers, CallsUnderWayEndWithTheirConnectionAndEverythingComesBack) {
   EXPECT_EQ(usage().request_bytes, 0);
 }
 
+// Stops the thread of a shard until it goes.
+class Frozen {
+ public:
+  explicit Frozen(Shard& shard) {
+    asio::post(shard.executor(), [this, until = thaw_.get_future()] {
+      frozen_.set_value();
+      until.wait();
+    });
+    frozen_.get_future().wait();
+  }
+  ~Frozen() { thaw_.set_value(); }
+
+ private:
+  std::promise<void> thaw_;
+  std::promise<void> frozen_;
+};
+
+// Counts requests, and those whose payload is not all ones.
+class OnesService final : public Service {
+ public:
+  Task<ServiceReply> handle(const Caller&, MethodId, std::string, Buffer payload) override {
+    ++requests;
+    wrong += std::ranges::count(payload.bytes(), std::byte{1}) != payload.size();
+    co_return ServiceReply();
+  }
+  std::atomic<int> requests = 0;
+  std::atomic<int> wrong = 0;
+};
+
+TEST(UcxPeers, RequestGivenUpHalfwayIsNeverServedAndLeavesNothing) {
+  for (const UcxLanes lanes : {UcxLanes::kTcp, UcxLanes::kSharedMemory}) {
+    OnesService ones;
+    UcxOptions options;
+    options.lanes = lanes;
+    End server(options);
+    End client(options);
+    const Address node = server.listen(ones).value();
+    Bytes payload(32 << 20, std::byte{1});
+    const auto send = [&](std::chrono::milliseconds patience) {
+      Request request(1, "");
+      request.payload.push_back(payload);
+      return run_task(client.transport->call(node, std::move(request), Buffer(0),
+                                             Deadline::after(SystemClock(), patience)));
+    };
+    ASSERT_TRUE(send(10s).has_value());
+    {
+      const Frozen frozen(server.shard);
+      EXPECT_EQ(send(20ms).error().code(), Code::kDeadlineExceeded);
+      std::ranges::fill(payload, std::byte{2});  // the caller has it back
+    }
+    std::ranges::fill(payload, std::byte{1});
+    ASSERT_TRUE(send(10s).has_value());
+    EXPECT_EQ(ones.requests, 2);
+    EXPECT_EQ(ones.wrong, 0);
+    EXPECT_EQ(sync_wait(server.shard.executor(), server.transport->usage()).value().calls, 0);
+  }
+}
+
 UcxOptions tcp_options() {
   UcxOptions options;
   options.lanes = UcxLanes::kTcp;
@@ -341,18 +399,12 @@ TEST(UcxReads, OneGivenUpKeepsItsBufferUntilUcxLetsGo) {
   ASSERT_TRUE(read(10s).has_value());
   EXPECT_EQ(quarantined(), 0);
 
-  std::promise<void> thaw;
-  std::promise<void> frozen;
-  asio::post(server.shard.executor(), [&, until = thaw.get_future()] {
-    frozen.set_value();
-    until.wait();
-  });
-  frozen.get_future().wait();
+  std::optional<Frozen> frozen(std::in_place, server.shard);
   EXPECT_EQ(read(20ms).error().code(), Code::kDeadlineExceeded);
   EXPECT_EQ(quarantined(), 1 << 20);
   while (quarantined() > 0) std::this_thread::yield();
   EXPECT_NE(health_of(client, node).state, PeerState::kUp);  // given up with its connection
-  thaw.set_value();
+  frozen.reset();
   EXPECT_TRUE(read(10s).has_value());
 }
 
