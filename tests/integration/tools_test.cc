@@ -213,6 +213,9 @@ TEST_F(Tools, NonsenseNumbersAreRefused) {
 
 // More memory than any machine has: a sentence, not a crash.
 TEST_F(Tools, MemoryThatIsNotThereIsExplained) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "a sanitizer's allocator ends the program when there is no memory";
+#endif
   expect_refused(run_arguments({"--pool_bytes=1000000000000000"}), 1, "no memory for a hot pool");
   expect_refused(run_arguments({"--dram_bytes=1000000000000000"}), 2, "DRAM capacity of");
 }
