@@ -19,8 +19,8 @@ std::vector<std::string> environment(bool tcp) {
           "UCX_MM_ERROR_HANDLING=y",
           "UCX_RNDV_THRESH=inf",
           "UCX_POSIX_SEG_SIZE=33k",
-          "UCX_TCP_RX_SEG_SIZE=132k",
-          "UCX_TCP_TX_SEG_SIZE=66k",
+          "UCX_TCP_RX_SEG_SIZE=520k",
+          "UCX_TCP_TX_SEG_SIZE=260k",
           "PATH=/usr/bin:/bin"};
 }
 

@@ -118,8 +118,8 @@ class Transport {
   // live until the service has stopped: a late reply still goes there.
   virtual Task<Reply> call(Address peer, Request request, Buffer into, Deadline deadline) = 0;
 
-  // Reads what is in a region of `peer`, which takes no part and may be writing there meanwhile: the
-  // reader holds the bytes against their checksums, and asks by call() when they are other ones.
+  // Reads what is in a region of `peer`, which takes no part and may be writing there meanwhile:
+  // the reader holds the bytes against their checksums, and asks by call() when they are others.
   // Lands in `into`, is seen by `arrival` (null: nobody, as in Request; the header is empty) and
   // returns by `deadline` as call() does.
   virtual Task<Buffer> read(Address peer, RegionSpan from, Buffer into, Arrival* arrival,

@@ -188,7 +188,14 @@ Task<Buffer> ClientConnection::read(RegionSpan from, Buffer into, Arrival* arriv
   ICE_CO_TRY(const ucp_rkey_h region, endpoint_->unpack(key.packed));
   into.resize(from.bytes);
   auto reading = std::make_shared<Reading>(worker_.shard(), std::move(into), arrival);
-  scope_.spawn(run_read(reading, region, key.address + static_cast<std::uint64_t>(from.offset)));
+  auto seen = [&reading = *reading](std::size_t bytes) {
+    if (reading.arrival == nullptr) return;
+    reading.arrival->arrived({}, std::as_const(reading.into).bytes().first(bytes));
+  };
+  reading->read.emplace(*endpoint_, region, key.address + static_cast<std::uint64_t>(from.offset),
+                        reading->into.bytes(), std::move(seen));
+  if (reading->read->start()) co_return std::move(reading->into);
+  scope_.spawn(finish_read(reading));
   reading->changed.expires_at(deadline.time_point());
   boost::system::error_code ignored;
   if (!reading->result.has_value()) {
@@ -204,14 +211,8 @@ Task<Buffer> ClientConnection::read(RegionSpan from, Buffer into, Arrival* arriv
   co_return std::move(reading->into);
 }
 
-asio::awaitable<void> ClientConnection::run_read(std::shared_ptr<Reading> reading,
-                                                 ucp_rkey_h region, std::uint64_t remote) {
-  std::function<void(std::size_t)> seen = [&reading = *reading](std::size_t bytes) {
-    if (reading.arrival == nullptr) return;
-    reading.arrival->arrived({}, std::as_const(reading.into).bytes().first(bytes));
-  };
-  reading->result = co_await endpoint_->read(region, remote, reading->into.bytes(),
-                                             reading->abandoned, std::move(seen));
+asio::awaitable<void> ClientConnection::finish_read(std::shared_ptr<Reading> reading) {
+  reading->result = co_await reading->read->finish(reading->abandoned);
   reading->changed.cancel();
 }
 

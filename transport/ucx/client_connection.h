@@ -87,13 +87,13 @@ class ClientConnection final : public FragmentSink,
     asio::steady_timer changed;  // cancelled when `result` is there
     Buffer into;
     Arrival* arrival;  // null: nobody, or nobody any more
+    std::optional<Endpoint::Read> read;
     bool abandoned = false;
     std::optional<Status> result;
   };
 
   Task<> shake_hands();
-  asio::awaitable<void> run_read(std::shared_ptr<Reading> reading, ucp_rkey_h region,
-                                 std::uint64_t remote);
+  static asio::awaitable<void> finish_read(std::shared_ptr<Reading> reading);
   asio::awaitable<void> quarantine(std::shared_ptr<Reading> reading);
   Task<> wait_for_credit(std::int64_t bytes, Deadline deadline);
   bool has_credit(std::int64_t bytes) const;

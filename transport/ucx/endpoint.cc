@@ -300,53 +300,58 @@ Result<ucp_rkey_h> Endpoint::unpack(const std::string& packed) {
   return region;
 }
 
-Task<> Endpoint::read(ucp_rkey_h region, std::uint64_t remote, ByteSpan into, const bool& abandoned,
-                      std::function<void(std::size_t)> seen) {
-  Flight flight(*this);
-  std::size_t at = 0;
-  while (at < into.size() && failure_.ok() && !abandoned) {
-    if (flight.in_flight == kReadWindow) {
-      co_await sent_.wait(Deadline::never());
+bool Endpoint::Read::start() {
+  if (into_.empty()) seen_(0);
+  while (posted_ < into_.size() && endpoint_.failure_.ok()) {
+    if (!post_slice()) return false;
+    if (endpoint_.failure_.ok()) seen_(posted_);
+  }
+  return endpoint_.failure_.ok();
+}
+
+Task<> Endpoint::Read::finish(const bool& abandoned) {
+  while (posted_ < into_.size() && endpoint_.failure_.ok() && !abandoned) {
+    if (in_flight_ == kReadWindow) {
+      co_await endpoint_.sent_.wait(Deadline::never());
       continue;
     }
-    const ByteSpan slice = into.subspan(at, std::min(kReadSliceBytes, into.size() - at));
-    const bool here = post_read(region, remote + at, slice, flight);
-    at += slice.size();
-    if (here && flight.in_flight == 0 && failure_.ok()) seen(at);
+    post_slice();
   }
-  const bool waited = flight.in_flight > 0;
-  while (flight.in_flight > 0) co_await sent_.wait(Deadline::never());
-  ICE_CO_TRY(failure_);
-  if (at < into.size()) co_return Status(Code::kCancelled, "read abandoned");
-  if (waited || into.empty()) seen(at);
+  while (in_flight_ > 0) co_await endpoint_.sent_.wait(Deadline::never());
+  ICE_CO_TRY(endpoint_.failure_);
+  if (posted_ < into_.size()) co_return Status(Code::kCancelled, "read abandoned");
+  seen_(posted_);
   co_return Status();
 }
 
-bool Endpoint::post_read(ucp_rkey_h region, std::uint64_t remote, ByteSpan into, Flight& flight) {
+// False when it is under way still.
+bool Endpoint::Read::post_slice() {
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
-  param.cb.send = &Endpoint::on_read;
-  param.user_data = &flight;
-  const ucs_status_ptr_t request =
-      ucp_get_nbx(endpoint_, into.data(), into.size(), remote, region, &param);
+  param.cb.send = &Read::on_slice;
+  param.user_data = this;
+  const ByteSpan slice = into_.subspan(posted_, std::min(kReadSliceBytes, into_.size() - posted_));
+  const ucs_status_ptr_t request = ucp_get_nbx(endpoint_.endpoint_, slice.data(), slice.size(),
+                                               remote_ + posted_, region_, &param);
+  posted_ += slice.size();
   if (request == nullptr) return true;
   if (UCS_PTR_IS_ERR(request)) {
-    fail(Status(Code::kUnavailable, describe(UCS_PTR_STATUS(request))));
+    endpoint_.fail(Status(Code::kUnavailable, describe(UCS_PTR_STATUS(request))));
     return true;
   }
-  ++flight.in_flight;
   ++in_flight_;
-  worker_.wake();
+  ++endpoint_.in_flight_;
+  endpoint_.worker_.wake();
   return false;
 }
 
-void Endpoint::on_read(void* request, ucs_status_t status, void* user) {
-  Flight& flight = *static_cast<Flight*>(user);
-  Endpoint& self = flight.endpoint;
-  if (status != UCS_OK) self.fail(Status(Code::kUnavailable, describe(status)));
-  --flight.in_flight;
-  --self.in_flight_;
-  self.sent_.notify_all();
+void Endpoint::Read::on_slice(void* request, ucs_status_t status, void* self) {
+  Read& read = *static_cast<Read*>(self);
+  Endpoint& endpoint = read.endpoint_;
+  if (status != UCS_OK) endpoint.fail(Status(Code::kUnavailable, describe(status)));
+  --read.in_flight_;
+  --endpoint.in_flight_;
+  endpoint.sent_.notify_all();
   ucp_request_free(request);
 }
 

@@ -70,11 +70,39 @@ class Endpoint {
   // many.
   Result<ucp_rkey_h> unpack(const std::string& packed);
 
-  // One-sided: fills `into` from `remote` on. Returns when UCX has let go of it; after `abandoned`
-  // turned true as soon as what is under way has come (kCancelled). `seen` gets the length of what
-  // is in place, growing, and at last all.
-  Task<> read(ucp_rkey_h region, std::uint64_t remote, ByteSpan into, const bool& abandoned,
-              std::function<void(std::size_t)> seen);
+  // A one-sided read. It stays in place until it is done.
+  class Read {
+   public:
+    // Fills `into` from `remote` of the peer on. `seen` gets the length of what is in place,
+    // growing, and at last all.
+    Read(Endpoint& endpoint, ucp_rkey_h region, std::uint64_t remote, ByteSpan into,
+         std::function<void(std::size_t)> seen)
+        : endpoint_(endpoint),
+          region_(region),
+          remote_(remote),
+          into_(into),
+          seen_(std::move(seen)) {}
+
+    // Reads as far as it goes without waiting: over shared memory, all. False when there is more
+    // to wait for.
+    bool start();
+    // The rest. Returns when UCX has let go of the memory; after `abandoned` turned true as soon
+    // as what is under way has come (kCancelled).
+    Task<> finish(const bool& abandoned);
+
+   private:
+    friend class Endpoint;
+    bool post_slice();
+    static void on_slice(void* request, ucs_status_t status, void* self);
+
+    Endpoint& endpoint_;
+    const ucp_rkey_h region_;
+    const std::uint64_t remote_;
+    const ByteSpan into_;
+    const std::function<void(std::size_t)> seen_;
+    std::size_t posted_ = 0;  // bytes
+    int in_flight_ = 0;
+  };
 
   // Lets go of all memory. With a deadline, waits that long for what is under way to get there.
   asio::awaitable<void> close(Deadline flush);
@@ -84,12 +112,6 @@ class Endpoint {
   std::string lanes() const;
 
  private:
-  // One-sided reads of one call under way.
-  struct Flight {
-    explicit Flight(Endpoint& endpoint_in) : endpoint(endpoint_in) {}
-    Endpoint& endpoint;
-    int in_flight = 0;
-  };
   class Cursor;
 
   Endpoint(UcxWorker& worker, std::function<void(Status)> on_failure);
@@ -97,9 +119,6 @@ class Endpoint {
   void give_back(Slot* slot);
   void post(Slot* slot);
   void fail(Status status);
-  // Posts one slice of a read: false when it is under way still.
-  bool post_read(ucp_rkey_h region, std::uint64_t remote, ByteSpan into, Flight& flight);
-  static void on_read(void* request, ucs_status_t status, void* flight);
   static std::size_t pack(void* slot, std::size_t offset, void* to, std::size_t room);
   static void on_sent(void* request, ucs_status_t status, void* slot);
   static void on_error(void* self, ucp_ep_h endpoint, ucs_status_t status);

@@ -19,9 +19,9 @@ constexpr int kProgressBurst = 64;
 constexpr int kFruitlessBursts = 200;
 constexpr std::chrono::microseconds kNap{500};
 
-// In the middle of a message the next fragment is a few microseconds away, falling asleep and being
-// woken costs as much: look that long before arming.
-constexpr std::chrono::microseconds kPatience{20};
+// In the middle of a message the next fragment is some microseconds away (a large one over TCP
+// about 70), falling asleep and being woken costs as much: look that long before arming.
+constexpr std::chrono::microseconds kPatience{100};
 
 struct Setting {
   const char* name;
@@ -37,8 +37,8 @@ constexpr std::array kSharedMemory{
     Setting{"MM_SEG_SIZE", "33k"},
 };
 constexpr std::array kTcp{
-    Setting{"RX_SEG_SIZE", "132k"},
-    Setting{"TX_SEG_SIZE", "66k"},
+    Setting{"RX_SEG_SIZE", "520k"},
+    Setting{"TX_SEG_SIZE", "260k"},
 };
 
 const char* tls_of(UcxLanes lanes) {
