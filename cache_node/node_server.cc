@@ -17,6 +17,15 @@ Status too_many(std::int64_t items) {
                                             std::to_string(kMaxRequestItems));
 }
 
+// Of a part of a build. Values are found by hashes of names that can be guessed: they have requests
+// of their own, which check whose they are.
+Result<ObjectKey> part_key(const std::string& bytes) {
+  ICE_TRY(const ObjectKey key, ObjectKey::parse(as_bytes(bytes)));
+  if (key.part.kind <= PartKind::kFingerprint) return key;
+  return Status(Code::kInvalidArgument,
+                "object of kind " + std::string(to_string(key.part.kind)) + ", no part of a build");
+}
+
 }  // namespace
 
 Task<ServiceReply> NodeServer::handle(const Caller& caller, MethodId method, std::string header,
@@ -32,7 +41,7 @@ Task<ServiceReply> NodeServer::handle(const Caller& caller, MethodId method, std
     case NodeMethod::kMatch: co_return co_await match(caller, header);
     case NodeMethod::kReadPages: co_return co_await read_pages(header);
     case NodeMethod::kListBuilds: co_return co_await list(caller, header);
-    case NodeMethod::kStats: co_return stats();
+    case NodeMethod::kStats: co_return stats(caller);
     case NodeMethod::kPing: co_return ServiceReply();
     default: break;
   }
@@ -48,7 +57,7 @@ Task<ServiceReply> NodeServer::put(const Caller& caller, const std::string& head
   std::vector<PutObject> objects;
   for (const proto::ObjectHeader& item : request.objects()) {
     PutObject object;
-    ICE_CO_TRY(object.key, ObjectKey::parse(as_bytes(item.key())));
+    ICE_CO_TRY(object.key, part_key(item.key()));
     if (item.length() > payload.size()) {
       co_return Status(Code::kInvalidArgument, "objects are longer than the payload");
     }
@@ -72,7 +81,7 @@ Task<ServiceReply> NodeServer::get(const std::string& header) {
   auto leases = std::make_shared<std::vector<ObjectBytes>>();
   std::int64_t total = 0;
   for (const std::string& bytes : request.keys()) {
-    ICE_CO_TRY(const ObjectKey key, ObjectKey::parse(as_bytes(bytes)));
+    ICE_CO_TRY(const ObjectKey key, part_key(bytes));
     Result<ObjectBytes> object = co_await node_.get(key, Verify::kByTier);
     proto::ObjectHeader* item = message.add_objects();
     item->set_key(bytes);
@@ -97,7 +106,7 @@ Task<ServiceReply> NodeServer::remove(const std::string& header) {
   if (request.keys_size() > kMaxRequestItems) co_return too_many(request.keys_size());
   proto::RemoveReply reply;
   for (const std::string& bytes : request.keys()) {
-    ICE_CO_TRY(const ObjectKey key, ObjectKey::parse(as_bytes(bytes)));
+    ICE_CO_TRY(const ObjectKey key, part_key(bytes));
     to_proto(co_await node_.remove(key), reply.add_outcomes());
   }
   co_return reply_with(reply);
@@ -152,16 +161,20 @@ Task<ServiceReply> NodeServer::list(const Caller& caller, const std::string& hea
   co_return reply_with(reply);
 }
 
-ServiceReply NodeServer::stats() const {
+// Tiers and counters are of everybody's objects together: they are for who may use them all.
+ServiceReply NodeServer::stats(const Caller& caller) const {
   const NodeStats stats = node_.stats();
   proto::NodeStatsReply reply;
-  for (const TierUsage& usage : stats.tiers) to_proto(usage, reply.add_tiers());
-  for (const NamedCount& counter : stats.counters) {
-    proto::NamedCount* out = reply.add_counters();
-    out->set_name(counter.name);
-    out->set_value(static_cast<std::uint64_t>(counter.value));
+  if (caller.may_use("*")) {
+    for (const TierUsage& usage : stats.tiers) to_proto(usage, reply.add_tiers());
+    for (const NamedCount& counter : stats.counters) {
+      proto::NamedCount* out = reply.add_counters();
+      out->set_name(counter.name);
+      out->set_value(static_cast<std::uint64_t>(counter.value));
+    }
   }
   for (const NamespaceStats& space : stats.namespaces) {
+    if (!caller.may_use(space.name_space)) continue;
     proto::NamespaceStats* out = reply.add_namespaces();
     out->set_name_space(space.name_space);
     out->set_flush_number(space.flush_number);

@@ -23,7 +23,7 @@ class NodeServer final : public Service {
   Task<ServiceReply> match(const Caller& caller, const std::string& header);
   Task<ServiceReply> read_pages(const std::string& header);
   Task<ServiceReply> list(const Caller& caller, const std::string& header);
-  ServiceReply stats() const;
+  ServiceReply stats(const Caller& caller) const;
 
   CacheNode& node_;
   ValueServer values_;

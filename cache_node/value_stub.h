@@ -44,6 +44,8 @@ class ValueStub {
   Task<ValueHead> flush(ValueScope scope, Deadline deadline);
   Task<NodeStats> stats(Deadline deadline);
   Task<> ping(Deadline deadline);
+  // Of the connection, as this side knows.
+  Task<PeerHealth> health() { return transport_.health(node_); }
 
  private:
   class GetArrival;

@@ -81,8 +81,7 @@ Overruns wait_bare(const std::atomic<bool>& stop) {
 }
 
 Result<std::unique_ptr<ClusterClient>> connected_client(const std::string& address) {
-  ICE_TRY(ClusterClient::Options options, cluster_options(address, "", FLAGS_lanes));
-  ICE_TRY(auto client, ClusterClient::open(std::move(options)));
+  ICE_TRY(auto client, open_cluster(address, "", FLAGS_lanes));
   const SystemClock clock;
   auto listing =
       client->nodes().stub(0).list_builds("", Deadline::after(clock, std::chrono::seconds(5)));

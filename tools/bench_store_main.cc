@@ -86,8 +86,7 @@ class Ours {
   static Result<std::unique_ptr<Ours>> start(const std::string& lanes, std::int64_t memory_bytes) {
     ICE_TRY(ChildNode node,
             ChildNode::start({"--dram_bytes=" + std::to_string(memory_bytes), "--lanes=" + lanes}));
-    ICE_TRY(ClusterClient::Options options, cluster_options(node.address(), "", lanes));
-    ICE_TRY(auto client, ClusterClient::open(std::move(options)));
+    ICE_TRY(auto client, open_cluster(node.address(), "", lanes));
     return std::unique_ptr<Ours>(new Ours(std::move(node), std::move(client)));
   }
 

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <filesystem>
 #include <iostream>
 #include <optional>
 
@@ -140,10 +139,12 @@ Status serve() {
 class Pair {
  public:
   static Result<std::unique_ptr<Pair>> open(const Side& side) {
-    std::error_code error;
-    const std::string self = std::filesystem::read_symlink("/proc/self/exe", error).string();
-    std::unique_ptr<Pair> pair(
-        new Pair({self, "--serve", "--lanes=" + side.lanes, "--modes=" + side.mode}));
+    ChildProcess::Options options;
+    options.arguments = {verb_program("bench-transport"), "--serve", "--lanes=" + side.lanes,
+                         "--modes=" + side.mode};
+    options.environment.emplace();  // nothing of ours changes what UCX does
+    ICE_TRY(ChildProcess server, ChildProcess::start(std::move(options)));
+    std::unique_ptr<Pair> pair(new Pair(std::move(server)));
     pair->address_ = pair->server_.read_line();
     if (pair->address_.empty()) return Status(Code::kUnavailable, "the server did not start");
     ICE_TRY(pair->transport_, open_transport(pair->shard_, side));
@@ -160,7 +161,7 @@ class Pair {
   }
 
  private:
-  explicit Pair(std::vector<std::string> arguments) : server_(std::move(arguments), {}) {}
+  explicit Pair(ChildProcess server) : server_(std::move(server)) {}
 
   Task<> run_clients(const Case& what, Ms duration, Measured& into) {
     ICE_CO_TRY(co_await run(what, Ms(0), into));  // connects and warms up

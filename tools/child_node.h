@@ -1,33 +1,39 @@
-// tools/child_node.h — a cache node in a process of its own, for benchmarks.
+// tools/child_node.h — a cache node in a process of its own, for benchmarks and `icefield cluster`.
 #pragma once
-
-#include <sys/types.h>
 
 #include <string>
 #include <vector>
 
-#include "common/status.h"
+#include "tools/child_process.h"
 
 namespace icefield {
 
 // Stopped with the object: SIGTERM, and kill -9 when that takes longer than five seconds.
 class ChildNode {
  public:
-  // Runs icefield-node beside this program on a free loopback port, with `flags`, and waits until
-  // it serves. kUnavailable when it ends instead; it has then said why on standard error.
+  // Runs icefield-node beside this program with `flags` and does not wait for it.
+  static Result<ChildNode> launch(std::vector<std::string> flags);
+  // On a free loopback port and without admin pages; waits until it serves. kUnavailable when it
+  // ends instead; it has then said why on standard error.
   static Result<ChildNode> start(std::vector<std::string> flags);
-  ChildNode(ChildNode&& other) noexcept;
-  ChildNode& operator=(ChildNode&&) = delete;
-  ~ChildNode();
 
-  const std::string& address() const { return address_; }
-  void signal(int number) const;
+  // Reads what it says, once; blocks when there is nothing to read, so poll process().output()
+  // first.
+  void listen();
+  bool closed() const { return closed_; }                  // it says no more
+  const std::string& address() const { return address_; }  // empty: does not serve yet
+  // "ADDRESS serves, admin http://…"; empty as long as the address is.
+  const std::string& announcement() const { return announcement_; }
+  ChildProcess& process() { return process_; }
+  void signal(int number) const { process_.signal(number); }
 
  private:
-  ChildNode(pid_t pid, int out) : pid_(pid), out_(out) {}
+  explicit ChildNode(ChildProcess process) : process_(std::move(process)) {}
 
-  pid_t pid_;
-  int out_;  // its standard output
+  ChildProcess process_;
+  std::string said_;  // until its first line is whole
+  bool closed_ = false;
+  std::string announcement_;
   std::string address_;
 };
 

@@ -3,28 +3,55 @@
 
 #include <sys/types.h>
 
+#include <csignal>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "common/status.h"
+
 namespace icefield {
 
-// Started by the constructor, killed by the destructor. Its standard error is dropped.
+// Ended with the object; killed by the system when we are.
+//
+// Threads  One, and start() on a thread that outlives the program.
 class ChildProcess {
  public:
-  // `arguments[0]` is looked up in PATH. `variables` ("NAME=value") are its whole environment.
-  ChildProcess(std::vector<std::string> arguments, std::vector<std::string> variables);
-  ~ChildProcess();
-  ChildProcess(const ChildProcess&) = delete;
-  ChildProcess& operator=(const ChildProcess&) = delete;
+  struct Options {
+    std::vector<std::string> arguments;  // the first is looked up in PATH unless it is a path
+    // "NAME=value": all of its environment; null: ours.
+    std::optional<std::vector<std::string>> environment;
+    bool show_errors = false;  // its standard error is ours; else it is dropped
+    bool own_group = false;    // Ctrl-C at the terminal is not for it
+    int end_signal = SIGKILL;  // kill -9 follows when this does not end it within five seconds
+  };
 
-  bool started() const { return started_; }
-  std::string read_line();  // without its end; "" at the end
-  std::string read_all();   // until the process closes its output
+  // kNotFound when there is no such program.
+  static Result<ChildProcess> start(Options options);
+  ChildProcess(ChildProcess&& other) noexcept;
+  ChildProcess& operator=(ChildProcess&&) = delete;
+  ~ChildProcess();
+
+  pid_t id() const { return id_; }
+  int output() const { return out_; }  // a pipe's end: its standard output
+  std::string read_line();             // without its end; "" at the end
+  std::string read_all();              // until the process closes its output
+  void signal(int number) const;
+  // Its exit code, 128 + the signal when one ended it; null while it runs.
+  std::optional<int> ended();
+  int wait();
 
  private:
-  pid_t id_ = -1;
-  int out_ = -1;
-  bool started_ = false;
+  ChildProcess(pid_t id, int out, int end_signal) : id_(id), out_(out), end_signal_(end_signal) {}
+  std::optional<int> reap(int flags);
+
+  pid_t id_;
+  int out_;
+  int end_signal_;
+  std::optional<int> ended_;
 };
+
+// The path of icefield-`verb`, which lies beside the running program.
+std::string verb_program(const std::string& verb);
 
 }  // namespace icefield

@@ -21,4 +21,20 @@ Result<ClusterClient::Options> cluster_options(const std::string& members,
   return options;
 }
 
+Result<std::unique_ptr<ClusterClient>> open_cluster(const std::string& members,
+                                                    const std::string& token_file,
+                                                    const std::string& lanes) {
+  ICE_TRY(ClusterClient::Options options, cluster_options(members, token_file, lanes));
+  return ClusterClient::open(std::move(options));
+}
+
+Result<Deadline> deadline_from_now(std::int64_t deadline_ms) {
+  constexpr std::int64_t kYear = std::int64_t{365} * 24 * 3600 * 1000;
+  if (deadline_ms < 1 || deadline_ms > kYear) {
+    return Status(Code::kInvalidArgument, "--deadline_ms=" + std::to_string(deadline_ms) +
+                                              ": expected 1 to " + std::to_string(kYear));
+  }
+  return Deadline::after(SystemClock(), std::chrono::milliseconds(deadline_ms));
+}
+
 }  // namespace icefield

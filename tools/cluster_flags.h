@@ -13,4 +13,12 @@ Result<ClusterClient::Options> cluster_options(const std::string& members,
                                                const std::string& token_file,
                                                const std::string& lanes);
 
+// The same, and a client. Connections are made when something is asked.
+Result<std::unique_ptr<ClusterClient>> open_cluster(const std::string& members,
+                                                    const std::string& token_file,
+                                                    const std::string& lanes);
+
+// The value of --deadline_ms, from now on. kInvalidArgument unless it is at least 1.
+Result<Deadline> deadline_from_now(std::int64_t deadline_ms);
+
 }  // namespace icefield

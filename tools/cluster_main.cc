@@ -1,19 +1,16 @@
 // icefield cluster — several cache nodes on this machine.
-#include <fcntl.h>
 #include <gflags/gflags.h>
 #include <poll.h>
-#include <sys/prctl.h>
 #include <sys/signalfd.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <csignal>
 #include <cstring>
-#include <filesystem>
 #include <iostream>
 #include <vector>
 
+#include "tools/child_node.h"
 #include "tools/command_line.h"
 
 DEFINE_int32(nodes, 3, "how many");
@@ -21,6 +18,7 @@ DEFINE_string(dir, "", "each node keeps its store in a directory of its own belo
 DEFINE_int32(port, 7070, "of the first node, the others follow; 0: free ports");
 DEFINE_int64(dram_bytes, std::int64_t{1} << 28, "memory of each node");
 DEFINE_string(lanes, "auto", "auto, tcp or shared_memory");
+DEFINE_string(token_file, "", "who may use the nodes: lines of \"token namespace[,namespace…]\"");
 
 namespace icefield {
 namespace {
@@ -34,61 +32,19 @@ node that dies is reported; the others go on.
   icefield cluster --nodes=3 --dir=/tmp/cluster
 )";
 
-// A node's process and the end of its standard output.
-struct Node {
-  pid_t pid = -1;  // -1: gone
-  int out = -1;
-  std::string line;     // what it has said so far
-  std::string address;  // once it serves
-};
-
-std::string node_program() {
-  std::error_code error;
-  const auto self = std::filesystem::read_symlink("/proc/self/exe", error);
-  return (self.parent_path() / "icefield-node").string();
-}
-
-Result<Node> start_node(int number) {
-  const std::string directory = FLAGS_dir + "/node" + std::to_string(number);
+Result<ChildNode> launch_node(int number) {
   const int port = FLAGS_port == 0 ? 0 : FLAGS_port + number;
-  std::vector<std::string> arguments = {
-      node_program(), "--listen=127.0.0.1:" + std::to_string(port), "--store=" + directory,
-      "--dram_bytes=" + std::to_string(FLAGS_dram_bytes), "--lanes=" + FLAGS_lanes};
-  std::vector<char*> argv;
-  for (std::string& argument : arguments) argv.push_back(argument.data());
-  argv.push_back(nullptr);
-  int out[2];
-  if (pipe2(out, O_CLOEXEC) != 0) {
-    return Status(Code::kInternal, std::string("pipe: ") + std::strerror(errno));
-  }
-  const pid_t parent = getpid();
-  const pid_t pid = fork();
-  if (pid < 0) return Status(Code::kInternal, std::string("fork: ") + std::strerror(errno));
-  if (pid == 0) {
-    setpgid(0, 0);                     // Ctrl-C is for us alone; we pass it on
-    prctl(PR_SET_PDEATHSIG, SIGTERM);  // nobody stays behind when we are killed
-    if (getppid() != parent) _exit(1);
-    sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, nullptr);
-    dup2(out[1], STDOUT_FILENO);
-    execv(argv[0], argv.data());
-    _exit(127);
-  }
-  close(out[1]);
-  return Node{.pid = pid, .out = out[0]};
+  return ChildNode::launch({"--listen=127.0.0.1:" + std::to_string(port),
+                            "--store=" + FLAGS_dir + "/node" + std::to_string(number),
+                            "--dram_bytes=" + std::to_string(FLAGS_dram_bytes),
+                            "--lanes=" + FLAGS_lanes, "--token_file=" + FLAGS_token_file});
 }
 
 class Cluster {
  public:
   ~Cluster() {
-    for (const Node& node : nodes_) {
-      if (node.pid > 0) kill(node.pid, SIGTERM);
-    }
-    for (Node& node : nodes_) {
-      if (node.pid > 0) waitpid(node.pid, nullptr, 0);
-      close(node.out);
-    }
+    ask_to_stop();
+    nodes_.clear();
     if (signals_ >= 0) close(signals_);
   }
 
@@ -99,7 +55,7 @@ class Cluster {
     sigprocmask(SIG_BLOCK, &watched, nullptr);
     signals_ = signalfd(-1, &watched, SFD_CLOEXEC);
     for (int i = 0; i < FLAGS_nodes; ++i) {
-      ICE_TRY(Node node, start_node(i));
+      ICE_TRY(ChildNode node, launch_node(i));
       nodes_.push_back(std::move(node));
     }
     return Status();
@@ -109,12 +65,14 @@ class Cluster {
   Status run() {
     while (true) {
       std::vector<pollfd> watched = {{signals_, POLLIN, 0}};
-      for (const Node& node : nodes_) watched.push_back({node.out, POLLIN, 0});
+      for (ChildNode& node : nodes_) {
+        watched.push_back({node.closed() ? -1 : node.process().output(), POLLIN, 0});
+      }
       if (poll(watched.data(), watched.size(), -1) < 0 && errno != EINTR) {
         return Status(Code::kInternal, std::string("poll: ") + std::strerror(errno));
       }
       for (std::size_t i = 0; i < nodes_.size(); ++i) {
-        if ((watched[i + 1].revents & POLLIN) != 0) read_line(nodes_[i], i);
+        if (watched[i + 1].revents != 0) listen(nodes_[i], i);
       }
       if ((watched[0].revents & POLLIN) == 0) continue;
       signalfd_siginfo signal;
@@ -125,64 +83,59 @@ class Cluster {
   }
 
  private:
-  void read_line(Node& node, std::size_t number) {
-    char text[512];
-    const ssize_t count = read(node.out, text, sizeof text);
-    if (count <= 0) return;
-    node.line.append(text, static_cast<std::size_t>(count));
-    const std::size_t end = node.line.find('\n');
-    if (end == std::string::npos || !node.address.empty()) return;
-    const std::string line = node.line.substr(0, end);
-    node.address = line.substr(5, line.find(' ', 5) - 5);  // "node ADDRESS serves…"
-    std::cout << "node" << number << "  " << line.substr(5) << "  pid " << node.pid << std::endl;
+  void listen(ChildNode& node, std::size_t number) {
+    const bool served = !node.address().empty();
+    node.listen();
+    if (served || node.address().empty()) return;
+    std::cout << "node" << number << "  " << node.announcement() << "  pid " << node.process().id()
+              << std::endl;
     std::string members;
-    for (const Node& other : nodes_) {
-      if (other.address.empty()) return;
-      members += (members.empty() ? "" : ",") + other.address;
+    for (const ChildNode& other : nodes_) {
+      if (other.address().empty()) return;
+      members += (members.empty() ? "" : ",") + other.address();
     }
     std::cout << "ready: --cluster=" << members << std::endl;
   }
 
+  // Says which nodes have ended since.
   Status reap() {
     bool alive = false;
     for (std::size_t i = 0; i < nodes_.size(); ++i) {
-      Node& node = nodes_[i];
-      int status = 0;
-      if (node.pid > 0 && waitpid(node.pid, &status, WNOHANG) == node.pid) {
-        node.pid = -1;
-        std::cout << "node" << i << "  ended, "
-                  << (WIFSIGNALED(status) ? "signal " + std::to_string(WTERMSIG(status))
-                                          : "exit code " + std::to_string(WEXITSTATUS(status)))
-                  << std::endl;
-        if (node.address.empty()) {
-          return Status(Code::kUnavailable, "node" + std::to_string(i) + " did not start");
-        }
+      const std::optional<int> code = nodes_[i].process().ended();
+      alive = alive || !code.has_value();
+      if (!code.has_value() || said_gone_[i]) continue;
+      said_gone_[i] = true;
+      std::cout << "node" << i << "  ended, exit code " << *code << std::endl;
+      if (nodes_[i].address().empty()) {
+        return Status(Code::kUnavailable, "node" + std::to_string(i) + " did not start");
       }
-      alive = alive || node.pid > 0;
     }
     return alive ? Status() : Status(Code::kUnavailable, "all nodes are gone");
   }
 
+  void ask_to_stop() {
+    for (ChildNode& node : nodes_) node.signal(SIGTERM);
+  }
+
   Status stop() {
-    for (const Node& node : nodes_) {
-      if (node.pid > 0) kill(node.pid, SIGTERM);
-    }
+    ask_to_stop();
     Status status;
     for (std::size_t i = 0; i < nodes_.size(); ++i) {
-      int result = 0;
-      if (nodes_[i].pid > 0) waitpid(nodes_[i].pid, &result, 0);
-      nodes_[i].pid = -1;
+      if (said_gone_[i]) continue;
+      const int code = nodes_[i].process().wait();
       // A node that had not come to installing its handler just ends.
-      const bool clean = result == 0 || (WIFSIGNALED(result) && WTERMSIG(result) == SIGTERM &&
-                                         nodes_[i].address.empty());
+      const bool early = nodes_[i].address().empty() && code == 128 + SIGTERM;
+      const bool clean = code == 0 || early;
       std::cout << "node" << i << (clean ? "  stopped" : "  stopped with an error") << std::endl;
-      if (!clean)
+      if (!clean) {
         status = Status(Code::kInternal, "node" + std::to_string(i) + " did not stop cleanly");
+      }
     }
     return status;
   }
 
-  std::vector<Node> nodes_;
+  std::vector<ChildNode> nodes_;
+  std::vector<bool> said_gone_ = std::vector<bool>(static_cast<std::size_t>(FLAGS_nodes));
   int signals_ = -1;
 };
 

@@ -64,13 +64,10 @@ Result<Buffer> read_value(ClusterClient& client, const ValueCall& call) {
 Status run() {
   ICE_TRY(validate_value_key(FLAGS_key).with_context("--key"));
   if (!FLAGS_range.empty()) ICE_TRY(parse_range(FLAGS_range).status());
-  ICE_TRY(ClusterClient::Options options,
-          cluster_options(FLAGS_cluster, FLAGS_token_file, FLAGS_lanes));
-  ICE_TRY(const auto client, ClusterClient::open(std::move(options)));
+  ICE_TRY(const auto client, open_cluster(FLAGS_cluster, FLAGS_token_file, FLAGS_lanes));
+  ICE_TRY(const Deadline deadline, deadline_from_now(FLAGS_deadline_ms));
   const SystemClock clock;
-  const ValueCall call{
-      .name_space = FLAGS_namespace,
-      .deadline = Deadline::after(clock, std::chrono::milliseconds(FLAGS_deadline_ms))};
+  const ValueCall call{.name_space = FLAGS_namespace, .deadline = deadline};
   const auto start = clock.now();
   Result<Buffer> read = read_value(*client, call);
   if (read.status().code() == Code::kNotFound) {

@@ -1,18 +1,15 @@
 #include "tools/peer_store.h"
 
 #include <arpa/inet.h>
-#include <fcntl.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/un.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <array>
 #include <cerrno>
 #include <chrono>
-#include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <thread>
@@ -24,6 +21,11 @@ constexpr std::size_t kBufferBytes = 64 << 10;
 
 Status broken(const char* what) {
   return Status(Code::kUnavailable, std::string(what) + ": " + std::strerror(errno));
+}
+
+// Debian's, named like its program.
+std::string package(PeerStore::Kind kind) {
+  return kind == PeerStore::Kind::kRedis ? "redis-server" : "memcached";
 }
 
 // A port that was free a moment ago.
@@ -51,12 +53,9 @@ Result<std::unique_ptr<PeerStore>> PeerStore::start(Kind kind, Path path,
   while (true) {
     Status connected = peer->connect(path);
     if (connected.ok()) return peer;
-    const bool ended = ::waitpid(peer->pid_, nullptr, WNOHANG) == peer->pid_;
-    if (ended) peer->pid_ = -1;
+    const bool ended = peer->process_->ended().has_value();
     if (ended || std::chrono::steady_clock::now() > give_up) {
-      const char* name = kind == Kind::kRedis ? "redis-server" : "memcached";
-      return Status(Code::kUnavailable,
-                    std::string(name) + " does not answer; apt-get install " + name);
+      return Status(Code::kUnavailable, package(kind) + " does not answer");
     }
     std::this_thread::yield();
   }
@@ -98,24 +97,20 @@ Status PeerStore::spawn(Path path, std::int64_t memory_bytes) {
             : std::vector<std::string>{"-s", socket};
     command.insert(command.end(), where.begin(), where.end());
   }
-  std::vector<char*> arguments;
-  for (std::string& word : command) arguments.push_back(word.data());
-  arguments.push_back(nullptr);
-  pid_ = ::fork();
-  if (pid_ < 0) return broken("fork");
-  if (pid_ > 0) return Status();
-  const int null = ::open("/dev/null", O_RDWR);
-  for (const int fd : {0, 1, 2}) ::dup2(null, fd);
-  ::execvp(arguments[0], arguments.data());
-  ::_exit(127);
+  ChildProcess::Options options;
+  options.arguments = std::move(command);
+  Result<ChildProcess> process = ChildProcess::start(std::move(options));
+  if (process.status().code() == Code::kNotFound) {
+    return process.error().with_context("apt-get install " + package(kind_));
+  }
+  ICE_TRY(process.status());
+  process_.emplace(std::move(*process));
+  return Status();
 }
 
 PeerStore::~PeerStore() {
   if (socket_ >= 0) ::close(socket_);
-  if (pid_ > 0) {
-    ::kill(pid_, SIGKILL);
-    ::waitpid(pid_, nullptr, 0);
-  }
+  process_.reset();  // before the directory that it uses
   std::error_code ignored;
   std::filesystem::remove_all(directory_, ignored);
 }

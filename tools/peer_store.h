@@ -1,15 +1,15 @@
 // tools/peer_store.h — Redis and memcached, started and spoken to for benchmarks.
 #pragma once
 
-#include <sys/types.h>
-
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "common/bytes.h"
 #include "common/status.h"
+#include "tools/child_process.h"
 
 namespace icefield {
 
@@ -21,7 +21,7 @@ class PeerStore {
   enum class Kind { kRedis, kMemcached };
   enum class Path { kUnixSocket, kTcp };
 
-  // kUnavailable when the program is not installed or does not answer.
+  // kNotFound when the program is not installed, kUnavailable when it does not answer.
   static Result<std::unique_ptr<PeerStore>> start(Kind kind, Path path, std::int64_t memory_bytes);
   ~PeerStore();
 
@@ -42,7 +42,7 @@ class PeerStore {
 
   const Kind kind_;
   const std::string directory_;  // of the socket
-  pid_t pid_ = -1;
+  std::optional<ChildProcess> process_;
   int socket_ = -1;
   int port_ = 0;
   std::vector<std::byte> buffer_;  // received and not used yet: [at_, end_)

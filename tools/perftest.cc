@@ -45,10 +45,17 @@ Result<PerftestResult> parse(const std::string& text) {
 Result<PerftestResult> run_perftest(const PerftestPlan& plan) {
   std::vector<std::string> common = {
       "ucx_perftest", "-p", kPort, "-e", "-I", "-E", plan.poll ? "poll" : "sleep"};
-  ChildProcess server(common, environment(plan.tcp));
-  if (!server.started()) {
+  const auto start = [&plan](std::vector<std::string> arguments) {
+    ChildProcess::Options options;
+    options.arguments = std::move(arguments);
+    options.environment = environment(plan.tcp);
+    return ChildProcess::start(std::move(options));
+  };
+  const Result<ChildProcess> server = start(common);
+  if (server.status().code() == Code::kNotFound) {
     return Status(Code::kNotFound, "no ucx_perftest: install Debian's ucx-utils");
   }
+  ICE_TRY(server.status());
   common.insert(common.begin() + 1, "127.0.0.1");
   for (const std::string& more :
        {std::string("-f"), std::string("-t"),
@@ -58,7 +65,7 @@ Result<PerftestResult> run_perftest(const PerftestPlan& plan) {
     common.push_back(more);
   }
   for (int i = 0; i < kTries; ++i) {
-    ChildProcess client(common, environment(plan.tcp));
+    ICE_TRY(ChildProcess client, start(common));
     Result<PerftestResult> result = parse(client.read_all());
     if (result.has_value()) return result;
   }

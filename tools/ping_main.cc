@@ -29,6 +29,7 @@ The exit code is 1 when one is down.
 struct Answer {
   Status status;           // the first failure
   std::vector<double> us;  // sorted
+  std::string lanes;       // what carries the bytes
 };
 
 // On the client's own thread: what is measured has no hop between threads in it.
@@ -36,12 +37,14 @@ Task<> ping(ValueStub& node, Answer& answer) {
   const SystemClock clock;
   for (int i = 0; i <= FLAGS_count && answer.status.ok(); ++i) {
     const auto start = clock.now();
-    answer.status =
-        co_await node.ping(Deadline::after(clock, std::chrono::milliseconds(FLAGS_deadline_ms)));
+    ICE_CO_TRY(const Deadline deadline, deadline_from_now(FLAGS_deadline_ms));
+    answer.status = co_await node.ping(deadline);
     if (i == 0) continue;  // it connects
     answer.us.push_back(std::chrono::duration<double, std::micro>(clock.now() - start).count());
   }
   std::ranges::sort(answer.us);
+  ICE_CO_TRY(const PeerHealth health, co_await node.health());
+  answer.lanes = health.lanes;
   co_return Status();
 }
 
@@ -53,27 +56,25 @@ Status run() {
   if (FLAGS_count < 1 || FLAGS_count > 1'000'000) {
     return Status(Code::kInvalidArgument, "--count: expected 1 to 1000000");
   }
-  ICE_TRY(ClusterClient::Options options,
-          cluster_options(FLAGS_cluster, FLAGS_token_file, FLAGS_lanes));
-  ICE_TRY(const auto client, ClusterClient::open(std::move(options)));
+  ICE_TRY(const auto client, open_cluster(FLAGS_cluster, FLAGS_token_file, FLAGS_lanes));
   Report report("ping");
   Table table({"member", "state", "lanes", "p50", "p99"});
   Status failure;
   for (std::size_t i = 0; i < client->nodes().size(); ++i) {
     ValueStub& node = client->nodes().values(i);
     Answer answer;
-    (void)sync_wait(client->executor(), ping(node, answer));
+    ICE_TRY(sync_wait(client->executor(), ping(node, answer)));
     if (!answer.status.ok()) {
       failure = answer.status.with_context("member " + node.address() + " is down");
-      table.add({node.address(), "down", FLAGS_lanes, "–", "–"});
+      table.add({node.address(), "down", "–", "–", "–"});
       continue;
     }
-    std::vector<std::string> row = {node.address(), "up", FLAGS_lanes};
+    std::vector<std::string> row = {node.address(), "up", answer.lanes};
     for (const double share : {0.5, 0.99}) {
       row.push_back(number_text(quantile(answer.us, share), 1) + " us");
       report.add(
           {.name = "round_trip_us",
-           .params = {{"member", node.address()}, {"quantile", share}, {"lanes", FLAGS_lanes}},
+           .params = {{"member", node.address()}, {"quantile", share}, {"lanes", answer.lanes}},
            .value = quantile(answer.us, share),
            .unit = "us"});
     }

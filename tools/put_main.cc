@@ -43,18 +43,14 @@ Status run() {
                   "--level=" + FLAGS_level + ": expected memory or durable");
   }
   ICE_TRY(validate_value_key(FLAGS_key).with_context("--key"));
-  ICE_TRY(ClusterClient::Options options,
-          cluster_options(FLAGS_cluster, FLAGS_token_file, FLAGS_lanes));
+  ICE_TRY(const auto client, open_cluster(FLAGS_cluster, FLAGS_token_file, FLAGS_lanes));
   ICE_TRY(const std::string value, read_value());
-  ICE_TRY(const auto client, ClusterClient::open(std::move(options)));
-  const SystemClock clock;
+  ICE_TRY(const Deadline deadline, deadline_from_now(FLAGS_deadline_ms));
   const PutOptions how{
       .level = FLAGS_level == "durable" ? WriteLevel::kDurable : WriteLevel::kMemory,
       .ttl_ms = FLAGS_ttl_s * 1000,
       .pin = FLAGS_pin ? PinKind::kHard : PinKind::kNone};
-  const ValueCall call{
-      .name_space = FLAGS_namespace,
-      .deadline = Deadline::after(clock, std::chrono::milliseconds(FLAGS_deadline_ms))};
+  const ValueCall call{.name_space = FLAGS_namespace, .deadline = deadline};
   auto putting = client->values().put(FLAGS_key, as_bytes(value), how, call);
   ICE_TRY(const PutOutcome outcome, sync_wait(client->executor(), std::move(putting)));
   const char* said = outcome == PutOutcome::kStored ? "stored" : "already there";

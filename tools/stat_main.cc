@@ -19,7 +19,8 @@ namespace {
 constexpr char kUsage[] =
     R"(icefield stat — shows tiers, namespaces and counters of every node
 
-The exit code is 1 when one does not answer.
+The exit code is 1 when one does not answer. Tiers and counters are shown to a token for every
+namespace (*); another one sees its own namespaces.
 
   icefield stat --cluster=127.0.0.1:7070,127.0.0.1:7071
 )";
@@ -95,15 +96,12 @@ void print_json(const std::vector<NodeRow>& rows) {
 }
 
 Status run() {
-  ICE_TRY(ClusterClient::Options options,
-          cluster_options(FLAGS_cluster, FLAGS_token_file, FLAGS_lanes));
-  ICE_TRY(const auto client, ClusterClient::open(std::move(options)));
-  const SystemClock clock;
+  ICE_TRY(const auto client, open_cluster(FLAGS_cluster, FLAGS_token_file, FLAGS_lanes));
   std::vector<NodeRow> rows;
   Status failure;
   for (std::size_t i = 0; i < client->nodes().size(); ++i) {
     ValueStub& node = client->nodes().values(i);
-    const auto deadline = Deadline::after(clock, std::chrono::milliseconds(FLAGS_deadline_ms));
+    ICE_TRY(const Deadline deadline, deadline_from_now(FLAGS_deadline_ms));
     rows.push_back({node.address(), sync_wait(client->executor(), node.stats(deadline))});
     if (!rows.back().stats.has_value()) {
       failure = rows.back().stats.error().with_context("node " + node.address());

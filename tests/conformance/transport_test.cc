@@ -1,105 +1,14 @@
-// What every Transport promises (transport/transport.h). A new transport adds one line at the end.
-#include <gtest/gtest.h>
-
-#include <boost/asio/io_context.hpp>
-
-#include "common/shard.h"
-#include "common/waiters.h"
+// What every Transport promises (transport/transport.h) as long as nothing breaks. A new transport
+// adds one line to tests/support/transport_kinds.h.
 #include "tests/support/objects.h"
-#include "tests/support/run_task.h"
-#include "transport/loopback/loopback_transport.h"
-#include "transport/ucx/ucx_transport.h"
+#include "tests/support/transport_kinds.h"
 
 namespace icefield {
 namespace {
 
 using namespace std::chrono_literals;
 
-// Echoes the payload in two pieces; method 2 not before release(), 3 refuses.
-class EchoService final : public Service {
- public:
-  Task<ServiceReply> handle(const Caller&, MethodId method, std::string header,
-                            Buffer payload) override {
-    ++calls;
-    if (method == 3) co_return Status(Code::kInvalidArgument, "method 3");
-    while (method == 2 && !released_) co_await stuck_.wait(Deadline::never());
-    auto kept = std::make_shared<Buffer>(std::move(payload));
-    ServiceReply reply;
-    reply.header = "re: " + header;
-    const ConstByteSpan bytes = std::as_const(*kept).bytes();
-    reply.payload = {bytes.first(bytes.size() / 2), bytes.subspan(bytes.size() / 2)};
-    reply.keep_alive = kept;
-    co_return reply;
-  }
-
-  // On the service's thread. A request may come later than its caller's deadline, or never.
-  void release() {
-    released_ = true;
-    stuck_.notify_all();
-  }
-
-  std::atomic<int> calls{0};
-
- private:
-  bool released_ = false;
-  Waiters stuck_;
-};
-
-// One transport as its client and its server see it, each on a thread of its own.
-struct Ends {
-  std::unique_ptr<Transport> server;
-  std::unique_ptr<Transport> client;  // null: the same object
-};
-struct Kind {
-  const char* name;
-  Ends (*make)(asio::any_io_executor server, asio::any_io_executor client);
-  Address self;    // to listen at
-  Address nobody;  // where nobody listens
-  const char* lanes;
-};
-
-class TransportConformance : public testing::TestWithParam<Kind> {
- protected:
-  void SetUp() override {
-    ends_ = GetParam().make(server_.executor(), client_shard_.executor());
-    const Result<Address> bound = listen(GetParam().self);
-    ASSERT_TRUE(bound.has_value()) << bound.error().to_string();
-    node_ = *bound;
-  }
-  void TearDown() override {
-    if (ends_.client != nullptr) {
-      EXPECT_TRUE(sync_wait(client_shard_.executor(), ends_.client->shutdown()).ok());
-    }
-    EXPECT_TRUE(sync_wait(server_.executor(), ends_.server->shutdown()).ok());
-    server_.stop();
-    client_shard_.stop();
-  }
-  Transport& client_end() { return ends_.client == nullptr ? *ends_.server : *ends_.client; }
-  Result<Address> listen(const Address& self) {
-    return sync_wait(server_.executor(), ends_.server->listen(self, server_.executor(), echo_));
-  }
-  Result<Reply> call(const Address& peer, MethodId method, std::vector<ConstByteSpan> payload,
-                     std::int64_t capacity, Deadline deadline = Deadline::never()) {
-    Request request(method, "hello");
-    request.payload = std::move(payload);
-    return run_task(client_,
-                    client_end().call(peer, std::move(request), Buffer(capacity), deadline));
-  }
-
-  Result<Buffer> read(RegionSpan from, std::int64_t capacity, Arrival* arrival = nullptr) {
-    return run_task(client_, client_end().read(node_, std::move(from), Buffer(capacity), arrival,
-                                               Deadline::never()));
-  }
-
-  EchoService echo_;
-  asio::io_context client_;
-  Shard server_;
-  Shard client_shard_;
-  Ends ends_;
-  Address node_;
-  SystemClock clock_;
-  SeededRng rng_{1};
-};
+class TransportConformance : public TransportFixture {};
 
 TEST_P(TransportConformance, HeaderAndGatheredPayloadArrive) {
   for (const std::size_t size : {0u, 1u, 1000u, 70000u, 1000000u}) {
@@ -244,31 +153,8 @@ TEST_P(TransportConformance, AddressInUseIsRefused) {
   EXPECT_EQ(listen(node_).status().code(), Code::kAlreadyExists);
 }
 
-Ends make_loopback(asio::any_io_executor, asio::any_io_executor) {
-  return {std::make_unique<LoopbackTransport>(), nullptr};
-}
-
-std::unique_ptr<Transport> make_ucx(asio::any_io_executor shard, UcxLanes lanes) {
-  auto make = [shard, lanes]() -> Task<std::unique_ptr<UcxTransport>> {
-    UcxOptions options;
-    options.lanes = lanes;
-    options.emulated_reads = true;
-    co_return UcxTransport::create(shard, options);
-  };
-  return sync_wait(shard, make()).value();
-}
-template <UcxLanes lanes>
-Ends make_ucx_pair(asio::any_io_executor server, asio::any_io_executor client) {
-  return {make_ucx(std::move(server), lanes), make_ucx(std::move(client), lanes)};
-}
-
-const Kind kKinds[] = {
-    {"loopback", make_loopback, "node", "nobody", "loopback"},
-    {"ucx_tcp", make_ucx_pair<UcxLanes::kTcp>, "127.0.0.1:0", "127.0.0.1:1", "tcp"},
-    {"ucx_shared_memory", make_ucx_pair<UcxLanes::kAuto>, "127.0.0.1:0", "127.0.0.1:1", "posix"},
-};
-INSTANTIATE_TEST_SUITE_P(Transports, TransportConformance, testing::ValuesIn(kKinds),
-                         [](const auto& kind) { return std::string(kind.param.name); });
+INSTANTIATE_TEST_SUITE_P(Transports, TransportConformance, testing::ValuesIn(kTransportKinds),
+                         transport_kind_name);
 
 }  // namespace
 }  // namespace icefield

@@ -88,6 +88,13 @@ Task<> LoopbackTransport::shutdown() {
   co_return Status();
 }
 
+std::int64_t LoopbackTransport::calls_under_way() {
+  const std::lock_guard lock(mutex_);
+  std::int64_t sum = 0;
+  for (const auto& [address, listener] : listeners_) sum += listener->scope.running();
+  return sum;
+}
+
 asio::awaitable<void> LoopbackTransport::serve(std::shared_ptr<Listener> listener, MethodId method,
                                                std::string header, Buffer payload,
                                                std::shared_ptr<Pending> pending) {

@@ -26,6 +26,9 @@ class LoopbackTransport final : public Transport {
   Task<> stop(Address self) override;
   Task<> shutdown() override;
 
+  // That services have not answered yet. On their executor.
+  std::int64_t calls_under_way();
+
  private:
   struct Listener {
     Listener(asio::any_io_executor executor_in, Service& service_in)

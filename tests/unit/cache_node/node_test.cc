@@ -7,6 +7,7 @@
 
 #include "cache_node/node_messages.h"
 #include "cache_node/node_server.h"
+#include "cache_node/value_records.h"
 #include "tests/support/objects.h"
 #include "tests/support/run_task.h"
 #include "tests/support/temp_dir.h"
@@ -352,6 +353,59 @@ TEST_F(NodeTest, TokenOpensItsNamespacesOnly) {
     list.set_name_space(name_space);
     EXPECT_EQ(ask(NodeMethod::kListBuilds, list.SerializeAsString()), expected) << name_space;
   }
+}
+
+// The hashes of values can be computed by whoever guesses a name: no token reads, forges or removes
+// them as if they were parts of a build.
+TEST_F(NodeTest, ObjectsOfValuesAreNoPartsOfBuilds) {
+  NodeServer server(node_->node());
+  const Caller theirs(TokenGrant{.token = "a-token-that-is-theirs", .namespaces = {"theirs"}});
+  const ValueHash hash = value_hash("ours", 0, "key");
+  NamespaceRecord record{.flush_number = 1, .name_space = "ours"};
+  for (const ObjectKey& key : {value_chunk_key(hash, 1, 0), value_name_key(hash), record.key()}) {
+    const auto ask = [&](NodeMethod method, const std::string& header) {
+      return wait(*node_, server.handle(theirs, static_cast<MethodId>(method), header, Buffer(0)))
+          .status()
+          .code();
+    };
+    proto::GetRequest get;
+    get.add_keys(key_bytes(key));
+    EXPECT_EQ(ask(NodeMethod::kGet, get.SerializeAsString()), Code::kInvalidArgument);
+    proto::RemoveRequest remove;
+    remove.add_keys(key_bytes(key));
+    EXPECT_EQ(ask(NodeMethod::kRemove, remove.SerializeAsString()), Code::kInvalidArgument);
+    proto::PutRequest put;
+    put.set_name_space("theirs");
+    to_proto(key, info_of(key, {}), put.add_objects());
+    EXPECT_EQ(ask(NodeMethod::kPut, put.SerializeAsString()), Code::kInvalidArgument);
+  }
+}
+
+TEST_F(NodeTest, StatsTellATokenOfItsOwnNamespaces) {
+  NodeServer server(node_->node());
+  const auto spaces = [&](std::vector<std::string> grants) {
+    const Caller caller(TokenGrant{.token = "a-token-that-is-long", .namespaces = grants});
+    const auto method = static_cast<MethodId>(NodeMethod::kStats);
+    const ServiceReply reply =
+        wait(*node_, server.handle(caller, method, std::string(), Buffer(0))).value();
+    const auto stats = parse_message<proto::NodeStatsReply>(reply.header).value();
+    EXPECT_EQ(stats.tiers_size() > 0, grants.front() == "*");
+    EXPECT_EQ(stats.counters_size() > 0, grants.front() == "*");
+    std::vector<std::string> names;
+    for (const auto& space : stats.namespaces()) names.push_back(space.name_space());
+    return names;
+  };
+  for (const std::string_view name_space : {"ours", "theirs"}) {
+    PutValues put;
+    put.scope.name_space = name_space;
+    const std::uint64_t checksum =
+        object_checksum(value_chunk_key(value_hash(name_space, 0, "k"), 1, 0), {});
+    put.values.push_back({.key = "k", .checksums = std::span(&checksum, 1)});
+    auto putting = node_->node().values().put(put);
+    ASSERT_TRUE(wait(*node_, std::move(putting)).value().outcomes.front().has_value());
+  }
+  EXPECT_EQ(spaces({"*"}), (std::vector<std::string>{"ours", "theirs"}));
+  EXPECT_EQ(spaces({"theirs", "nobody"}), (std::vector<std::string>{"theirs"}));
 }
 
 }  // namespace

@@ -1,0 +1,194 @@
+// What every Transport promises when peers are slow, frozen or lost: every call returns by its
+// deadline with a status that says what to do, right bytes or none, and everything that a call
+// holds comes back. Below, the same for a bad cable between UCX's ends.
+#include <gmock/gmock.h>
+
+#include <future>
+
+#include "tests/support/objects.h"
+#include "tests/support/tcp_relay.h"
+#include "tests/support/transport_kinds.h"
+#include "transport/ucx/handshake.h"
+
+namespace icefield {
+namespace {
+
+using namespace std::chrono_literals;
+
+// Far beyond what a loaded machine does to a timer: a call that takes longer was forgotten.
+constexpr auto kForgotten = 10s;
+constexpr int kMoreThanTheCredits = 100;  // max_calls of transport_kinds.h is 32
+
+// Calls under way side by side, each noted as it ends.
+class Calls {
+ public:
+  Calls(asio::io_context& io, Transport& transport) : io_(io), transport_(transport) {}
+
+  void start(const Address& peer, MethodId method, std::string header, ConstByteSpan payload,
+             Deadline deadline) {
+    Request request(method, std::move(header));
+    request.payload.push_back(payload);
+    ++started_;
+    auto call = transport_.call(peer, std::move(request),
+                                Buffer(static_cast<std::int64_t>(payload.size())), deadline);
+    asio::co_spawn(io_, std::move(call), [this, payload](std::exception_ptr, Result<Reply> reply) {
+      ended_.push_back(reply.status());
+      if (!reply.has_value()) return;
+      EXPECT_TRUE(std::ranges::equal(std::as_const(reply->payload).bytes(), payload));
+    });
+  }
+  const std::vector<Status>& wait() {
+    io_.restart();
+    const auto work = asio::make_work_guard(io_);
+    const auto begin = std::chrono::steady_clock::now();
+    while (std::ssize(ended_) < started_) io_.run_one();
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, kForgotten);
+    return ended_;
+  }
+
+ private:
+  asio::io_context& io_;
+  Transport& transport_;
+  std::ptrdiff_t started_ = 0;
+  std::vector<Status> ended_;
+};
+
+class TransportFaults : public TransportFixture {
+ protected:
+  // Nothing of a call stays anywhere.
+  void expect_all_back() {
+    const auto begin = clock_.now();
+    while (held() > 0 && clock_.now() - begin < kForgotten) std::this_thread::yield();
+    EXPECT_EQ(held(), 0);
+    EXPECT_EQ(echo_.held, 0);
+  }
+  void expect_service() {
+    const Bytes bytes = random_bytes(rng_, 200'000);
+    const Result<Reply> reply =
+        call(node_, 1, {bytes}, 200'000, Deadline::after(clock_, kForgotten));
+    ASSERT_TRUE(reply.has_value()) << reply.error().to_string();
+    EXPECT_TRUE(std::ranges::equal(reply->payload.bytes(), bytes));
+  }
+};
+
+TEST_P(TransportFaults, DelayedRepliesComeInTimeOrNotAtAll) {
+  const Bytes bytes = random_bytes(rng_, 100'000);
+  Calls calls(client_, client_end());
+  const auto begin = clock_.now();
+  for (int i = 0; i < kMoreThanTheCredits; ++i) {
+    calls.start(node_, 4, std::to_string(i % 2 * 1000), bytes, Deadline::after(clock_, 500ms));
+  }
+  int in_time = 0;
+  for (const Status& status : calls.wait()) {
+    in_time += status.ok() ? 1 : 0;
+    EXPECT_TRUE(status.ok() || status.code() == Code::kDeadlineExceeded) << status.to_string();
+  }
+  EXPECT_GE(in_time, 1);
+  EXPECT_LE(in_time, kMoreThanTheCredits / 2) << "the others come half a second late";
+  EXPECT_GE(clock_.now() - begin, 500ms);
+  expect_all_back();
+  expect_service();
+}
+
+TEST_P(TransportFaults, HalfOpenPeerCostsTheDeadlineAndServesAgainAfterwards) {
+  expect_service();  // so that the connection is there
+  const Bytes bytes = random_bytes(rng_, 100'000);
+  for (int round = 0; round < 2; ++round) {
+    std::promise<void> thaw;
+    std::promise<void> frozen;
+    asio::post(server_.executor(), [&frozen, until = thaw.get_future()] {
+      frozen.set_value();
+      until.wait();
+    });
+    frozen.get_future().wait();
+    Calls calls(client_, client_end());
+    for (int i = 0; i < kMoreThanTheCredits; ++i) {
+      calls.start(node_, 1, "", bytes, Deadline::after(clock_, 30ms));
+    }
+    for (const Status& status : calls.wait()) EXPECT_EQ(status.code(), Code::kDeadlineExceeded);
+    thaw.set_value();
+    expect_service();
+    expect_all_back();
+  }
+}
+
+TEST_P(TransportFaults, CallsUnderWayEndWithTheirPeer) {
+  const Bytes bytes = random_bytes(rng_, 100'000);
+  Calls calls(client_, client_end());
+  for (int i = 0; i < 20; ++i) calls.start(node_, 2, "", bytes, Deadline::never());
+  while (echo_.calls < 20) client_.poll();
+  asio::post(server_.executor(), [this] { echo_.release(); });
+  EXPECT_TRUE(sync_wait(server_.executor(), ends_.server->shutdown()).ok());
+  for (const Status& status : calls.wait()) {
+    EXPECT_TRUE(status.ok() || status.code() == Code::kUnavailable) << status.to_string();
+  }
+  EXPECT_EQ(call(node_, 1, {}, 0).error().code(), Code::kUnavailable);
+  expect_all_back();
+}
+
+INSTANTIATE_TEST_SUITE_P(Transports, TransportFaults, testing::ValuesIn(kTransportKinds),
+                         transport_kind_name);
+
+// ------------------------------------------------------------------------- a cable that goes bad
+
+class BadCable : public TransportFaults {
+ protected:
+  std::uint16_t port() const { return ucx::parse_address(node_).value().port; }
+  std::int64_t connections() {
+    auto& server = static_cast<UcxTransport&>(*ends_.server);
+    return sync_wait(server_.executor(), server.usage()).value().connections;
+  }
+};
+
+// In the middle of the introduction, wherever that is: the call fails in time, the node frees what
+// it had for the connection and serves the next one.
+TEST_P(BadCable, AnIntroductionThatBreaksOffAnywhereCostsNoMoreThanTheDeadline) {
+  const Bytes bytes = random_bytes(rng_, 1000);
+  for (const CableFault fault : {CableFault::kClose, CableFault::kSilence, CableFault::kFlip}) {
+    for (const bool from_server : {false, true}) {
+      for (const std::int64_t at : {0, 1, 4, 7, 8, 9, 12, 30}) {
+        TcpRelay relay(port(), {.fault = fault, .at = at, .from_server = from_server});
+        const auto begin = clock_.now();
+        const Result<Reply> reply =
+            call(relay.address(), 1, {bytes}, 1000, Deadline::after(clock_, 50ms));
+        EXPECT_LT(clock_.now() - begin, kForgotten);
+        // A flip where it does not matter, in the challenge that nobody answers without tokens.
+        const bool harmless = fault == CableFault::kFlip && reply.has_value() &&
+                              std::ranges::equal(reply->payload.bytes(), bytes);
+        EXPECT_TRUE(!reply.has_value() || harmless)
+            << "fault " << static_cast<int>(fault) << " at " << at << ", server " << from_server;
+      }
+    }
+  }
+  expect_service();
+  expect_all_back();
+}
+
+TEST_P(BadCable, CallsEndWhenItIsCutAndTheNextOnesConnectAgain) {
+  TcpRelay relay(port(), {});
+  const Bytes bytes = random_bytes(rng_, 100'000);
+  Calls calls(client_, client_end());
+  for (int i = 0; i < 20; ++i) calls.start(relay.address(), 2, "", bytes, Deadline::never());
+  while (echo_.calls < 20) client_.poll();
+  relay.cut();
+  for (const Status& status : calls.wait()) EXPECT_EQ(status.code(), Code::kUnavailable);
+  asio::post(server_.executor(), [this] { echo_.release(); });
+  expect_all_back();
+  const Deadline limit = Deadline::after(clock_, kForgotten);
+  Result<Reply> again = Status(Code::kUnavailable, "not asked yet");
+  while (!again.has_value() && !limit.passed(clock_)) {
+    again = call(relay.address(), 1, {bytes}, 100'000, limit);  // at once while none is due
+  }
+  ASSERT_TRUE(again.has_value()) << again.error().to_string();
+  EXPECT_TRUE(std::ranges::equal(again->payload.bytes(), bytes));
+  while (connections() > 1 && !limit.passed(clock_)) std::this_thread::yield();
+  EXPECT_EQ(connections(), 1) << "the one that was cut is gone";
+}
+
+INSTANTIATE_TEST_SUITE_P(Ucx, BadCable,
+                         testing::ValuesIn(std::begin(kTransportKinds) + 1,
+                                           std::end(kTransportKinds)),
+                         transport_kind_name);
+
+}  // namespace
+}  // namespace icefield
