@@ -349,7 +349,13 @@ Status measure_side(const Side& side, Report& report) {
       } else if (const std::size_t twin = twin_of(cases, i); twin != i) {
         results[i].beside = results[twin].beside;
       } else if (FLAGS_perftest) {
-        ICE_TRY(results[i].beside.emplace_back(), perftest(cases[i]));
+        const Result<double> beside = perftest(cases[i]);
+        FLAGS_perftest = beside.status().code() != Code::kNotFound;
+        if (!FLAGS_perftest) {
+          note(beside.error().message() + "; figures stand alone");
+          continue;
+        }
+        ICE_TRY(results[i].beside.emplace_back(), beside);
       }
     }
   }

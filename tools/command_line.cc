@@ -79,6 +79,10 @@ int fail(const Status& status) {
   }
 }
 
+void note(const std::string& text) {
+  std::fprintf(stderr, "%s: note: %s\n", verb_name.c_str(), text.c_str());
+}
+
 Result<std::int64_t> parse_number(const std::string& flag, const std::string& text,
                                   std::int64_t least) {
   if (text == "all") return kAllNumber;

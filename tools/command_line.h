@@ -18,6 +18,9 @@ void parse_command_line(int argc, char** argv, const std::string& usage);
 // change (arguments, input), 1 for everything else.
 int fail(const Status& status);
 
+// Prints "icefield VERB: note: <text>" to standard error: what is missing in what follows, and why.
+void note(const std::string& text);
+
 // "64,256,all": numbers from `least` to 2^31 - 1, or all (→ -1). kInvalidArgument names the flag.
 Result<std::vector<std::int64_t>> parse_numbers(const std::string& flag, const std::string& text,
                                                 std::int64_t least);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <cstdlib>
 
 #include "common/check.h"
 
@@ -19,7 +20,7 @@ struct Child {
   int err = -1;
 };
 
-Child start(const std::vector<std::string>& arguments) {
+Child start(const std::vector<std::string>& arguments, const std::vector<std::string>& variables) {
   const std::string program = std::string(ICEFIELD_BIN_DIR) + "/icefield";
   std::vector<char*> argv = {const_cast<char*>(program.c_str())};
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
@@ -32,6 +33,7 @@ Child start(const std::vector<std::string>& arguments) {
   if (pid == 0) {
     dup2(out[1], STDOUT_FILENO);
     dup2(err[1], STDERR_FILENO);
+    for (const std::string& variable : variables) putenv(const_cast<char*>(variable.c_str()));
     if (chdir(ICEFIELD_SOURCE_DIR) != 0) _exit(126);
     execv(program.c_str(), argv.data());
     _exit(127);
@@ -71,8 +73,9 @@ void finish(const Child& child, ProcessResult& result) {
 
 }  // namespace
 
-ProcessResult run_icefield(const std::vector<std::string>& arguments) {
-  const Child child = start(arguments);
+ProcessResult run_icefield(const std::vector<std::string>& arguments,
+                           const std::vector<std::string>& variables) {
+  const Child child = start(arguments, variables);
   ProcessResult result;
   while (read_some(child, -1, result)) {
   }
@@ -82,7 +85,7 @@ ProcessResult run_icefield(const std::vector<std::string>& arguments) {
 
 ProcessResult kill_icefield(const std::vector<std::string>& arguments, bool (*when)(void*),
                             void* context) {
-  const Child child = start(arguments);
+  const Child child = start(arguments, {});
   ProcessResult result;
   while (read_some(child, 1, result) && !when(context)) {
   }

@@ -12,8 +12,10 @@ struct ProcessResult {
   std::string err;
 };
 
-// Runs build/<preset>/bin/icefield with these arguments to its end, from the project's root.
-ProcessResult run_icefield(const std::vector<std::string>& arguments);
+// Runs build/<preset>/bin/icefield with these arguments to its end, from the project's root, in our
+// environment with these variables ("NAME=value").
+ProcessResult run_icefield(const std::vector<std::string>& arguments,
+                           const std::vector<std::string>& variables = {});
 
 // Starts it and kills it (SIGKILL) as soon as `when` returns true; `when` is called again and
 // again. The result has what was printed until then.

@@ -1,0 +1,89 @@
+// Every `icefield bench` with values so small that they measure nothing: the programs do not rot,
+// and stand alone on machines without what they are measured beside.
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "tests/support/process.h"
+#include "tests/support/temp_dir.h"
+
+namespace icefield {
+namespace {
+
+using nlohmann::json;
+
+struct SmallBench {
+  const char* name;
+  std::vector<std::string> flags;
+  std::set<std::string> figures;
+  std::set<std::string> peers;  // that are programs of others
+};
+
+class Bench : public testing::TestWithParam<SmallBench> {
+ protected:
+  // Runs it and checks its report. The programs it was measured beside.
+  std::set<std::string> run(const std::vector<std::string>& variables = {}) {
+    std::vector<std::string> arguments = {"bench", GetParam().name, "--json"};
+    for (std::string flag : GetParam().flags) {
+      const std::size_t here = flag.find("TEMP");
+      if (here != flag.npos) flag.replace(here, 4, dir_.path());
+      arguments.push_back(flag);
+    }
+    result_ = run_icefield(arguments, variables);
+    EXPECT_EQ(result_.exit_code, 0) << result_.err;
+    const json report = json::parse(result_.out, nullptr, false);
+    EXPECT_TRUE(report.is_object()) << result_.out;
+    if (!report.is_object()) return {};
+    EXPECT_EQ(report["command"], "bench " + std::string(GetParam().name));
+    std::set<std::string> names;
+    std::set<std::string> beside;
+    for (const json& figure : report["figures"]) {
+      names.insert(figure["name"]);
+      EXPECT_TRUE(figure["value"].is_number()) << figure;
+      if (!figure.contains("against")) continue;
+      EXPECT_GT(figure["ratio"], 0) << figure;
+      if (GetParam().peers.contains(figure["against"])) beside.insert(figure["against"]);
+    }
+    for (const std::string& name : GetParam().figures) EXPECT_TRUE(names.contains(name)) << name;
+    return beside;
+  }
+
+  TempDir dir_;
+  ProcessResult result_;
+};
+
+TEST_P(Bench, RunsToItsEnd) { (void)run(); }
+
+TEST_P(Bench, StandsAloneWithoutItsPeersAndSaysSo) {
+  if (GetParam().peers.empty()) GTEST_SKIP() << "is measured beside nothing of others";
+  EXPECT_EQ(run({"PATH=" + dir_.path()}), std::set<std::string>());
+  EXPECT_NE(result_.err.find("note: "), std::string::npos) << result_.err;
+}
+
+const SmallBench kBenches[] = {
+    {"faults", {"--calls=5", "--deadline_ms=5"}, {"overrun_ms"}, {}},
+    {"integrity", {"--flips=500"}, {}, {}},
+    {"nvme",
+     {"--dir=TEMP", "--value_bytes=16384", "--total_bytes=4194304", "--rounds=1", "--seconds=1",
+      "--io_threads=2"},
+     {"get_gbps", "put_gbps"},
+     {"fio"}},
+    {"store",
+     {"--rounds=1", "--working_set_bytes=4194304"},
+     {"get_gbps", "put_gbps", "get_latency_us"},
+     {"redis", "memcached"}},
+    {"trace",
+     {"--file=bench/data/conversation_trace.jsonl", "--capacities=2000"},
+     {"hit_rate"},
+     {}},
+    {"transport",
+     {"--rounds=1", "--round_ms=5", "--modes=event"},
+     {"get_gbps", "put_gbps", "get_latency_us"},
+     {"ucx_perftest"}},
+};
+INSTANTIATE_TEST_SUITE_P(All, Bench, testing::ValuesIn(kBenches),
+                         [](const auto& bench) { return std::string(bench.param.name); });
+
+}  // namespace
+}  // namespace icefield
