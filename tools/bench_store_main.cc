@@ -20,6 +20,8 @@
 #include "tools/report.h"
 
 DEFINE_string(transports, "shared_memory,tcp", "shared_memory (peers: unix socket), tcp");
+DEFINE_string(modes, "event,poll",
+              "event: both of our sides sleep until there is something; poll, over shared memory");
 DEFINE_int32(rounds, 7, "of every case, all systems one after the other in each");
 DEFINE_int64(working_set_bytes, 64 << 20, "of values per case and round");
 DEFINE_bool(json, false, "print one JSON object instead of a table");
@@ -31,7 +33,8 @@ constexpr char kUsage[] =
     R"(icefield bench store — puts and gets of values: one client, one server thread, verified
 
 Redis and memcached run beside it on the same path, in the same rounds (apt-get install
-redis-server memcached). Our puts are of new values, into memory that is full; theirs overwrite.
+redis-server memcached). Our puts are of new values, into memory that is full (the least recently
+used go, as with them); theirs overwrite.
 
   icefield bench store --transports=shared_memory --rounds=7
 )";
@@ -80,27 +83,54 @@ Status measure(const Case& one, std::span<const Keys> keys, Operation operation,
   return Status();
 }
 
+// Which way the bytes go.
+struct Path {
+  std::string transport;
+  bool poll = false;
+};
+
 // Ours. The whole loop runs on the client's own thread, as a framework's I/O thread would.
 class Ours {
  public:
-  static Result<std::unique_ptr<Ours>> start(const std::string& lanes, std::int64_t memory_bytes) {
+  static Result<std::unique_ptr<Ours>> start(const Path& path, std::int64_t memory_bytes) {
     // At least for two rounds of the most values, each in a slot of 16 KiB.
     constexpr std::int64_t kLeast = 2 * 4096 * (16 << 10);
     ICE_TRY(ChildNode node,
             ChildNode::start({"--dram_bytes=" + std::to_string(std::max(kLeast, memory_bytes)),
-                              "--lanes=" + lanes}));
-    ICE_TRY(auto client, open_cluster(node.address(), "", lanes));
-    return std::unique_ptr<Ours>(new Ours(std::move(node), std::move(client)));
+                              "--lanes=" + path.transport, "--eviction=lru",
+                              path.poll ? "--poll" : "--nopoll"}));
+    return std::unique_ptr<Ours>(new Ours(path, std::move(node)));
   }
+  ~Ours() { node_.signal(SIGCONT); }
 
+  // The node is frozen between rounds, and the client is there for the round only: when they poll,
+  // the others would have no core of their own.
   Status round(const Case& one, std::span<const Keys> keys, ConstByteSpan value, Measured& put,
                Measured& get) {
-    return sync_wait(client_->executor(), run(one, keys, value, put, get));
+    node_.signal(SIGCONT);
+    ICE_TRY(ClusterClient::Options options, cluster_options(node_.address(), "", path_.transport));
+    options.transport.poll = path_.poll;
+    ICE_TRY(client_, ClusterClient::open(std::move(options)));
+    ICE_TRY(sync_wait(client_->executor(), warm_up()));
+    const Status status = sync_wait(client_->executor(), run(one, keys, value, put, get));
+    client_ = nullptr;
+    node_.signal(SIGSTOP);
+    return status;
   }
 
  private:
-  Ours(ChildNode node, std::unique_ptr<ClusterClient> client)
-      : node_(std::move(node)), client_(std::move(client)) {}
+  Ours(const Path& path, ChildNode node) : path_(path), node_(std::move(node)) {}
+
+  // Connects; the bandwidth of a new connection is measured meanwhile.
+  Task<> warm_up() {
+    const SystemClock clock;
+    const Deadline end = Deadline::after(clock, std::chrono::milliseconds(100));
+    while (!end.passed(clock)) {
+      std::vector<std::string_view> keys = {"warm up"};
+      ICE_CO_TRY(co_await client_->values().exists(std::move(keys), {}));
+    }
+    co_return Status();
+  }
 
   Task<> run(Case one, std::span<const Keys> keys, ConstByteSpan value, Measured& put,
              Measured& get) {
@@ -159,8 +189,9 @@ class Ours {
     co_return Status();
   }
 
-  const ChildNode node_;
-  const std::unique_ptr<ClusterClient> client_;
+  const Path path_;
+  ChildNode node_;
+  std::unique_ptr<ClusterClient> client_;
 };
 
 // Copies out of, and into, memory as large as the working set.
@@ -203,14 +234,14 @@ constexpr std::pair<const char*, PeerStore::Kind> kPeers[] = {
 // All systems on one path.
 class Bench {
  public:
-  static Result<std::unique_ptr<Bench>> start(const std::string& transport) {
+  static Result<std::unique_ptr<Bench>> start(const Path& path) {
     const std::int64_t memory = 2 * FLAGS_working_set_bytes;
-    const bool tcp = transport == "tcp";
-    const auto path = tcp ? PeerStore::Path::kTcp : PeerStore::Path::kUnixSocket;
+    const bool tcp = path.transport == "tcp";
+    const auto peers = tcp ? PeerStore::Path::kTcp : PeerStore::Path::kUnixSocket;
     auto bench = std::make_unique<Bench>();
-    ICE_TRY(bench->ours_, Ours::start(transport, memory));
+    ICE_TRY(bench->ours_, Ours::start(path, memory));
     for (const auto& [name, kind] : kPeers) {
-      Result<std::unique_ptr<PeerStore>> peer = PeerStore::start(kind, path, 16 * memory);
+      Result<std::unique_ptr<PeerStore>> peer = PeerStore::start(kind, peers, 16 * memory);
       if (peer.status().code() == Code::kNotFound) {
         note(std::string("nothing beside ") + name + ": " + peer.error().message());
         continue;
@@ -280,14 +311,18 @@ class Bench {
 };
 
 // Median throughput and latency quantiles of ours, against each of the others.
-void report_case(const Case& one, const std::string& transport, const char* op,
+void report_case(const Case& one, const Path& path, const char* op,
                  const std::map<std::string, Measured>& measured, Report& report, Table& table) {
-  const nlohmann::ordered_json params = {{"op", op},           {"value_bytes", one.value_bytes},
-                                         {"batch", one.batch}, {"transport", transport},
-                                         {"tier", "dram"},     {"clients", 1}};
+  const nlohmann::ordered_json params = {{"op", op},
+                                         {"value_bytes", one.value_bytes},
+                                         {"batch", one.batch},
+                                         {"transport", path.transport},
+                                         {"mode", path.poll ? "poll" : "event"},
+                                         {"tier", "dram"},
+                                         {"clients", 1}};
   const Measured& ours = measured.at("icefield");
   const double gbps = quantile(ours.gbps, 0.5);
-  std::vector<std::string> row = {transport, op,
+  std::vector<std::string> row = {path.transport, path.poll ? "poll" : "event", op,
                                   (one.batch > 1 ? std::to_string(one.batch) + " x " : "") +
                                       std::to_string(one.value_bytes >> 10) + " KB",
                                   number_text(gbps, 2)};
@@ -339,26 +374,31 @@ Status run() {
     return Status(Code::kInvalidArgument,
                   "--rounds: 1 to 1000; --working_set_bytes: 4 MiB to 4 GiB");
   }
-  std::vector<std::string> transports;
+  std::vector<Path> paths;
   for (const char* name : {"shared_memory", "tcp"}) {
-    if (FLAGS_transports.find(name) != std::string::npos) transports.emplace_back(name);
+    if (FLAGS_transports.find(name) == std::string::npos) continue;
+    if (FLAGS_modes.find("event") != std::string::npos) paths.push_back({name, false});
+    const bool poll = FLAGS_modes.find("poll") != std::string::npos;
+    if (poll && std::string_view(name) != "tcp") paths.push_back({name, true});
   }
-  if (transports.empty()) {
-    return Status(Code::kInvalidArgument, "--transports: shared_memory, tcp or both");
+  if (paths.empty()) {
+    return Status(Code::kInvalidArgument,
+                  "--transports: shared_memory, tcp or both; --modes: event, poll or both, poll "
+                  "over shared memory only");
   }
   Report report("bench store");
-  Table table({"path", "op", "value", "GB/s", "redis", "memcached", "memcpy", "p50 us", "p99",
-               "p99.9", "redis p99", "memcached p99"});
+  Table table({"path", "mode", "op", "value", "GB/s", "redis", "memcached", "memcpy", "p50 us",
+               "p99", "p99.9", "redis p99", "memcached p99"});
   const auto steps =
-      static_cast<std::int64_t>(transports.size() * std::size(kCases)) * (FLAGS_rounds + 2);
+      static_cast<std::int64_t>(paths.size() * std::size(kCases)) * (FLAGS_rounds + 2);
   Progress progress("bench store", steps);
   std::int64_t done = 0;
-  for (const std::string& transport : transports) {
-    ICE_TRY(const auto bench, Bench::start(transport));
+  for (const Path& path : paths) {
+    ICE_TRY(const auto bench, Bench::start(path));
     for (const Case& one : kCases) {
       ICE_TRY(const Results results, bench->run(one, progress, done));
-      report_case(one, transport, "put", results.put, report, table);
-      report_case(one, transport, "get", results.get, report, table);
+      report_case(one, path, "put", results.put, report, table);
+      report_case(one, path, "get", results.get, report, table);
     }
   }
   std::cout << (FLAGS_json ? report.json() : table.text());
