@@ -36,7 +36,7 @@ struct ValueReads : ValueFacts {
 // catalog only, and names when they are first needed.
 //
 // How long a value is kept goes with its objects into the tiers, which evict accordingly and keep
-// it in the catalog of the disk. Here it says when to forget the value, and which soft pin is first.
+// it in the catalog of the disk. Here it says when to forget a value, and which soft pin is first.
 //
 // Ownership  Borrows its tiers. stop() before the destructor.
 // Threads    The tiers' shard.
