@@ -9,6 +9,18 @@ namespace {
 
 constexpr std::size_t kMaxNamespaces = 1 << 16;
 
+Retention retention_of(const PutOptions& options, std::int64_t now_ms) {
+  Retention retention;
+  if (options.ttl_ms > 0) retention.expires_at_ms = now_ms + options.ttl_ms;
+  if (options.pin == PinKind::kSoft) retention.pinned_until_ms = now_ms + options.pin_ttl_ms;
+  if (options.pin == PinKind::kHard) retention.pinned_until_ms = Retention::kForever;
+  return retention;
+}
+
+bool hard_pinned(const Retention& retention) {
+  return retention.pinned_until_ms == Retention::kForever;
+}
+
 }  // namespace
 
 NodeValues::NodeValues(DramTier& memory, Tier* disk, const Clock& clock, Options options)
@@ -16,7 +28,6 @@ NodeValues::NodeValues(DramTier& memory, Tier* disk, const Clock& clock, Options
 
 Task<> NodeValues::stop() {
   if (copies_.has_value()) co_await copies_->join();
-  pins_.clear();
   uploads_.clear();
   co_return Status();
 }
@@ -129,7 +140,7 @@ Task<PutOutcome> NodeValues::put_one(Namespace& space, const PutValue& item,
                          std::to_string(options_.hard_pin_bytes) + " bytes",
                      MissReason::kQuota);
   }
-  ICE_CO_TRY(upload_of(hash, item, request.upload).status());
+  ICE_CO_TRY(upload_of(hash, item, request).status());
   const Status stored = co_await store_chunks(hash, item, request);
   if (!stored.ok()) {
     drop_upload(hash);
@@ -140,12 +151,13 @@ Task<PutOutcome> NodeValues::put_one(Namespace& space, const PutValue& item,
     drop_upload(hash);
     co_return Status(Code::kAborted, "namespace flushed meanwhile");
   }
-  ICE_CO_TRY(co_await complete(space, hash, item.key, request.options));
+  ICE_CO_TRY(co_await complete(space, hash, item.key, request.options.level));
   co_return PutOutcome::kStored;
 }
 
 Result<NodeValues::Upload*> NodeValues::upload_of(const ValueHash& hash, const PutValue& item,
-                                                  std::uint64_t number) {
+                                                  const PutValues& request) {
+  const std::uint64_t number = request.upload;
   const Status busy(Code::kUnavailable, "another client is writing this value");
   if (removing_.contains(hash)) return busy;
   const std::int64_t now_ms = clock_.unix_ms();
@@ -158,6 +170,7 @@ Result<NodeValues::Upload*> NodeValues::upload_of(const ValueHash& hash, const P
   if (found == uploads_.end()) {
     const auto chunks = static_cast<std::size_t>(value_chunk_count(item.value_bytes));
     found = uploads_.emplace(hash, Upload{.number = number, .bytes = item.value_bytes}).first;
+    found->second.retention = retention_of(request.options, now_ms);
     found->second.checksums.resize(chunks);
     found->second.stored.resize(chunks);
     found->second.missing = static_cast<std::int64_t>(chunks);
@@ -180,7 +193,8 @@ Task<> NodeValues::store_chunks(const ValueHash& hash, const PutValue& item,
     const ObjectKey key = value_chunk_key(hash, count, chunk);
     const ObjectInfo info{
         .bytes = chunk_range(item.value_bytes, chunk, 0, item.value_bytes).chunk_bytes,
-        .checksum = item.checksums[i]};
+        .checksum = item.checksums[i],
+        .retention = uploads_.at(hash).retention};
     parts.clear();
     cursor.take(info.bytes, parts);
     ICE_CO_TRY(verify_object(key, info, parts));
@@ -206,7 +220,11 @@ Task<> NodeValues::store_chunk(ObjectKey key, ObjectInfo info, std::span<const C
     ICE_CO_TRY(co_await disk_->put(key, parts, info));
   }
   Status kept = (co_await memory_.put(key, parts, info)).status();
-  while (kept.code() == Code::kResourceExhausted && (drop_idle_upload() || release_soft_pin())) {
+  while (kept.code() == Code::kResourceExhausted) {
+    Result<bool> freed = drop_idle_upload();
+    if (!*freed) freed = co_await release_soft_pin();
+    ICE_CO_TRY(freed.status());
+    if (!*freed) break;
     ICE_CO_TRY(co_await remove_doomed());
     kept = (co_await memory_.put(key, parts, info)).status();
   }
@@ -218,61 +236,66 @@ Task<> NodeValues::store_chunk(ObjectKey key, ObjectInfo info, std::span<const C
 }
 
 Task<> NodeValues::complete(Namespace& space, const ValueHash& hash, std::string_view key,
-                            const PutOptions& options) {
+                            WriteLevel level) {
   const Upload upload = std::move(uploads_.at(hash));
   uploads_.erase(hash);
-  Value value{.bytes = upload.bytes};
+  Value value{.bytes = upload.bytes, .retention = upload.retention};
   value.version = upload.checksums.size() == 1
                       ? upload.checksums.front()
                       : xxh3(std::as_bytes(std::span(upload.checksums)), 0);
-  if (options.ttl_ms > 0) value.expires_ms = clock_.unix_ms() + options.ttl_ms;
   value.name = std::make_unique<Name>(Name{.space = &space, .key = std::string(key)});
-  if (value.expires_ms != 0) expiries_.push({.at_ms = value.expires_ms, .hash = hash});
+  note_retention(hash, value);
   ++space.value_count;
   space.value_bytes += value.bytes;
   puts.add();
   put_bytes.add(value.bytes);
   missed_.forget(fingerprint(space, key));
   values_.insert_or_assign(hash, std::move(value));
-  if (options.pin != PinKind::kNone) co_await pin(hash, upload.bytes, options);
-  if (options.level == WriteLevel::kDurable) ICE_CO_TRY(co_await store_name(hash));
+  if (level == WriteLevel::kDurable) ICE_CO_TRY(co_await store_name(hash));
   co_return Status();
 }
 
-asio::awaitable<void> NodeValues::pin(ValueHash hash, std::int64_t bytes, PutOptions options) {
-  Pin pin{.kind = options.pin, .bytes = bytes};
-  const std::int64_t count = value_chunk_count(bytes);
-  for (std::int64_t chunk = 0; chunk < count; ++chunk) {
-    const auto lease = co_await memory_.get(value_chunk_key(hash, count, chunk), Verify::kByCaller);
-    if (lease.has_value()) pin.leases.push_back(lease->owner());
+void NodeValues::note_retention(const ValueHash& hash, const Value& value) {
+  const Retention& kept = value.retention;
+  if (kept.expires_at_ms != 0) expiries_.emplace(kept.expires_at_ms, hash);
+  if (hard_pinned(kept)) {
+    hard_pinned_bytes_ += value.bytes;
+  } else if (kept.pinned_until_ms != 0) {
+    soft_pins_.emplace(kept.pinned_until_ms, hash);
   }
-  if (!values_.contains(hash)) co_return;
-  if (options.pin == PinKind::kHard) {
-    hard_pinned_bytes_ += bytes;
-  } else {
-    pin.until_ms = clock_.unix_ms() + options.pin_ttl_ms;
-    expiries_.push({.at_ms = pin.until_ms, .hash = hash});
-  }
-  pins_.insert_or_assign(hash, std::move(pin));
 }
 
-void NodeValues::unpin(const ValueHash& hash) {
-  const auto found = pins_.find(hash);
-  if (found == pins_.end()) return;
-  if (found->second.kind == PinKind::kHard) hard_pinned_bytes_ -= found->second.bytes;
-  pins_.erase(found);
+void NodeValues::forget_retention(const ValueHash& hash, const Value& value) {
+  const Retention& kept = value.retention;
+  if (hard_pinned(kept)) hard_pinned_bytes_ -= value.bytes;
+  soft_pins_.erase({kept.pinned_until_ms, hash});
+  expiries_.erase({kept.expires_at_ms, hash});
+}
+
+bool NodeValues::is_over(const Value& value) const {
+  const std::int64_t end = value.retention.expires_at_ms;
+  return end != 0 && clock_.unix_ms() >= end;
 }
 
 // The one that ends first.
-bool NodeValues::release_soft_pin() {
-  auto first = pins_.end();
-  for (auto pin = pins_.begin(); pin != pins_.end(); ++pin) {
-    if (pin->second.kind != PinKind::kSoft) continue;
-    if (first == pins_.end() || pin->second.until_ms < first->second.until_ms) first = pin;
+Task<bool> NodeValues::release_soft_pin() {
+  if (soft_pins_.empty()) co_return false;
+  const ValueHash hash = soft_pins_.begin()->second;
+  soft_pins_.erase(soft_pins_.begin());
+  const auto value = values_.find(hash);
+  ICE_CHECK(value != values_.end());
+  value->second.retention.pinned_until_ms = 0;
+  const Retention retention = value->second.retention;
+  const std::int64_t count = value_chunk_count(value->second.bytes);
+  for (std::int64_t chunk = 0; chunk < count; ++chunk) {
+    const ObjectKey key = value_chunk_key(hash, count, chunk);
+    for (Tier* const tier : {static_cast<Tier*>(&memory_), disk_}) {
+      if (tier == nullptr) continue;
+      const Status kept = co_await tier->retain(key, retention);
+      if (kept.code() != Code::kNotFound) ICE_CO_TRY(kept);
+    }
   }
-  if (first == pins_.end()) return false;
-  pins_.erase(first);
-  return true;
+  co_return true;
 }
 
 // Of a client that has gone.
@@ -318,7 +341,7 @@ void NodeValues::drop(Values::iterator value, MissReason reason) {
   } else {
     --nameless_count_;
   }
-  unpin(hash);
+  forget_retention(hash, entry);
   removing_.insert(hash);
   doomed_.push_back({.hash = hash, .chunk_count = value_chunk_count(entry.bytes)});
   values_.erase(value);
@@ -351,18 +374,15 @@ Task<> NodeValues::remove_doomed() {
   co_return Status();
 }
 
-// Ends of values and of soft pins.
 void NodeValues::expire_due() {
   const std::int64_t now_ms = clock_.unix_ms();
-  while (!expiries_.empty() && expiries_.top().at_ms <= now_ms) {
-    const Expiry due = expiries_.top();
-    expiries_.pop();
-    const auto pin = pins_.find(due.hash);
-    if (pin != pins_.end() && pin->second.until_ms == due.at_ms) unpin(due.hash);
-    const auto value = values_.find(due.hash);
-    if (value != values_.end() && value->second.expires_ms == due.at_ms) {
-      drop(value, MissReason::kExpired);
-    }
+  while (!soft_pins_.empty() && soft_pins_.begin()->first <= now_ms) {
+    soft_pins_.erase(soft_pins_.begin());
+  }
+  while (!expiries_.empty() && expiries_.begin()->first <= now_ms) {
+    const auto value = values_.find(expiries_.begin()->second);
+    ICE_CHECK(value != values_.end());
+    drop(value, MissReason::kExpired);
   }
 }
 
@@ -372,7 +392,7 @@ void NodeValues::note_evicted(const ObjectKey& chunk) {
   hash.bytes = chunk.segment.bytes;
   const auto value = values_.find(hash);
   if (value != values_.end()) {
-    drop(value, MissReason::kEvicted);
+    drop(value, is_over(value->second) ? MissReason::kExpired : MissReason::kEvicted);
   } else {
     drop_upload(hash);
   }

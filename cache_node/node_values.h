@@ -5,7 +5,7 @@
 #include <map>
 #include <memory>
 #include <optional>
-#include <queue>
+#include <set>
 #include <unordered_map>
 #include <unordered_set>
 #include <vector>
@@ -35,8 +35,8 @@ struct ValueReads : ValueFacts {
 // (Options::disk_after_hits). On disk the name of a value is its commit, so a restart reads the
 // catalog only, and names when they are first needed.
 //
-// The tiers know nothing of times to live and pins yet: a pin here is a lease that is held, an
-// expired value is dropped when it is met or when something is put.
+// How long a value is kept goes with its objects into the tiers, which evict accordingly and keep
+// it in the catalog of the disk. Here it says when to forget a value, and which soft pin is first.
 //
 // Ownership  Borrows its tiers. stop() before the destructor.
 // Threads    The tiers' shard.
@@ -104,7 +104,7 @@ class NodeValues {
   };
   struct Value {
     std::int64_t bytes = 0;
-    std::int64_t expires_ms = 0;  // 0: never
+    Retention retention;  // its objects'
     std::uint64_t version = 0;
     std::unique_ptr<Name> name;  // null: on disk, not read yet
     std::int32_t hits = 0;
@@ -116,27 +116,18 @@ class NodeValues {
   struct Upload {
     std::uint64_t number = 0;
     std::int64_t bytes = 0;
+    Retention retention;
     std::int64_t last_ms = 0;
     std::vector<std::uint64_t> checksums;
     std::vector<bool> stored;                         // per chunk
     std::int64_t missing = 0;                         // chunks
     std::vector<std::shared_ptr<const void>> leases;  // so that its chunks do not evict each other
   };
-  struct Pin {
-    PinKind kind = PinKind::kNone;
-    std::int64_t until_ms = 0;
-    std::int64_t bytes = 0;
-    std::vector<std::shared_ptr<const void>> leases;
-  };
   struct Doomed {
     ValueHash hash;
     std::int64_t chunk_count = 0;
   };
-  struct Expiry {
-    std::int64_t at_ms = 0;
-    ValueHash hash;
-    friend bool operator>(const Expiry& a, const Expiry& b) { return a.at_ms > b.at_ms; }
-  };
+  using ByTime = std::set<std::pair<std::int64_t, ValueHash>>;  // the first is due first
 
   // Namespaces and flush numbers. enter() gives null when `head.status` says why.
   asio::awaitable<Namespace*> enter(ValueScope scope, ValueHead& head);
@@ -150,12 +141,12 @@ class NodeValues {
   Task<> store_chunks(const ValueHash& hash, const PutValue& item, const PutValues& request);
   Task<> store_chunk(ObjectKey key, ObjectInfo info, std::span<const ConstByteSpan> parts,
                      WriteLevel level);
-  Result<Upload*> upload_of(const ValueHash& hash, const PutValue& item, std::uint64_t number);
-  Task<> complete(Namespace& space, const ValueHash& hash, std::string_view key,
-                  const PutOptions& options);
-  asio::awaitable<void> pin(ValueHash hash, std::int64_t bytes, PutOptions options);
-  void unpin(const ValueHash& hash);
-  bool release_soft_pin();
+  Result<Upload*> upload_of(const ValueHash& hash, const PutValue& item, const PutValues& request);
+  Task<> complete(Namespace& space, const ValueHash& hash, std::string_view key, WriteLevel level);
+  void note_retention(const ValueHash& hash, const Value& value);
+  void forget_retention(const ValueHash& hash, const Value& value);
+  bool is_over(const Value& value) const;  // expired
+  Task<bool> release_soft_pin();
   bool drop_idle_upload();
 
   // Reading.
@@ -195,9 +186,9 @@ class NodeValues {
   std::map<std::string, std::unique_ptr<Namespace>, std::less<>> spaces_;
   Values values_;
   std::unordered_map<ValueHash, Upload, Hash128Hasher> uploads_;
-  std::unordered_map<ValueHash, Pin, Hash128Hasher> pins_;
   std::int64_t hard_pinned_bytes_ = 0;
-  std::priority_queue<Expiry, std::vector<Expiry>, std::greater<>> expiries_;
+  ByTime soft_pins_;
+  ByTime expiries_;
   std::vector<Doomed> doomed_;
   std::unordered_set<ValueHash, Hash128Hasher> removing_;  // their chunks are going
   std::int64_t nameless_count_ = 0;

@@ -65,8 +65,12 @@ Task<> NodeValues::recover() {
       doomed_.push_back({.hash = hash, .chunk_count = value.chunk_count});
       continue;
     }
-    values_.emplace(hash,
-                    Value{.bytes = value.bytes(), .version = value.version(), .on_disk = true});
+    const auto known =
+        values_.emplace(hash, Value{.bytes = value.bytes(),
+                                    .retention = value.chunks.front().second.retention,
+                                    .version = value.version(),
+                                    .on_disk = true});
+    note_retention(hash, known.first->second);
     ++nameless_count_;
   }
   if (removed > 0) LOG(INFO) << removed << " values that were never finished removed";
@@ -110,14 +114,14 @@ Task<> NodeValues::store_name(ValueHash hash) {
   if (value == values_.end() || value->second.name == nullptr) co_return Status();
   const Namespace& space = *value->second.name->space;
   const Bytes bytes = ValueName{.flush_number = space.flush_number,
-                                .expires_ms = value->second.expires_ms,
                                 .name_space = space.name,
                                 .key = value->second.name->key}
                           .encode();
   const ConstByteSpan part = bytes;
   const ObjectKey key = value_name_key(hash);
   const ObjectInfo info{.bytes = static_cast<std::int64_t>(bytes.size()),
-                        .checksum = object_checksum(key, std::span(&part, 1))};
+                        .checksum = object_checksum(key, std::span(&part, 1)),
+                        .retention = value->second.retention};
   ICE_CO_TRY(co_await disk_->put(key, std::span(&part, 1), info));
   const auto now = values_.find(hash);
   if (now == values_.end()) co_return co_await disk_->remove(key);
@@ -143,8 +147,6 @@ Task<> NodeValues::load_name(ValueHash hash) {
   ++space->value_count;
   space->value_bytes += value->second.bytes;
   value->second.name = std::make_unique<Name>(Name{.space = space, .key = std::move(name->key)});
-  value->second.expires_ms = name->expires_ms;
-  if (name->expires_ms != 0) expiries_.push({.at_ms = name->expires_ms, .hash = hash});
   if (name->flush_number >= space->flush_number) co_return Status();
   drop(value, MissReason::kFlushed);
   co_return co_await remove_doomed();

@@ -51,9 +51,7 @@ Task<NodeValues::Value*> NodeValues::live(const Namespace& space, std::string_vi
     found = values_.find(hash);
     if (found == values_.end()) co_return miss(space, key);
   }
-  if (found->second.expires_ms == 0 || clock_.unix_ms() < found->second.expires_ms) {
-    co_return &found->second;
-  }
+  if (!is_over(found->second)) co_return &found->second;
   drop(found, MissReason::kExpired);
   ICE_CO_TRY(co_await remove_doomed());
   co_return miss(space, key);
@@ -202,10 +200,9 @@ Task<ListedValues> NodeValues::list(ValueScope scope, std::string_view prefix,
   const Namespace* const space = co_await enter(scope, reply.head);
   if (space == nullptr) co_return reply;
   ICE_CO_TRY(co_await load_names());
-  const std::int64_t now_ms = clock_.unix_ms();
   for (const auto& [hash, value] : values_) {
     if (value.name == nullptr || value.name->space != space) continue;
-    if (value.expires_ms != 0 && now_ms >= value.expires_ms) continue;
+    if (is_over(value)) continue;
     const std::string_view key = value.name->key;
     if (key.starts_with(prefix) && key > after) {
       reply.values.push_back({.key = std::string(key), .bytes = value.bytes});

@@ -5,7 +5,7 @@ namespace {
 
 constexpr std::uint32_t kNameMagic = 0x4e564349;       // "ICVN"
 constexpr std::uint32_t kNamespaceMagic = 0x53564349;  // "ICVS"
-constexpr std::uint32_t kVersion = 1;
+constexpr std::uint32_t kVersion = 2;
 
 void put_text(ByteWriter& writer, std::string_view text) {
   writer.put(static_cast<std::uint32_t>(text.size()));
@@ -39,7 +39,6 @@ Bytes ValueName::encode() const {
   ByteWriter writer(bytes);
   start(writer, kNameMagic);
   writer.put(flush_number);
-  writer.put(expires_ms);
   put_text(writer, name_space);
   put_text(writer, key);
   return bytes;
@@ -50,7 +49,6 @@ Result<ValueName> ValueName::parse(ConstByteSpan bytes) {
   const bool starts_well = starts_with(reader, kNameMagic);
   ValueName name;
   name.flush_number = reader.get<std::uint64_t>();
-  name.expires_ms = reader.get<std::int64_t>();
   name.name_space = get_text(reader);
   name.key = get_text(reader);
   ICE_TRY(check(reader, starts_well, "name of a value"));

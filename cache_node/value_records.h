@@ -12,7 +12,6 @@ namespace icefield {
 // What a value is called. Stored after its chunks: a value on disk counts from then on.
 struct ValueName {
   std::uint64_t flush_number = 0;  // under which it was put
-  std::int64_t expires_ms = 0;     // since 1970; 0: never
   std::string name_space;
   std::string key;
 

@@ -28,9 +28,11 @@ class TestNode {
         options_(std::move(options)),
         memory_(DramTier::open({.capacity_bytes = options_.dram_bytes,
                                 // Which value goes first must not depend on what a policy learns.
-                                .eviction = EvictionKind::kLru})
+                                .eviction = EvictionKind::kLru},
+                               clock)
                     .value()),
-        disk_(options_.store.empty() ? nullptr : NvmeTier::open({.path = options_.store}).value()),
+        disk_(options_.store.empty() ? nullptr
+                                     : NvmeTier::open({.path = options_.store}, clock).value()),
         node_(clock, *memory_, disk_.get()),
         server_(node_) {
     ICE_CHECK(run_task(io_, node_.recover()).ok());

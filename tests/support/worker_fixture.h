@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "common/fingerprint.h"
 #include "bench/support/head_fixture.h"
+#include "common/fingerprint.h"
 #include "tools/embedded_node.h"
 #include "worker/worker.h"
 

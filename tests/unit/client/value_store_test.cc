@@ -262,6 +262,49 @@ TEST_F(ValueStoreTest, ValuesExpire) {
   EXPECT_TRUE(get(cluster, "k", 20).has_value());
 }
 
+// Times to live are wall time: what a step of that clock moves, and nothing is lost or stuck by it.
+TEST_F(ValueStoreTest, StepsOfTheWallClockMoveExpiryAndNothingElse) {
+  using std::chrono::hours;
+  ValueCluster cluster({}, 1);
+  ASSERT_TRUE(put(cluster, "k", random(10), {.ttl_ms = 60'000}).ok());
+  ASSERT_TRUE(put(cluster, "ever", random(10)).ok());
+  cluster.clock().step_wall(-hours(2));
+  EXPECT_TRUE(get(cluster, "k", 10).has_value());
+  cluster.clock().advance(hours(1));
+  EXPECT_TRUE(get(cluster, "k", 10).has_value()) << "an hour longer, until the clock is mended";
+  cluster.clock().step_wall(hours(4));
+  EXPECT_EQ(miss(cluster, "k"), MissReason::kExpired);
+  EXPECT_TRUE(get(cluster, "ever", 10).has_value());
+  ASSERT_TRUE(put(cluster, "k", random(10), {.ttl_ms = 60'000}).ok());
+  EXPECT_TRUE(get(cluster, "k", 10).has_value());
+}
+
+// How long values are kept is in the catalog of the disk.
+TEST_F(ValueStoreTest, TimesToLiveAndPinsSurviveARestart) {
+  TempDir dir;
+  ValueCluster cluster({.dram_bytes = 4 << 20, .store = dir.path()}, 1);
+  const auto durable = [](PutOptions options) {
+    options.level = WriteLevel::kDurable;
+    return options;
+  };
+  ASSERT_TRUE(put(cluster, "short", random(2'000'000), durable({.ttl_ms = 1000})).ok());
+  ASSERT_TRUE(put(cluster, "long", random(10), durable({.ttl_ms = 9000})).ok());
+  ASSERT_TRUE(put(cluster, "hard", random(900'000), durable({.pin = PinKind::kHard})).ok());
+  const std::int64_t stored = cluster.node(0).disk()->usage().object_count;
+  cluster.stop(0);
+  cluster.clock().advance(std::chrono::milliseconds(1000));
+  cluster.start(0);
+  EXPECT_EQ(put(cluster, "more", random(900'000), {.pin = PinKind::kHard}).reason(),
+            MissReason::kQuota);
+  EXPECT_FALSE(get(cluster, "short", 2'000'000).has_value());
+  EXPECT_TRUE(get(cluster, "long", 10).has_value());
+  EXPECT_TRUE(get(cluster, "hard", 900'000).has_value());
+  ASSERT_TRUE(cluster.run(cluster.node(0).disk()->flush()).ok());
+  EXPECT_EQ(cluster.node(0).disk()->usage().object_count, stored - 3) << "two chunks and a name";
+  cluster.clock().advance(std::chrono::milliseconds(8000));
+  EXPECT_EQ(miss(cluster, "long"), MissReason::kExpired);
+}
+
 TEST_F(ValueStoreTest, DamageInMemoryIsAMissAndNeverReturned) {
   ValueCluster cluster({}, 1);
   const Bytes value = random(300'000);
