@@ -1,6 +1,7 @@
 // storage/id_table.h — finds small ids by hash: open addressing over eight bytes an entry.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <optional>
@@ -28,10 +29,16 @@ class IdTable {
     }
   }
 
+  // Room for `count`, so that inserting them moves nothing.
+  void reserve(std::size_t count) {
+    const std::size_t wanted = std::bit_ceil(count * 5 / 4 + 1);
+    if (wanted > std::max<std::size_t>(slots_.size(), 8)) grow_to(wanted);
+  }
+
   // The id must not be there yet.
   void insert(std::uint64_t hash, Id id) {
     ICE_CHECK(id != kFree);
-    if ((count_ + 1) * 5 > slots_.size() * 4) grow();
+    if ((count_ + 1) * 5 > slots_.size() * 4) grow_to(slots_.empty() ? 16 : slots_.size() * 2);
     place({tag_of(hash), id});
     ++count_;
   }
@@ -79,8 +86,8 @@ class IdTable {
     while (slots_[at].id != kFree) at = (at + 1) & mask();
     slots_[at] = slot;
   }
-  void grow() {
-    std::vector<Slot> old(slots_.empty() ? 16 : slots_.size() * 2);
+  void grow_to(std::size_t size) {
+    std::vector<Slot> old(size);
     old.swap(slots_);
     for (const Slot& slot : old) {
       if (slot.id != kFree) place(slot);

@@ -74,6 +74,7 @@ class NvmeTier final : public Tier {
   TierUsage usage() const override;
 
   bool direct_io() const { return store_->direct_io(); }
+  std::int64_t reads_in_place() const { return store_->reads_in_place(); }  // RocksStore's
   // Files and what will be in files: what the limit limits.
   std::int64_t disk_bytes() const;
 

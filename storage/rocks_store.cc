@@ -3,9 +3,12 @@
 #include <glog/logging.h>
 #include <rocksdb/cache.h>
 #include <rocksdb/db.h>
+#include <rocksdb/listener.h>
 #include <rocksdb/options.h>
 #include <rocksdb/table.h>
 #include <rocksdb/write_batch.h>
+
+#include <charconv>
 
 namespace icefield {
 namespace {
@@ -54,6 +57,21 @@ struct ValueKey {
   std::uint64_t bytes;
 };
 
+// Deleted blob files must not stay open.
+class DeletionListener final : public rocksdb::EventListener {
+ public:
+  explicit DeletionListener(BlobReader& reader) : reader_(reader) {}
+  void OnBlobFileDeleted(const rocksdb::BlobFileDeletionInfo& info) override {
+    const std::string name = info.file_path.substr(info.file_path.rfind('/') + 1);
+    std::uint32_t file = 0;
+    const char* const end = name.data() + name.size();
+    if (std::from_chars(name.data(), end, file).ec == std::errc()) reader_.forget(file);
+  }
+
+ private:
+  BlobReader& reader_;
+};
+
 rocksdb::DBOptions database_options(const RocksStore::Options& options) {
   rocksdb::DBOptions db;
   db.create_if_missing = options.create;
@@ -89,7 +107,8 @@ rocksdb::ColumnFamilyOptions catalog_options() {
   return family;
 }
 
-rocksdb::ColumnFamilyOptions value_options(const RocksStore::Options& options) {
+rocksdb::ColumnFamilyOptions value_options(const RocksStore::Options& options,
+                                           ValuePlaces& places) {
   rocksdb::ColumnFamilyOptions family;
   family.write_buffer_size = static_cast<std::size_t>(options.write_buffer_bytes);
   allow_many_flushes(family);
@@ -99,6 +118,7 @@ rocksdb::ColumnFamilyOptions value_options(const RocksStore::Options& options) {
   family.blob_file_size = static_cast<std::uint64_t>(options.write_buffer_bytes);
   // Compaction moves references; values move when reclaim() says so.
   family.enable_blob_garbage_collection = false;
+  family.table_properties_collector_factories.push_back(collect_places(places));
   rocksdb::BlockBasedTableOptions table;
   table.block_cache = rocksdb::NewLRUCache(32 << 20);  // of references: the DRAM tier has values
   family.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
@@ -184,12 +204,14 @@ Status RocksStore::from_rocksdb(const rocksdb::Status& status, const char* opera
 Status RocksStore::open_database() {
   const std::vector<rocksdb::ColumnFamilyDescriptor> families = {
       {rocksdb::kDefaultColumnFamilyName, catalog_options()},
-      {kValueFamily, value_options(options_)}};
+      {kValueFamily, value_options(options_, places_)}};
+  blob_reader_ = std::make_unique<BlobReader>(options_.path, options_.direct_io);
+  rocksdb::DBOptions database_wide = database_options(options_);
+  database_wide.listeners.push_back(std::make_shared<DeletionListener>(*blob_reader_));
   std::vector<rocksdb::ColumnFamilyHandle*> handles;
   rocksdb::DB* database = nullptr;
   ICE_TRY(from_rocksdb(
-      rocksdb::DB::Open(database_options(options_), options_.path, families, &handles, &database),
-      "open"));
+      rocksdb::DB::Open(database_wide, options_.path, families, &handles, &database), "open"));
   database_.reset(database);
   catalog_ = handles[0];
   values_ = handles[1];
@@ -224,7 +246,10 @@ Status RocksStore::check_version() {
   return Status();
 }
 
-Status RocksStore::load(const std::function<void(const StoredObject&)>& visit) const {
+Status RocksStore::load(const std::function<void(const StoredObject&)>& visit) {
+  std::uint64_t count = 0;
+  database_->GetIntProperty(catalog_, rocksdb::DB::Properties::kEstimateNumKeys, &count);
+  places_.reserve(static_cast<std::int64_t>(count));
   rocksdb::ReadOptions options;
   options.readahead_size = 4 << 20;
   options.fill_cache = false;
@@ -239,9 +264,24 @@ Status RocksStore::load(const std::function<void(const StoredObject&)>& visit) c
                                          " is damaged; delete the directory, the "
                                          "cache is rebuilt from the documents");
     }
-    visit(object_of(key, records->value().data()));
+    const StoredObject object = object_of(key, records->value().data());
+    places_.add(object.number);
+    visit(object);
   }
-  return from_rocksdb(records->status(), "open");
+  ICE_TRY(from_rocksdb(records->status(), "open"));
+  return load_places();
+}
+
+Status RocksStore::load_places() {
+  rocksdb::TablePropertiesCollection tables;
+  ICE_TRY(from_rocksdb(database_->GetPropertiesOfAllTables(values_, &tables), "open"));
+  for (const auto& [name, table] : tables) {
+    const auto found = table->user_collected_properties.find(std::string(kPlacesProperty));
+    if (found == table->user_collected_properties.end()) continue;
+    const Result<std::vector<ValuePlace>> places = read_places(found->second);
+    if (places.has_value()) places_.set(*places);  // else RocksDB knows
+  }
+  return Status();
 }
 
 Status RocksStore::write(const StoredObject& object, std::span<const ConstByteSpan> pieces) {
@@ -259,7 +299,12 @@ Status RocksStore::write(const StoredObject& object, std::span<const ConstByteSp
                    "write"));
   ICE_TRY(from_rocksdb(
       batch.Put(catalog_, slice(name), slice(std::as_bytes(std::span(&record, 1)))), "write"));
-  ICE_TRY(from_rocksdb(database_->Write(write_options(), &batch), "write"));
+  places_.add(object.number);  // before a flush can say where it is
+  const Status written = from_rocksdb(database_->Write(write_options(), &batch), "write");
+  if (!written.ok()) {
+    places_.remove(object.number);
+    return written;
+  }
   const std::int64_t unmeasured =
       unmeasured_bytes_.fetch_add(object.info.bytes, std::memory_order_relaxed);
   if (unmeasured / kMeasureEvery != (unmeasured + object.info.bytes) / kMeasureEvery) measure();
@@ -281,10 +326,28 @@ Status RocksStore::erase(std::span<const StoredObject> objects) {
     ICE_TRY(from_rocksdb(batch.Delete(values_, ValueKey(object.number).slice()), "remove"));
     ICE_TRY(from_rocksdb(batch.Delete(catalog_, slice(name)), "remove"));
   }
-  return from_rocksdb(database_->Write(write_options(), &batch), "remove");
+  ICE_TRY(from_rocksdb(database_->Write(write_options(), &batch), "remove"));
+  for (const StoredObject& object : objects) places_.remove(object.number);
+  return Status();
 }
 
-Result<ObjectBytes> RocksStore::read(const StoredObject& object) const {
+std::optional<ObjectBytes> RocksStore::read_in_place(const StoredObject& object) {
+  const std::optional<ValuePlace> place = places_.find(object.number);
+  if (!place.has_value()) return std::nullopt;
+  std::optional<BlobReader::Read> read = blob_reader_->read(
+      {.file = place->file, .offset = place->offset, .bytes = object.info.bytes});
+  if (!read.has_value()) return std::nullopt;
+  if (!verify_object(object.key, object.info, std::span(&read->bytes, 1)).ok()) return std::nullopt;
+  reads_in_place_.fetch_add(1, std::memory_order_relaxed);
+  return ObjectBytes({read->bytes}, std::move(read->owner));
+}
+
+// A value that is not where it should be may have been moved: RocksDB has the last word, and checks
+// its own checksums on the way there.
+Result<ObjectBytes> RocksStore::read(const StoredObject& object) {
+  if (std::optional<ObjectBytes> bytes = read_in_place(object); bytes.has_value()) {
+    return std::move(*bytes);
+  }
   auto value = std::make_shared<rocksdb::PinnableSlice>();
   const rocksdb::Status status =
       database_->Get(rocksdb::ReadOptions(), values_, ValueKey(object.number).slice(), value.get());

@@ -8,7 +8,9 @@
 #include <span>
 #include <string>
 
+#include "storage/blob_reader.h"
 #include "storage/tier.h"
+#include "storage/value_places.h"
 
 namespace rocksdb {
 class ColumnFamilyHandle;
@@ -48,13 +50,13 @@ class RocksStore {
   static Result<std::unique_ptr<RocksStore>> open(Options options);
   ~RocksStore();
 
-  // Every object of the catalog. Reads the catalog only, once through.
-  Status load(const std::function<void(const StoredObject&)>& visit) const;
+  // Every object of the catalog. Reads the catalog only, once through, and where values stand.
+  Status load(const std::function<void(const StoredObject&)>& visit);
   Status write(const StoredObject& object, std::span<const ConstByteSpan> pieces);
   Status update(const StoredObject& object);  // its catalog record
   Status erase(std::span<const StoredObject> objects);
   // The value: one piece, in memory of its own, checked against `object`.
-  Result<ObjectBytes> read(const StoredObject& object) const;
+  Result<ObjectBytes> read(const StoredObject& object);
   Status flush();
   // Gives space of erased values back to the file system, the oldest files first, until at most
   // `garbage_bytes` of it are left.
@@ -66,6 +68,8 @@ class RocksStore {
   };
   // Exact to a few MiB of pending bytes; does not block.
   Space space() const;
+  // Reads that went straight to their place in a blob file; the others asked RocksDB.
+  std::int64_t reads_in_place() const { return reads_in_place_.load(std::memory_order_relaxed); }
   bool direct_io() const { return options_.direct_io; }
 
  private:
@@ -73,14 +77,19 @@ class RocksStore {
 
   Status open_database();
   Status check_version();
+  Status load_places();
+  std::optional<ObjectBytes> read_in_place(const StoredObject& object);
   Status from_rocksdb(const rocksdb::Status& status, const char* operation) const;
   void measure() const;
 
   Options options_;
+  ValuePlaces places_;                       // these two outlive the database, which tells them
+  std::unique_ptr<BlobReader> blob_reader_;  // what it does
   std::unique_ptr<rocksdb::DB> database_;
   rocksdb::ColumnFamilyHandle* catalog_ = nullptr;  // owned by database_
   rocksdb::ColumnFamilyHandle* values_ = nullptr;
   // Statistics without an order between them.
+  std::atomic<std::int64_t> reads_in_place_{0};
   mutable std::atomic<std::int64_t> file_bytes_{0};
   mutable std::atomic<std::int64_t> memory_bytes_{0};
   mutable std::atomic<std::int64_t> unmeasured_bytes_{0};  // written since

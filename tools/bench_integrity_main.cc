@@ -1,16 +1,21 @@
 // icefield bench integrity — flips bits of stored objects and counts the flips that a get missed.
 #include <gflags/gflags.h>
+#include <unistd.h>
 
-#include <chrono>
+#include <filesystem>
+#include <fstream>
 #include <iostream>
 
 #include "common/rng.h"
 #include "common/shard.h"
 #include "storage/dram_tier.h"
+#include "storage/nvme_tier.h"
 #include "tools/command_line.h"
 #include "tools/report.h"
 
 DEFINE_int64(flips, 10000000, "bits to flip, each in an object that is then read");
+DEFINE_string(dir, "", "also: flips on disk, in a store made and removed below this directory");
+DEFINE_int64(disk_flips, 100000, "with --dir: bits to flip, each in an object of its own");
 DEFINE_int64(value_bytes, 700, "size of objects");
 DEFINE_uint64(seed, 1, "of contents and places");
 DEFINE_bool(json, false, "print one JSON object instead of a table");
@@ -19,9 +24,9 @@ namespace icefield {
 namespace {
 
 constexpr char kUsage[] =
-    R"(icefield bench integrity — flips bits in the DRAM tier and reads: none may get through
+    R"(icefield bench integrity — flips bits in both tiers and reads: none may get through
 
-  icefield bench integrity --flips=1000000
+  icefield bench integrity --flips=1000000 --dir=/tmp
 )";
 
 struct Outcome {
@@ -49,34 +54,119 @@ Task<Outcome> flip_bits(DramTier& tier) {
   co_return outcome;
 }
 
-Status run() {
-  if (FLAGS_flips < 1 || FLAGS_value_bytes < 1 || FLAGS_value_bytes > 4096) {
-    return Status(Code::kInvalidArgument, "--flips from 1 on, --value_bytes from 1 to 4096");
+ObjectKey key_of(std::int64_t number) {
+  ObjectKey key;
+  store(key.segment.bytes.data(), static_cast<std::uint64_t>(number));
+  return key;
+}
+
+Bytes value_of(std::int64_t number) {
+  SeededRng rng(FLAGS_seed + static_cast<std::uint64_t>(number));
+  Bytes bytes(static_cast<std::size_t>(FLAGS_value_bytes));
+  for (std::byte& b : bytes) b = static_cast<std::byte>(rng.next());
+  return bytes;
+}
+
+Task<> put_all(NvmeTier& tier) {
+  for (std::int64_t i = 0; i < FLAGS_disk_flips; ++i) {
+    const ObjectKey key = key_of(i);
+    const Bytes bytes = value_of(i);
+    const std::vector<ConstByteSpan> pieces = {bytes};
+    const ObjectInfo info{.bytes = FLAGS_value_bytes, .checksum = xxh3(bytes, checksum_seed(key))};
+    ICE_CO_TRY(co_await tier.put(key, pieces, info));
   }
+  co_return co_await tier.flush();
+}
+
+Task<Outcome> get_all(NvmeTier& tier) {
+  Outcome outcome;
+  for (std::int64_t i = 0; i < FLAGS_disk_flips; ++i) {
+    const Result<ObjectBytes> got = co_await tier.get(key_of(i), Verify::kByTier);
+    if (!got.has_value() && got.error().code() != Code::kDataLoss) co_return got.error();
+    ++(got.has_value() ? outcome.returned : outcome.detected);
+  }
+  co_return outcome;
+}
+
+// One bit of every value in the blob files: a record is 40 bytes (header and key) and the value,
+// after the file's 30.
+void flip_values(const std::string& store_path) {
+  SeededRng rng(FLAGS_seed);
+  const auto value = static_cast<std::size_t>(FLAGS_value_bytes);
+  for (const auto& entry : std::filesystem::directory_iterator(store_path)) {
+    if (entry.path().extension() != ".blob") continue;
+    std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+    std::string text(std::filesystem::file_size(entry.path()), '\0');
+    file.read(text.data(), static_cast<std::streamsize>(text.size()));
+    for (std::size_t at = 30 + 40; at + value <= text.size(); at += 40 + value) {
+      text[at + rng.below(value)] ^= static_cast<char>(1 << rng.below(8));
+    }
+    file.seekp(0);
+    file.write(text.data(), static_cast<std::streamsize>(text.size()));
+  }
+}
+
+Result<Outcome> flip_on_disk(const std::string& store_path) {
+  Shard shard;
+  {
+    ICE_TRY(const auto tier, NvmeTier::open({.path = store_path}));
+    ICE_TRY(sync_wait(shard.executor(), put_all(*tier)));
+  }
+  flip_values(store_path);
+  ICE_TRY(const auto tier, NvmeTier::open({.path = store_path}));
+  return sync_wait(shard.executor(), get_all(*tier));
+}
+
+Result<Outcome> flip_below(const std::string& parent) {
+  std::string dir = parent + "/icefield-bench-XXXXXX";
+  if (::mkdtemp(dir.data()) == nullptr) {
+    return Status(Code::kInvalidArgument, "no directory can be made in " + parent);
+  }
+  Result<Outcome> outcome = flip_on_disk(dir + "/store");
+  std::error_code ignored;
+  std::filesystem::remove_all(dir, ignored);
+  return outcome;
+}
+
+Result<Outcome> flip_in_memory() {
   ICE_TRY(const auto tier, DramTier::open({.capacity_bytes = 1 << 20, .slot_bytes = 4096}));
   Shard shard;
-  const auto begin = std::chrono::steady_clock::now();
-  ICE_TRY(const Outcome outcome, sync_wait(shard.executor(), flip_bits(*tier)));
-  const double seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  Report report("bench integrity");
-  const nlohmann::ordered_json params = {{"tier", "dram"}, {"flips", FLAGS_flips}};
-  report.add({.name = "flips_detected",
-              .params = params,
-              .value = static_cast<double>(outcome.detected),
-              .unit = "flips"});
-  report.add({.name = "flips_returned",
-              .params = params,
-              .value = static_cast<double>(outcome.returned),
-              .unit = "flips"});
-  if (FLAGS_json) {
-    std::cout << report.json();
-  } else {
-    std::cout << FLAGS_flips << " bits flipped in " << number_text(seconds, 1)
-              << " s: " << outcome.detected << " detected, " << outcome.returned << " returned\n";
+  return sync_wait(shard.executor(), flip_bits(*tier));
+}
+
+void add_outcome(Report& report, const char* tier, std::int64_t flips, const Outcome& outcome) {
+  const nlohmann::ordered_json params = {{"tier", tier}, {"flips", flips}};
+  for (const auto& [name, count] : {std::pair("flips_detected", outcome.detected),
+                                    std::pair("flips_returned", outcome.returned)}) {
+    report.add(
+        {.name = name, .params = params, .value = static_cast<double>(count), .unit = "flips"});
   }
-  if (outcome.returned == 0) return Status();
-  return Status(Code::kDataLoss, std::to_string(outcome.returned) + " wrong objects returned");
+  if (FLAGS_json) return;
+  std::cout << tier << ": " << flips << " bits flipped, " << outcome.detected << " detected, "
+            << outcome.returned << " returned\n";
+}
+
+Status run() {
+  if (FLAGS_flips < 1 || FLAGS_disk_flips < 1 || FLAGS_value_bytes < 1 ||
+      FLAGS_value_bytes > 4096) {
+    return Status(Code::kInvalidArgument, "flips from 1 on, --value_bytes from 1 to 4096");
+  }
+  if (!FLAGS_dir.empty() && FLAGS_value_bytes < 512) {
+    return Status(Code::kInvalidArgument,
+                  "on disk --value_bytes from 512 on: blob files have them");
+  }
+  Report report("bench integrity");
+  ICE_TRY(const Outcome memory, flip_in_memory());
+  add_outcome(report, "dram", FLAGS_flips, memory);
+  std::int64_t wrong = memory.returned;
+  if (!FLAGS_dir.empty()) {
+    ICE_TRY(const Outcome disk, flip_below(FLAGS_dir));
+    add_outcome(report, "nvme", FLAGS_disk_flips, disk);
+    wrong += disk.returned;
+  }
+  if (FLAGS_json) std::cout << report.json();
+  if (wrong == 0) return Status();
+  return Status(Code::kDataLoss, std::to_string(wrong) + " wrong objects returned");
 }
 
 }  // namespace

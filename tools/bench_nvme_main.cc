@@ -21,7 +21,8 @@ DEFINE_string(value_bytes, "131072,16384", "sizes of values");
 DEFINE_int64(total_bytes, std::int64_t{1} << 30, "bytes written per size and round");
 DEFINE_int32(rounds, 3, "ours and fio alternate; medians are reported");
 DEFINE_int32(seconds, 3, "of reading per round");
-DEFINE_int32(io_threads, 16, "readers and writers at a time, ours and fio's");
+DEFINE_int32(io_threads, 16, "ours and fio's: accesses to the device at a time");
+DEFINE_int32(clients, 32, "readers and writers of ours; more than threads, so that none is idle");
 DEFINE_int64(write_buffer_bytes, 64 << 20, "of the tier");
 DEFINE_int64(restart_objects, 0, "also: objects of a store that is opened with a cold page cache");
 DEFINE_int64(restart_value_bytes, 16 << 10, "their size");
@@ -34,7 +35,8 @@ constexpr char kUsage[] =
     R"(icefield bench nvme — measures the NVMe tier beside fio (apt-get install fio)
 
 Reads are cold (direct I/O, no page cache) and verified; writes include the
-flush. fio runs psync with direct I/O and as many threads.
+flush. fio runs psync with direct I/O and as many I/O threads, each with one access
+at a time.
 
   icefield bench nvme --dir=/tmp --restart_objects=1000000
 )";
@@ -81,7 +83,12 @@ struct Job {
   std::int64_t done = 0;
   Clock::TimePoint stop = Clock::TimePoint::max();
   SeededRng rng{7};
+  std::vector<double> call_us;  // of every get or put
 };
+
+double microseconds_since(Clock::TimePoint begin) {
+  return Seconds(std::chrono::steady_clock::now() - begin).count() * 1e6;
+}
 
 asio::awaitable<void> write_some(Job& job) {
   while (job.next < job.count && job.status.ok()) {
@@ -90,6 +97,7 @@ asio::awaitable<void> write_some(Job& job) {
     const std::array<ConstByteSpan, 1> pieces = {job.values.of(number)};
     const ObjectInfo info{.bytes = static_cast<std::int64_t>(pieces[0].size()),
                           .checksum = object_checksum(key, pieces)};
+    const auto begin = std::chrono::steady_clock::now();
     while (true) {
       const Result<PutOutcome> result = co_await job.tier.put(key, pieces, info);
       if (result.has_value()) break;
@@ -101,6 +109,7 @@ asio::awaitable<void> write_some(Job& job) {
       job.status = result.error();
       co_return;
     }
+    job.call_us.push_back(microseconds_since(begin));
     ++job.done;
   }
 }
@@ -109,20 +118,22 @@ asio::awaitable<void> read_some(Job& job) {
   while (std::chrono::steady_clock::now() < job.stop && job.status.ok()) {
     const auto number =
         static_cast<std::int64_t>(job.rng.below(static_cast<std::uint64_t>(job.count)));
+    const auto begin = std::chrono::steady_clock::now();
     const Result<ObjectBytes> bytes = co_await job.tier.get(key_of(number), Verify::kByTier);
     if (!bytes.has_value()) job.status = bytes.error();
+    job.call_us.push_back(microseconds_since(begin));
     ++job.done;
   }
 }
 
-// Runs `FLAGS_io_threads` of `some` side by side, then a flush when it is a write. Seconds.
+// Runs `FLAGS_clients` of `some` side by side, then a flush when it is a write. Seconds.
 Result<double> run_job(Job& job, asio::awaitable<void> (*some)(Job&), bool flush) {
   asio::io_context io;
   const auto begin = std::chrono::steady_clock::now();
   const auto all = [](Job& shared, asio::awaitable<void> (*one)(Job&),
                       bool flushes) -> asio::awaitable<void> {
     TaskScope scope(co_await asio::this_coro::executor);
-    for (int i = 0; i < FLAGS_io_threads; ++i) scope.spawn(one(shared));
+    for (int i = 0; i < FLAGS_clients; ++i) scope.spawn(one(shared));
     co_await scope.join();
     if (flushes && shared.status.ok()) shared.status = co_await shared.tier.flush();
   };
@@ -177,24 +188,38 @@ Status add_fio(std::vector<double>& into, const std::string& file, const std::st
   return Status();
 }
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
+double quantile(std::vector<double> values, double share) {
+  const auto at = static_cast<std::size_t>(share * static_cast<double>(values.size()));
+  const auto wanted = values.begin() + static_cast<std::ptrdiff_t>(std::min(at, values.size() - 1));
+  std::nth_element(values.begin(), wanted, values.end());
+  return *wanted;
 }
 
 struct Pair {
   std::vector<double> ours;  // bytes a second
   std::vector<double> fio;
+  std::vector<double> call_us;  // ours
+
+  void add(const Job& job, std::int64_t bytes, double seconds) {
+    ours.push_back(static_cast<double>(bytes) / seconds);
+    call_us.insert(call_us.end(), job.call_us.begin(), job.call_us.end());
+  }
 };
 
 void add_pair(Report& report, Table& table, const std::string& op, std::int64_t value_bytes,
               const Pair& pair) {
-  const double ours = median(pair.ours);
+  const double ours = quantile(pair.ours, 0.5);
+  const std::array<double, 3> call_us = {quantile(pair.call_us, 0.5), quantile(pair.call_us, 0.99),
+                                         quantile(pair.call_us, 0.999)};
   Figure figure{.name = op == "read" ? "get_gbps" : "put_gbps",
                 .params = {{"op", op},
                            {"value_bytes", value_bytes},
                            {"tier", "nvme"},
-                           {"clients", FLAGS_io_threads}},
+                           {"io_threads", FLAGS_io_threads},
+                           {"clients", FLAGS_clients},
+                           {"p50_us", call_us[0]},
+                           {"p99_us", call_us[1]},
+                           {"p99_9_us", call_us[2]}},
                 .value = ours / 1e9,
                 .unit = "GB/s",
                 .better = "higher"};
@@ -202,11 +227,12 @@ void add_pair(Report& report, Table& table, const std::string& op, std::int64_t 
   if (pair.fio.empty()) {
     row.insert(row.end(), {"–", "–"});
   } else {
-    const double fio = median(pair.fio);
+    const double fio = quantile(pair.fio, 0.5);
     figure.against = "fio";
     figure.ratio = ours / fio;
     row.insert(row.end(), {bytes_text(fio) + "/s", percent_text(figure.ratio)});
   }
+  for (const double us : call_us) row.push_back(number_text(us, 0));
   report.add(std::move(figure));
   table.add(std::move(row));
 }
@@ -231,6 +257,10 @@ Status measure_size(const std::string& dir, std::int64_t value_bytes, Report& re
     ICE_TRY(const double seconds, run_job(write, write_some, true));
     writes.ours.push_back(static_cast<double>(count * value_bytes) / seconds);
     ICE_TRY(add_fio(writes.fio, fio_file, "--rw=write --bs=1M --numjobs=1 --end_fsync=1", "write"));
+    writes.add(write, count * value_bytes, seconds);
+    ICE_TRY(const double fio_write,
+            run_fio(fio_file, "--rw=write --bs=1M --numjobs=1 --end_fsync=1", "write"));
+    writes.fio.push_back(fio_write);
     drop_page_cache();
     Job read{.tier = *tier, .values = values, .count = count};
     read.stop = std::chrono::steady_clock::now() + std::chrono::seconds(FLAGS_seconds);
@@ -241,6 +271,13 @@ Status measure_size(const std::string& dir, std::int64_t value_bytes, Report& re
         "--rw=randread --time_based --norandommap --runtime=" + std::to_string(FLAGS_seconds) +
             " --bs=" + std::to_string(value_bytes) + " " + threads,
         "read"));
+    reads.add(read, read.done * value_bytes, read_seconds);
+    ICE_TRY(const double fio_read, run_fio(fio_file,
+                                           "--rw=randread --time_based --norandommap --runtime=" +
+                                               std::to_string(FLAGS_seconds) + " --bs=" +
+                                               std::to_string(value_bytes) + " " + threads,
+                                           "read"));
+    reads.fio.push_back(fio_read);
   }
   add_pair(report, table, "write", value_bytes, writes);
   add_pair(report, table, "read", value_bytes, reads);
@@ -301,7 +338,7 @@ Status measure(const std::string& dir) {
   ICE_TRY(const std::vector<std::int64_t> sizes,
           parse_numbers("value_bytes", FLAGS_value_bytes, 1));
   Report report("bench nvme");
-  Table table({"op", "value bytes", "icefield", "fio", "ratio"});
+  Table table({"op", "value bytes", "icefield", "fio", "ratio", "p50 us", "p99", "p99.9"});
   if (FLAGS_rounds > 0) {
     for (const std::int64_t size : sizes) ICE_TRY(measure_size(dir, size, report, table));
   }
@@ -321,9 +358,9 @@ Status measure(const std::string& dir) {
 
 Status run() {
   if (FLAGS_dir.empty()) return Status(Code::kInvalidArgument, "no directory: give --dir=DIR");
-  if (FLAGS_io_threads < 1 || FLAGS_total_bytes < 1 || FLAGS_seconds < 1 ||
+  if (FLAGS_io_threads < 1 || FLAGS_clients < 1 || FLAGS_total_bytes < 1 || FLAGS_seconds < 1 ||
       FLAGS_restart_value_bytes < 1) {
-    return Status(Code::kInvalidArgument, "threads, bytes and seconds must be at least 1");
+    return Status(Code::kInvalidArgument, "threads, clients, bytes and seconds must be at least 1");
   }
   std::string dir = FLAGS_dir + "/icefield-bench-XXXXXX";
   if (::mkdtemp(dir.data()) == nullptr) {

@@ -55,6 +55,45 @@ TEST_F(NvmeTierTest, RestartServesWhatWasFlushed) {
   }
 }
 
+// One access to the device, past RocksDB: of what was flushed, after a restart, and of what moved.
+TEST_F(NvmeTierTest, FlushedValuesAreReadInPlace) {
+  std::vector<std::pair<ObjectKey, Bytes>> objects;
+  const auto read_all = [&](NvmeTier& tier) {
+    for (const auto& [key, bytes] : objects) {
+      EXPECT_EQ(run_task(tier.get(key, Verify::kByTier)).value().copy(), bytes);
+    }
+  };
+  {
+    const auto tier = open();
+    for (const std::size_t size : {600u, 4096u, 16384u, 100001u, 1000000u}) {
+      objects.emplace_back(random_key(rng_), random_bytes(rng_, size));
+      put(*tier, objects.back().first, objects.back().second);
+    }
+    read_all(*tier);
+    EXPECT_EQ(tier->reads_in_place(), 0) << "still in memory";
+    ASSERT_TRUE(run_task(tier->flush()).ok());
+    read_all(*tier);
+    EXPECT_EQ(tier->reads_in_place(), 5);
+  }
+  const auto tier = open();
+  read_all(*tier);
+  EXPECT_EQ(tier->reads_in_place(), 5);
+}
+
+// Places are hints: without the file they name, the error is RocksDB's, not a crash or old bytes.
+TEST_F(NvmeTierTest, AMissingBlobFileIsAnErrorOfTheObject) {
+  const ObjectKey key = random_key(rng_);
+  {
+    const auto tier = open();
+    put(*tier, key, random_bytes(rng_, 5000));
+    ASSERT_TRUE(run_task(tier->flush()).ok());
+  }
+  const auto tier = open();
+  for (const auto& blob : files(".blob")) std::filesystem::resize_file(blob, 1000);
+  EXPECT_EQ(run_task(tier->get(key, Verify::kByTier)).error().code(), Code::kDataLoss);
+  EXPECT_EQ(tier->reads_in_place(), 0);
+}
+
 // Run by the test below in a process of its own, in the store's parent directory.
 TEST(NvmeTierChild, DISABLED_FlushesOneObjectPutsAnotherAndDies) {
   SeededRng rng(2);
