@@ -255,29 +255,18 @@ Status measure_size(const std::string& dir, std::int64_t value_bytes, Report& re
                                              .write_buffer_bytes = FLAGS_write_buffer_bytes}));
     Job write{.tier = *tier, .values = values, .count = count};
     ICE_TRY(const double seconds, run_job(write, write_some, true));
-    writes.ours.push_back(static_cast<double>(count * value_bytes) / seconds);
-    ICE_TRY(add_fio(writes.fio, fio_file, "--rw=write --bs=1M --numjobs=1 --end_fsync=1", "write"));
     writes.add(write, count * value_bytes, seconds);
-    ICE_TRY(const double fio_write,
-            run_fio(fio_file, "--rw=write --bs=1M --numjobs=1 --end_fsync=1", "write"));
-    writes.fio.push_back(fio_write);
+    ICE_TRY(add_fio(writes.fio, fio_file, "--rw=write --bs=1M --numjobs=1 --end_fsync=1", "write"));
     drop_page_cache();
     Job read{.tier = *tier, .values = values, .count = count};
     read.stop = std::chrono::steady_clock::now() + std::chrono::seconds(FLAGS_seconds);
     ICE_TRY(const double read_seconds, run_job(read, read_some, false));
-    reads.ours.push_back(static_cast<double>(read.done * value_bytes) / read_seconds);
+    reads.add(read, read.done * value_bytes, read_seconds);
     ICE_TRY(add_fio(
         reads.fio, fio_file,
         "--rw=randread --time_based --norandommap --runtime=" + std::to_string(FLAGS_seconds) +
             " --bs=" + std::to_string(value_bytes) + " " + threads,
         "read"));
-    reads.add(read, read.done * value_bytes, read_seconds);
-    ICE_TRY(const double fio_read, run_fio(fio_file,
-                                           "--rw=randread --time_based --norandommap --runtime=" +
-                                               std::to_string(FLAGS_seconds) + " --bs=" +
-                                               std::to_string(value_bytes) + " " + threads,
-                                           "read"));
-    reads.fio.push_back(fio_read);
   }
   add_pair(report, table, "write", value_bytes, writes);
   add_pair(report, table, "read", value_bytes, reads);
