@@ -19,7 +19,7 @@ namespace icefield {
 // A put is lost in a crash until the next flush(), and then as if it had not happened. flush() is a
 // group commit: whoever calls it while others do shares one flush, which waits up to
 // `group_commit_ms` for puts that are under way. The catalog is read at open, so find() and
-// for_each() never touch the disk; it takes about 130 bytes an object, 40 more with ARC and a
+// for_each() never touch the disk; it takes about 170 bytes an object, 40 more with ARC and a
 // limit. Every get is verified, whatever `verify` says.
 //
 // With a limit, eviction begins at 85 % of it, and the space is given back to the file system in
