@@ -6,7 +6,6 @@
 #include <gflags/gflags.h>
 #include <signal.h>
 
-#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <iostream>
@@ -40,12 +39,6 @@ using Ns = std::chrono::nanoseconds;
 using Overruns = std::vector<double>;  // ms
 
 double ms(Ns duration) { return std::chrono::duration<double, std::milli>(duration).count(); }
-
-double quantile(Overruns values, double share) {
-  std::ranges::sort(values);
-  const auto last = static_cast<double>(values.size() - 1);
-  return values[static_cast<std::size_t>(share * last)];
-}
 
 // Calls until `calls` of them were late because of the frozen node.
 Overruns call_frozen(ClusterClient& client, std::atomic<std::int64_t>& done, Status& failure) {

@@ -188,13 +188,6 @@ Status add_fio(std::vector<double>& into, const std::string& file, const std::st
   return Status();
 }
 
-double quantile(std::vector<double> values, double share) {
-  const auto at = static_cast<std::size_t>(share * static_cast<double>(values.size()));
-  const auto wanted = values.begin() + static_cast<std::ptrdiff_t>(std::min(at, values.size() - 1));
-  std::nth_element(values.begin(), wanted, values.end());
-  return *wanted;
-}
-
 struct Pair {
   std::vector<double> ours;  // bytes a second
   std::vector<double> fio;

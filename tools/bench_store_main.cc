@@ -54,11 +54,6 @@ struct Measured {
   std::vector<double> us;    // per operation
 };
 
-double quantile(std::vector<double> values, double share) {
-  std::ranges::sort(values);
-  return values[static_cast<std::size_t>(share * static_cast<double>(values.size() - 1))];
-}
-
 Keys keys_of(const Case& one, std::int64_t round, std::int64_t operation) {
   Keys keys;
   for (std::int64_t i = 0; i < one.batch; ++i) {

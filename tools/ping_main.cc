@@ -1,7 +1,6 @@
 // icefield ping — which members of a cluster answer, and how fast.
 #include <gflags/gflags.h>
 
-#include <algorithm>
 #include <iostream>
 
 #include "tools/cluster_flags.h"
@@ -42,14 +41,9 @@ Task<> ping(ValueStub& node, Answer& answer) {
     if (i == 0) continue;  // it connects
     answer.us.push_back(std::chrono::duration<double, std::micro>(clock.now() - start).count());
   }
-  std::ranges::sort(answer.us);
   ICE_CO_TRY(const PeerHealth health, co_await node.health());
   answer.lanes = health.lanes;
   co_return Status();
-}
-
-double quantile(const std::vector<double>& sorted, double share) {
-  return sorted[static_cast<std::size_t>(share * static_cast<double>(sorted.size() - 1))];
 }
 
 Status run() {

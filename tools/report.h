@@ -48,6 +48,10 @@ class Table {
   std::vector<std::vector<std::string>> rows_;
 };
 
+// The value that at least `share` of them do not exceed, to the nearest one below: 0.5 is the
+// median. 0 of no values.
+double quantile(std::vector<double> values, double share);
+
 std::string bytes_text(double bytes);               // "37.2 MB"
 std::string percent_text(double share);             // "22.5 %"
 std::string number_text(double value, int digits);  // fixed, "0.0031"

@@ -3,8 +3,7 @@
 // holds comes back. Below, the same for a bad cable between UCX's ends.
 #include <gmock/gmock.h>
 
-#include <future>
-
+#include "tests/support/frozen.h"
 #include "tests/support/objects.h"
 #include "tests/support/tcp_relay.h"
 #include "tests/support/transport_kinds.h"
@@ -94,19 +93,14 @@ TEST_P(TransportFaults, HalfOpenPeerCostsTheDeadlineAndServesAgainAfterwards) {
   expect_service();  // so that the connection is there
   const Bytes bytes = random_bytes(rng_, 100'000);
   for (int round = 0; round < 2; ++round) {
-    std::promise<void> thaw;
-    std::promise<void> frozen;
-    asio::post(server_.executor(), [&frozen, until = thaw.get_future()] {
-      frozen.set_value();
-      until.wait();
-    });
-    frozen.get_future().wait();
-    Calls calls(client_, client_end());
-    for (int i = 0; i < kMoreThanTheCredits; ++i) {
-      calls.start(node_, 1, "", bytes, Deadline::after(clock_, 30ms));
+    {
+      const Frozen frozen(server_);
+      Calls calls(client_, client_end());
+      for (int i = 0; i < kMoreThanTheCredits; ++i) {
+        calls.start(node_, 1, "", bytes, Deadline::after(clock_, 30ms));
+      }
+      for (const Status& status : calls.wait()) EXPECT_EQ(status.code(), Code::kDeadlineExceeded);
     }
-    for (const Status& status : calls.wait()) EXPECT_EQ(status.code(), Code::kDeadlineExceeded);
-    thaw.set_value();
     expect_service();
     expect_all_back();
   }

@@ -7,6 +7,7 @@
 #include <boost/asio/io_context.hpp>
 #include <thread>
 
+#include "common/rng.h"
 #include "common/shard.h"
 #include "common/waiters.h"
 #include "tests/support/run_task.h"

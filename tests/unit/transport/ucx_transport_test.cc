@@ -11,7 +11,8 @@
 #include "common/task_scope.h"
 #include "common/waiters.h"
 #include "proto/transport.pb.h"
-#include "tests/support/run_task.h"
+#include "tests/support/frozen.h"
+#include "tests/support/transport_kinds.h"
 #include "transport/ucx/handshake.h"
 #include "transport/ucx/wire.h"
 
@@ -32,13 +33,6 @@ class GateService final : public Service {
     co_return reply;
   }
 };
-
-std::unique_ptr<UcxTransport> make_ucx(asio::any_io_executor shard, const UcxOptions& options) {
-  auto make = [shard, &options]() -> Task<std::unique_ptr<UcxTransport>> {
-    co_return UcxTransport::create(shard, options);
-  };
-  return sync_wait(shard, make()).value();
-}
 
 // A transport with a shard of its own.
 struct End {
@@ -301,23 +295,6 @@ TEST(UcxPeers, CallsUnderWayEndWithTheirConnectionAndEverythingComesBack) {
   EXPECT_EQ(usage().calls, 0);
   EXPECT_EQ(usage().request_bytes, 0);
 }
-
-// Stops the thread of a shard until it goes.
-class Frozen {
- public:
-  explicit Frozen(Shard& shard) {
-    asio::post(shard.executor(), [this, until = thaw_.get_future()] {
-      frozen_.set_value();
-      until.wait();
-    });
-    frozen_.get_future().wait();
-  }
-  ~Frozen() { thaw_.set_value(); }
-
- private:
-  std::promise<void> thaw_;
-  std::promise<void> frozen_;
-};
 
 // Counts requests, and those whose payload is not all ones.
 class OnesService final : public Service {
