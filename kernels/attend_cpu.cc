@@ -9,6 +9,7 @@
 #include "common/check.h"
 #include "hwy/highway.h"
 #include "kernels/attend.h"
+#include "kernels/level_dots-inl.h"
 #include "kernels/simd-inl.h"
 
 #if HWY_TARGET == HWY_SCALAR
@@ -22,11 +23,10 @@ namespace HWY_NAMESPACE {
 namespace {
 
 constexpr int kBlock = RowRun::kMaxRows;  // rows per softmax block
-constexpr int kMaxDim = 256;
 
 // Sums of up to kRowBlock query rows, unnormalised: out = Σ w x, total = Σ w, w = e^(t - largest).
 struct Sums {
-  HWY_ALIGN float out[kRowBlock][kMaxDim];
+  HWY_ALIGN float out[kRowBlock][kMaxHeadDim];
   float largest[kRowBlock];
   float total[kRowBlock];
   float tail[kRowBlock];
@@ -258,7 +258,8 @@ float tail_logits(const HeadShape& shape, const AttendGroup& group, std::int32_t
     const HeadIndex& segment = group.segments[s];
     const bool lists = group.accounts != nullptr && group.accounts[s].by == Accounting::kLists;
     if (lists) {
-      level_dots<1>(segment.lists, q, shape.d_k, shape.beta, term + first_list, size.lists);
+      const MeanQueries<1> rounded(q, shape.d_k, shape.beta);
+      level_dots<1>(segment.lists, rounded, term + first_list, size.lists);
       term_logits(segment.lists, q, shape.beta, term + first_list, term + first_list);
     } else {
       const float* dots =
@@ -446,7 +447,7 @@ void finish(const HeadShape& shape, std::int32_t first_row, const Sums& sums,
 }
 
 void attend(const HeadShape& shape, const AttendGroup& group) {
-  ICE_CHECK(shape.d_k <= kMaxDim && shape.d_v <= kMaxDim);
+  ICE_CHECK(shape.d_k <= kMaxHeadDim && shape.d_v <= kMaxHeadDim);
   std::int64_t rows = 0;
   for (std::int32_t r = 0; r < group.run_count; ++r) {
     rows += __builtin_popcountll(group.runs[r].mask);

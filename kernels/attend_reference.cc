@@ -86,9 +86,10 @@ std::vector<double> value_mean(const LevelView& level, std::int32_t index) {
 // ln n + β q·μ + min(w σ, 1) of every cluster of a level.
 void add_level_terms(const float* q, const LevelView& level, double beta, bool fault,
                      std::vector<Term>& terms) {
+  const internal::MeanQuery rounded(q, level.d_k);
   const double weight = internal::variance_weight(q, level, beta);
   for (std::int32_t c = 0; c < level.count; ++c) {
-    terms.push_back({.logit = level.ln_count[c] + internal::cluster_dot(q, level, c, beta) +
+    terms.push_back({.logit = level.ln_count[c] + internal::cluster_dot(rounded, level, c, beta) +
                               std::min(weight * internal::sigma_of(level, c),
                                        static_cast<double>(kTermVarianceCap)),
                      .vector = value_mean(level, c),
@@ -112,12 +113,13 @@ void add_ranked_terms(const AttendGroup& group, const HeadShape& shape, std::int
   const HeadIndex& segment = group.segments[place.segment];
   const TableSize size = table_size(group.segments, group.segment_count);
   const float* q = group.q + static_cast<std::int64_t>(h) * shape.d_k;
+  const internal::MeanQuery rounded(q, shape.d_k);
   const double weight = internal::variance_weight(q, segment.clusters, shape.beta);
   for (std::int32_t c = 0; c < segment.clusters.count; ++c) {
     const std::vector<double> mean = value_mean(segment.clusters, c);
     if (group.candidate[place.first_cluster + c] == 0) {
       terms.push_back({.logit = segment.clusters.ln_count[c] +
-                                internal::cluster_dot(q, segment.clusters, c, shape.beta) +
+                                internal::cluster_dot(rounded, segment.clusters, c, shape.beta) +
                                 std::min(weight * internal::sigma_of(segment.clusters, c),
                                          static_cast<double>(kTermVarianceCap)),
                        .vector = mean,

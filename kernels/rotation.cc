@@ -11,11 +11,9 @@
 namespace icefield {
 namespace {
 
-constexpr std::int32_t kMaxDim = 256;
-
-const std::array<float, kMaxDim>& signs() {
-  static const std::array<float, kMaxDim> table = [] {
-    std::array<float, kMaxDim> result;
+const std::array<float, kMaxHeadDim>& signs() {
+  static const std::array<float, kMaxHeadDim> table = [] {
+    std::array<float, kMaxHeadDim> result;
     SeededRng rng(kRotationSeed);
     for (float& sign : result) sign = (rng.next() >> 63) != 0 ? -1.0f : 1.0f;
     return result;
@@ -43,10 +41,10 @@ void hadamard(float* x, std::int32_t size) {
 float rotation_sign(std::int32_t dim) { return signs()[static_cast<std::size_t>(dim)]; }
 
 void rotate(const float* x, std::int32_t count, std::int32_t d, float* out) {
-  ICE_CHECK(d > 0 && d <= kMaxDim);
+  ICE_CHECK(d > 0 && d <= kMaxHeadDim);
   const std::int32_t block = d & -d;
   const float factor = 1.0f / std::sqrt(static_cast<float>(block));
-  std::array<float, kMaxDim> row;
+  std::array<float, kMaxHeadDim> row;
   for (std::int32_t r = 0; r < count; ++r) {
     for (std::int32_t j = 0; j < d; ++j) {
       row[static_cast<std::size_t>(j)] =

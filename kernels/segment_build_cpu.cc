@@ -370,8 +370,8 @@ void describe_level(const DescribeArgs& args, std::span<const std::uint16_t> run
 float code_scale(const float* residual, std::int32_t d_k) {
   const FloatTag d;
   const auto lanes = static_cast<std::int32_t>(hn::Lanes(d));
-  constexpr float kInner = kCodeLevels[2];
-  constexpr float kOuter = kCodeLevels[3];
+  constexpr float kInner = code_level(2);
+  constexpr float kOuter = code_level(3);
   FloatVec power = hn::Zero(d);
   FloatVec sum = hn::Zero(d);
   for (std::int32_t j = 0; j < d_k; j += lanes) {
@@ -415,12 +415,11 @@ float code_scale(const float* residual, std::int32_t d_k) {
 void encode_row(const float* residual, const MutableCodesView& codes, std::int32_t row) {
   codes.scale[row] = float_to_fp16(std::min(code_scale(residual, codes.d_k), 65504.0f));
   const float threshold = fp16_to_float(codes.scale[row]) * kCodeThreshold;
-  std::uint32_t* words = codes.codes + static_cast<std::int64_t>(row / kCodePanel) * codes.d_k;
-  const int shift = kCodeBits * (row % kCodePanel);
   for (std::int32_t j = 0; j < codes.d_k; ++j) {
     // 0 and 1 are the negative levels from the outside in, 2 and 3 the positive ones outwards.
     const std::uint32_t outer = std::abs(residual[j]) > threshold ? 1 : 0;
-    words[j] |= (residual[j] < 0 ? 1 - outer : 2 + outer) << shift;
+    codes.code_word(row, j) |= (residual[j] < 0 ? 1 - outer : 2 + outer)
+                               << MutableCodesView::code_shift(j);
   }
 }
 

@@ -232,8 +232,8 @@ std::vector<std::vector<double>> describe_level(const DescribeArgs& args,
 // The scale of least squared error: for every number of dimensions that take the outer level (the
 // largest ones, for any scale) the best scale is known in closed form.
 double best_scale(std::vector<double> magnitudes) {
-  const double inner = kCodeLevels[2];
-  const double outer = kCodeLevels[3];
+  constexpr double inner = code_level(2);
+  constexpr double outer = code_level(3);
   std::sort(magnitudes.begin(), magnitudes.end(), std::greater<>());
   double dot = inner * std::accumulate(magnitudes.begin(), magnitudes.end(), 0.0);
   double norm = inner * inner * static_cast<double>(magnitudes.size());
@@ -260,8 +260,7 @@ void encode_row(const std::vector<double>& residual, const MutableCodesView& cod
     const double value = residual[static_cast<std::size_t>(j)];
     const bool outer = std::abs(value) > scale * static_cast<double>(kCodeThreshold);
     const std::uint32_t code = value < 0 ? (outer ? 0u : 1u) : (outer ? 3u : 2u);
-    codes.codes[static_cast<std::int64_t>(row / kCodePanel) * codes.d_k + j] |=
-        code << (kCodeBits * (row % kCodePanel));
+    codes.code_word(row, j) |= code << MutableCodesView::code_shift(j);
   }
 }
 

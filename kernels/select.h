@@ -94,8 +94,8 @@ struct RankGroup {
   const std::uint8_t* candidate = nullptr;  // [clusters] from propose
   SelectionRule rule;
 
-  float* token_logit = nullptr;  // out [G, rows] x̂ of the rows of C; others are left alone
-  float* vote = nullptr;         // out [rows] p; -1 outside C
+  float* token_logit = nullptr;  // out [G, rows] x̂ of the rows of C; others are undefined
+  float* vote = nullptr;         // out [rows] p of the rows of C; others are undefined
   RankedRow* ranking = nullptr;  // scratch rank_scratch_rows()
   TableRow* selected = nullptr;  // out [B] S, ascending
   std::int32_t* selected_count = nullptr;  // out

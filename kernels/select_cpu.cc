@@ -5,11 +5,14 @@
 #include "hwy/foreach_target.h"  // compiles this file once per instruction set
 // The order matters: simd-inl.h needs the target.
 #include <cmath>
+#include <cstring>
 #include <numeric>
 
 #include "hwy/highway.h"
+#include "kernels/level_dots-inl.h"
 #include "kernels/select.h"
 #include "kernels/simd-inl.h"
+#include "kernels/simd_dot-inl.h"
 
 #if HWY_TARGET == HWY_SCALAR
 namespace icefield::HWY_NAMESPACE {
@@ -29,30 +32,39 @@ FloatVec vote_lanes(FloatTag d, FloatVec logit, FloatVec reference) {
 
 // ---------------------------------------------------------------------------------- score lists
 
-void score_lists(const HeadShape& shape, const ScoreListsGroup& group) {
+// Turns β q·μ of one segment's lists into λ, in place.
+void finish_list_logits(const HeadShape& shape, const float* q, const LevelView& lists,
+                        float* logit) {
   const FloatTag d;
   const auto lanes = static_cast<std::int32_t>(hn::Lanes(d));
+  const FloatVec weight = hn::Set(d, variance_weight(d, q, lists, shape.beta));
+  for (std::int32_t l = 0; l < lists.count; l += lanes) {
+    const FloatVec spread =
+        hn::Min(hn::Mul(weight, load_fp16(d, lists.sigma + l)), hn::Set(d, kVoteVarianceCap));
+    const FloatVec dot = load_first(d, logit + l, lists.count - l, 0);
+    store_first(d, hn::Add(hn::Add(hn::LoadU(d, lists.ln_count + l), dot), spread), lists.count - l,
+                logit + l);
+  }
+}
+
+void score_lists(const HeadShape& shape, const ScoreListsGroup& group) {
+  const FloatTag d;
   const std::int32_t total = table_size(group.segments, group.segment_count).lists;
   std::fill_n(group.segment_mass, group.segment_count, 0.0f);
-  std::int32_t first = 0;
-  for (std::int32_t s = 0; s < group.segment_count; ++s) {
-    const LevelView& lists = group.segments[s].lists;
-    all_level_dots(lists, group.q, group.row_count, shape.beta, group.list_logit + first, total);
-    for (std::int32_t h = 0; h < group.row_count; ++h) {
-      const FloatVec weight =
-          hn::Set(d, variance_weight(d, group.q + static_cast<std::int64_t>(h) * shape.d_k, lists,
-                                     shape.beta));
-      float* logit = group.list_logit + static_cast<std::int64_t>(h) * total + first;
-      for (std::int32_t l = 0; l < lists.count; l += lanes) {
-        const FloatVec spread =
-            hn::Min(hn::Mul(weight, load_fp16(d, lists.sigma + l)), hn::Set(d, kVoteVarianceCap));
-        const FloatVec dot = load_first(d, logit + l, lists.count - l, 0);
-        store_first(d, hn::Add(hn::Add(hn::LoadU(d, lists.ln_count + l), dot), spread),
-                    lists.count - l, logit + l);
+  for_row_blocks(group.row_count, [&](auto rows, std::int32_t row) {
+    const float* q = group.q + static_cast<std::int64_t>(row) * shape.d_k;
+    const MeanQueries<rows()> rounded(q, shape.d_k, shape.beta);
+    float* logit = group.list_logit + static_cast<std::int64_t>(row) * total;
+    for (std::int32_t s = 0; s < group.segment_count; ++s) {
+      const LevelView& lists = group.segments[s].lists;
+      level_dots<rows()>(lists, rounded, logit, total);
+      for (int r = 0; r < rows(); ++r) {
+        finish_list_logits(shape, q + r * shape.d_k, lists,
+                           logit + static_cast<std::int64_t>(r) * total);
       }
+      logit += lists.count;
     }
-    first += lists.count;
-  }
+  });
   for (std::int32_t h = 0; h < group.row_count; ++h) {
     const float* logit = group.list_logit + static_cast<std::int64_t>(h) * total;
     const float largest = std::max(max_of(d, logit, total), group.exact_lse[h]);
@@ -73,228 +85,369 @@ void score_lists(const HeadShape& shape, const ScoreListsGroup& group) {
 
 // -------------------------------------------------------------------------------------- propose
 
-// Adds every row's vote for the clusters of one segment.
-void add_cluster_votes(const HeadShape& shape, const ProposeGroup& group, const LevelView& clusters,
-                       std::int32_t first, std::int32_t total) {
+// Adds one row's vote for the clusters of one segment; the first row starts the sum.
+void add_cluster_votes(const HeadShape& shape, const float* q, float reference_level,
+                       const LevelView& clusters, const float* logit, bool first_row,
+                       float* votes) {
   const FloatTag d;
   const auto lanes = static_cast<std::int32_t>(hn::Lanes(d));
-  float* votes = group.cluster_vote + first;
-  for (std::int32_t h = 0; h < group.row_count; ++h) {
-    const float* q = group.q + static_cast<std::int64_t>(h) * shape.d_k;
-    const FloatVec two_weight = hn::Set(d, 2 * variance_weight(d, q, clusters, shape.beta));
-    const FloatVec reference = hn::Set(d, group.reference_level[h]);
-    const float* logit = group.cluster_logit + static_cast<std::int64_t>(h) * total + first;
-    for (std::int32_t c = 0; c < clusters.count; c += lanes) {
-      const std::int32_t left = clusters.count - c;
-      const FloatVec deviation = hn::Sqrt(hn::Mul(two_weight, load_fp16(d, clusters.sigma + c)));
-      const FloatVec reach =
-          hn::MulAdd(hn::Set(d, 2.0f), deviation, load_first(d, logit + c, left, 0));
-      const FloatVec before = h == 0 ? hn::Zero(d) : load_first(d, votes + c, left, 0);
-      store_first(d, hn::Add(before, vote_lanes(d, reach, reference)), left, votes + c);
-    }
+  const FloatVec two_weight = hn::Set(d, 2 * variance_weight(d, q, clusters, shape.beta));
+  const FloatVec reference = hn::Set(d, reference_level);
+  for (std::int32_t c = 0; c < clusters.count; c += lanes) {
+    const std::int32_t left = clusters.count - c;
+    const FloatVec deviation = hn::Sqrt(hn::Mul(two_weight, load_fp16(d, clusters.sigma + c)));
+    const FloatVec reach =
+        hn::MulAdd(hn::Set(d, 2.0f), deviation, load_first(d, logit + c, left, 0));
+    const FloatVec before = first_row ? hn::Zero(d) : load_first(d, votes + c, left, 0);
+    store_first(d, hn::Add(before, vote_lanes(d, reach, reference)), left, votes + c);
   }
 }
 
-std::int32_t tokens_of(const ProposeGroup& group, std::int32_t cluster) {
+std::int32_t cluster_rows(const ProposeGroup& group, std::int32_t cluster) {
   std::int32_t s = 0;
   while (cluster >= group.segments[s].clusters.count) cluster -= group.segments[s++].clusters.count;
   return group.segments[s].clusters.token_count[cluster];
 }
 
-// C among the clusters [begin, end): the shortest prefix in order of vote that holds enough rows.
-void take_candidates(const ProposeGroup& group, std::int32_t begin, std::int32_t end,
-                     std::int32_t budget) {
+// Clusters [begin, end) of the table belong to segments from `segment` on, which begins at
+// `segment_begin`: calls f(segment, its first cluster in the table) for each.
+template <class F>
+HWY_INLINE void for_segments(const HeadIndex* segments, std::int32_t segment,
+                             std::int32_t segment_begin, std::int32_t end, F&& f) {
+  for (; segment_begin < end; segment_begin += segments[segment++].clusters.count) {
+    f(segments[segment], segment_begin);
+  }
+}
+
+// The bits of a vote, which is not negative, grow with it. The highest of them, an exponent and
+// three digits, sort clusters into bins.
+constexpr int kVoteBinShift = 20;
+constexpr int kVoteBins = 1 << (31 - kVoteBinShift);
+std::uint32_t vote_bin(float vote) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &vote, sizeof(bits));
+  return bits >> kVoteBinShift;
+}
+
+// C among the clusters [begin, end), those of the segments from `segment` on: the shortest prefix
+// in order of vote that holds enough rows. Rows are counted by bin of vote; only the bin in which
+// the prefix ends is sorted.
+void take_candidates(const ProposeGroup& group, std::int32_t segment, std::int32_t begin,
+                     std::int32_t end, std::int32_t budget) {
   const bool all = group.rule.breadth == kAllClusters;
   std::fill(group.candidate + begin, group.candidate + end,
             static_cast<std::uint8_t>(budget > 0 && all ? 1 : 0));
   if (budget == 0 || all) return;
-  // A heap gives the best clusters one by one; few of them are wanted.
-  const auto worse = [&](std::int32_t a, std::int32_t b) {
-    const float vote_a = group.cluster_vote[a];
-    const float vote_b = group.cluster_vote[b];
-    return vote_a != vote_b ? vote_a < vote_b : a > b;
-  };
-  std::int32_t* heap = group.order + begin;
-  std::int32_t* heap_end = group.order + end;
-  std::iota(heap, heap_end, begin);
-  std::make_heap(heap, heap_end, worse);
+  std::uint32_t bin_rows[kVoteBins] = {};
+  for_segments(group.segments, segment, begin, end, [&](const HeadIndex& in, std::int32_t first) {
+    for (std::int32_t c = 0; c < in.clusters.count; ++c) {
+      bin_rows[vote_bin(group.cluster_vote[first + c])] += in.clusters.token_count[c];
+    }
+  });
   const std::int64_t wanted = std::max<std::int64_t>(
       static_cast<std::int64_t>(group.rule.breadth) * budget, kMinCandidateRows);
-  for (std::int64_t taken = 0; taken < wanted && heap != heap_end;) {
-    std::pop_heap(heap, heap_end, worse);
-    --heap_end;
-    group.candidate[*heap_end] = 1;
-    taken += tokens_of(group, *heap_end);
+  std::int64_t taken = 0;
+  int cut = kVoteBins - 1;
+  for (; cut > 0 && taken + bin_rows[cut] < wanted; --cut) taken += bin_rows[cut];
+  // Clusters above the cut are in; those in it are put in order.
+  std::int32_t* at_cut = group.order + begin;
+  for (std::int32_t c = begin; c < end; ++c) {
+    const int bin = static_cast<int>(vote_bin(group.cluster_vote[c]));
+    group.candidate[c] = bin > cut ? 1 : 0;
+    *at_cut = c;
+    at_cut += bin == cut ? 1 : 0;
+  }
+  std::sort(group.order + begin, at_cut, [&](std::int32_t a, std::int32_t b) {
+    const float vote_a = group.cluster_vote[a];
+    const float vote_b = group.cluster_vote[b];
+    return vote_a != vote_b ? vote_a > vote_b : a < b;
+  });
+  for (std::int32_t* next = group.order + begin; next != at_cut && taken < wanted; ++next) {
+    group.candidate[*next] = 1;
+    taken += cluster_rows(group, *next);
   }
 }
 
 void propose(const HeadShape& shape, const ProposeGroup& group) {
   const std::int32_t total = table_size(group.segments, group.segment_count).clusters;
+  for_row_blocks(group.row_count, [&](auto rows, std::int32_t row) {
+    const float* q = group.q + static_cast<std::int64_t>(row) * shape.d_k;
+    const MeanQueries<rows()> rounded(q, shape.d_k, shape.beta);
+    float* logit = group.cluster_logit + static_cast<std::int64_t>(row) * total;
+    float* votes = group.cluster_vote;
+    for (std::int32_t s = 0; s < group.segment_count; ++s) {
+      const LevelView& clusters = group.segments[s].clusters;
+      level_dots<rows()>(clusters, rounded, logit, total);
+      for (int r = 0; r < rows(); ++r) {
+        add_cluster_votes(shape, q + r * shape.d_k, group.reference_level[row + r], clusters,
+                          logit + static_cast<std::int64_t>(r) * total, row + r == 0, votes);
+      }
+      logit += clusters.count;
+      votes += clusters.count;
+    }
+  });
+  if (group.rule.segment_budgets == nullptr) {
+    take_candidates(group, 0, 0, total, group.rule.budget);
+    return;
+  }
   std::int32_t first = 0;
   for (std::int32_t s = 0; s < group.segment_count; ++s) {
-    const LevelView& clusters = group.segments[s].clusters;
-    all_level_dots(clusters, group.q, group.row_count, shape.beta, group.cluster_logit + first,
-                   total);
-    add_cluster_votes(shape, group, clusters, first, total);
-    if (group.rule.segment_budgets != nullptr) {
-      take_candidates(group, first, first + clusters.count, group.rule.segment_budgets[s]);
-    }
-    first += clusters.count;
+    const std::int32_t end = first + group.segments[s].clusters.count;
+    take_candidates(group, s, first, end, group.rule.segment_budgets[s]);
+    first = end;
   }
-  if (group.rule.segment_budgets == nullptr) take_candidates(group, 0, total, group.rule.budget);
 }
 
 // ----------------------------------------------------------------------------------------- rank
 
-// β scale rotate(q)·levels of the 16 rows of a panel for kRows query rows, added nothing yet:
-// out[r * out_stride + row].
+// kRows rotated query rows as codes see them.
 template <int kRows>
-HWY_INLINE void panel_dots(const CodesView& codes, std::int32_t panel, const float* q, float beta,
-                           float* out, std::int64_t out_stride) {
-  const hn::CappedTag<float, kCodePanel> d;
-  const hn::Rebind<std::uint32_t, decltype(d)> du;
-  const hn::Rebind<std::int32_t, decltype(d)> di;
-  const hn::Rebind<hwy::float16_t, decltype(d)> d16;
-  const hn::Rebind<std::uint16_t, decltype(d)> du16;
-  const auto lanes = static_cast<std::int32_t>(hn::Lanes(d));
-  // Tables hold the four levels as often as they fit; code & 3 is the index.
-  HWY_ALIGN float levels[HWY_MAX_BYTES / sizeof(float)];
-  for (std::size_t i = 0; i < hn::Lanes(d); ++i) levels[i] = kCodeLevels[i % 4];
-  const auto table = hn::Load(d, levels);
-  const std::uint32_t* words = codes.codes + static_cast<std::int64_t>(panel) * codes.d_k;
-  for (std::int32_t lane = 0; lane < kCodePanel; lane += lanes) {
-    const auto shifts = hn::ShiftLeft<1>(hn::Iota(du, static_cast<std::uint32_t>(lane)));
-    hn::Vec<decltype(d)> sum[kRows];
-    for (auto& s : sum) s = hn::Zero(d);
-    for (std::int32_t j = 0; j < codes.d_k; ++j) {
-      const auto code = hn::And(hn::Shr(hn::Set(du, words[j]), shifts), hn::Set(du, 3u));
-      const auto level = hn::TableLookupLanes(table, hn::IndicesFromVec(d, hn::BitCast(di, code)));
-      for (int r = 0; r < kRows; ++r) {
-        sum[r] =
-            hn::MulAdd(level, hn::Set(d, q[static_cast<std::int64_t>(r) * codes.d_k + j]), sum[r]);
-      }
-    }
-    const std::int64_t row = static_cast<std::int64_t>(panel) * kCodePanel + lane;
-    const auto half = hn::BitCast(d16, hn::LoadU(du16, codes.scale + row));
-    const auto scale = hn::Mul(hn::PromoteTo(d, half), hn::Set(d, beta));
+struct CodeQueries {
+  // q_rotated [kRows, d]
+  CodeQueries(const float* q_rotated, std::int32_t d, float beta) {
     for (int r = 0; r < kRows; ++r) {
-      hn::StoreU(hn::Mul(sum[r], scale), d, out + r * out_stride + row);
+      step[r] = beta * internal::round_query(q_rotated + static_cast<std::int64_t>(r) * d, d,
+                                             internal::kCodeQueryLimit, levels[r]);
+      sum[r] = std::accumulate(levels[r], levels[r] + d, 0);
     }
   }
+
+  HWY_ALIGN std::int8_t levels[kRows][kMaxHeadDim];
+  std::int32_t sum[kRows];  // of the levels
+  float step[kRows];        // times β
+};
+
+// Σ q c of the rows in one vector of code words, from the words on. Dimension 4 k + b of a word's
+// 16 stands in bits 2 k of byte b: masks give k = 0 and, times 4, k = 1; after a shift 2 and 3.
+template <int kRows>
+HWY_INLINE void sum_codes(const CodeQueries<kRows>& q, const std::uint32_t* words,
+                          std::int32_t steps, IntVec* total) {
+  const IntTag di;
+  const UintTag du;
+  const UByteTag du8;
+  const ByteTag d8;
+  const auto plain = hn::Set(du, 0x03030303u);
+  const auto times_4 = hn::Set(du, 0x0c0c0c0cu);
+  for (int r = 0; r < kRows; ++r) total[r] = hn::Zero(di);
+  for (std::int32_t begin = 0; begin < steps; begin += kCodeSumSteps) {
+    CodeSum sum[kRows][2];
+    for (auto& row : sum) row[0] = row[1] = zero_codes();
+    for (std::int32_t g = begin; g < std::min(begin + kCodeSumSteps, steps); ++g) {
+      const auto low = hn::LoadU(du, words + static_cast<std::int64_t>(g) * kCodePanel);
+      const auto high = hn::ShiftRight<4>(low);
+      const UByteVec codes[4] = {
+          hn::BitCast(du8, hn::And(low, plain)), hn::BitCast(du8, hn::And(low, times_4)),
+          hn::BitCast(du8, hn::And(high, plain)), hn::BitCast(du8, hn::And(high, times_4))};
+      for (int r = 0; r < kRows; ++r) {
+        for (int k = 0; k < 4; ++k) {
+          std::int32_t four;
+          std::memcpy(&four, q.levels[r] + g * kCodeGroup + 4 * k, sizeof(four));
+          sum[r][k % 2] = add_codes(sum[r][k % 2], codes[k], hn::BitCast(d8, hn::Set(di, four)));
+        }
+      }
+    }
+    for (int r = 0; r < kRows; ++r) total[r] = close_codes(total[r], sum[r][0], sum[r][1]);
+  }
+}
+
+// β rotate(q)·decode(code) of the 16 rows of a panel: out[r * out_stride + row].
+template <int kRows>
+HWY_INLINE void code_dots(const CodesView& codes, std::int32_t panel, const CodeQueries<kRows>& q,
+                          float* out, std::int64_t out_stride) {
+  const FloatTag d;
+  const IntTag di;
+  const auto lanes = static_cast<std::int32_t>(hn::Lanes(d));
+  const std::uint32_t* words = codes.codes + static_cast<std::int64_t>(panel) * codes.d_k;
+  for (std::int32_t lane = 0; lane < kCodePanel; lane += lanes) {
+    IntVec total[kRows];
+    sum_codes<kRows>(q, words + lane, codes.d_k / kCodeGroup, total);
+    const std::int32_t row = panel * kCodePanel + lane;
+    const FloatVec scale = load_fp16(d, codes.scale + row);
+    for (int r = 0; r < kRows; ++r) {
+      const IntVec twice = hn::ShiftLeft<1>(total[r]);
+      const FloatVec dot = hn::ConvertTo(d, hn::Sub(twice, hn::Set(di, 3 * q.sum[r])));
+      hn::StoreU(hn::Mul(hn::Mul(dot, scale), hn::Set(d, q.step[r])), d,
+                 out + r * out_stride + row);
+    }
+  }
+}
+
+// Calls f(first cluster, end) for each run of candidates among `count` clusters.
+template <class F>
+HWY_INLINE void for_candidate_runs(const std::uint8_t* candidate, std::int32_t count, F&& f) {
+  const std::uint8_t* const end = candidate + count;
+  for (const std::uint8_t* at = candidate; at != end;) {
+    const auto* first =
+        static_cast<const std::uint8_t*>(std::memchr(at, 1, static_cast<std::size_t>(end - at)));
+    if (first == nullptr) return;
+    const auto* after = static_cast<const std::uint8_t*>(
+        std::memchr(first, 0, static_cast<std::size_t>(end - first)));
+    at = after == nullptr ? end : after;
+    f(static_cast<std::int32_t>(first - candidate), static_cast<std::int32_t>(at - candidate));
+  }
+}
+
+// Stored rows [first, end) of the clusters [first, end) of a level.
+struct Rows {
+  std::int32_t first;
+  std::int32_t end;
+};
+Rows rows_of(const LevelView& clusters, std::int32_t first, std::int32_t end) {
+  return {clusters.first_row[first], clusters.first_row[end - 1] + clusters.token_count[end - 1]};
 }
 
 // Residual dots of all panels that hold a row of a candidate.
 template <int kRows>
 HWY_NOINLINE void segment_dots(const HeadIndex& segment, const std::uint8_t* candidate,
-                               const float* q, float beta, float* out, std::int64_t out_stride) {
-  std::int32_t next_panel = 0;
-  for (std::int32_t c = 0; c < segment.clusters.count; ++c) {
-    if (candidate[c] == 0) continue;
-    const std::int32_t first = segment.clusters.first_row[c];
-    const std::int32_t last = first + segment.clusters.token_count[c] - 1;
-    for (std::int32_t panel = std::max(first / kCodePanel, next_panel); panel <= last / kCodePanel;
-         ++panel) {
-      panel_dots<kRows>(segment.codes, panel, q, beta, out, out_stride);
-      next_panel = panel + 1;
+                               const CodeQueries<kRows>& q, float* out, std::int64_t out_stride) {
+  std::int32_t next = 0;
+  for_candidate_runs(candidate, segment.clusters.count, [&](std::int32_t c, std::int32_t end) {
+    const Rows rows = rows_of(segment.clusters, c, end);
+    for (std::int32_t panel = std::max(rows.first / kCodePanel, next);
+         panel <= (rows.end - 1) / kCodePanel; ++panel) {
+      code_dots<kRows>(segment.codes, panel, q, out, out_stride);
+      next = panel + 1;
     }
-  }
+  });
 }
 
-// Makes x̂ of the residual dots of one segment and adds up the votes.
-void finish_logits(const RankGroup& group, const HeadIndex& segment, std::int32_t first_cluster,
-                   std::int32_t first_row, const TableSize& total) {
+// Makes x̂ of the residual dots of one segment and adds one row's votes; the first row starts the
+// sum.
+void finish_logits(const HeadIndex& segment, const std::uint8_t* candidate, const float* base,
+                   float reference_level, bool first_row, float* logit, float* vote) {
   const FloatTag d;
   const auto lanes = static_cast<std::int32_t>(hn::Lanes(d));
-  for (std::int32_t h = 0; h < group.row_count; ++h) {
-    float* logit = group.token_logit + static_cast<std::int64_t>(h) * total.rows + first_row;
-    const float* base =
-        group.cluster_logit + static_cast<std::int64_t>(h) * total.clusters + first_cluster;
-    const FloatVec reference = hn::Set(d, group.reference_level[h]);
-    for (std::int32_t c = 0; c < segment.clusters.count; ++c) {
-      if (group.candidate[first_cluster + c] == 0) continue;
+  const FloatVec reference = hn::Set(d, reference_level);
+  for_candidate_runs(candidate, segment.clusters.count, [&](std::int32_t c, std::int32_t end) {
+    const Rows rows = rows_of(segment.clusters, c, end);
+    for (; c < end; ++c) {
       const std::int32_t first = segment.clusters.first_row[c];
-      const std::int32_t end = first + segment.clusters.token_count[c];
+      const std::int32_t count = segment.clusters.token_count[c];
       const FloatVec mean = hn::Set(d, base[c]);
-      float* vote = group.vote + first_row;
-      for (std::int32_t row = first; row < end; row += lanes) {
-        const FloatVec x = hn::Add(load_first(d, logit + row, end - row, 0), mean);
-        store_first(d, x, end - row, logit + row);
-        const FloatVec before = h == 0 ? hn::Zero(d) : load_first(d, vote + row, end - row, 0);
-        store_first(d, hn::Add(before, vote_lanes(d, x, reference)), end - row, vote + row);
+      for (std::int32_t i = 0; i < count; i += lanes) {
+        const FloatVec x = hn::Add(load_first(d, logit + first + i, count - i, 0), mean);
+        store_first(d, x, count - i, logit + first + i);
       }
     }
-  }
+    for (std::int32_t row = rows.first; row < rows.end; row += lanes) {
+      const std::int32_t left = rows.end - row;
+      const FloatVec x = load_first(d, logit + row, left, 0);
+      const FloatVec before = first_row ? hn::Zero(d) : load_first(d, vote + row, left, 0);
+      store_first(d, hn::Add(before, vote_lanes(d, x, reference)), left, vote + row);
+    }
+  });
 }
 
 bool ranks_before(const RankedRow& a, const RankedRow& b) {
   return a.vote != b.vote ? a.vote > b.vote : a.index < b.index;
 }
 
-// Puts the `budget` rows of [begin, end) with the largest votes first into `best`, ascending by
-// index; returns how many there are. Votes are filtered against the worst of the best so far, so
-// most rows cost one comparison.
-std::int32_t take_rows(const float* votes, std::int32_t begin, std::int32_t end,
-                       std::int32_t budget, RankedRow* best) {
-  if (budget == 0) return 0;
-  const FloatTag d;
-  const auto lanes = static_cast<std::int32_t>(hn::Lanes(d));
-  const std::int32_t room = static_cast<std::int32_t>(rank_scratch_rows(budget)) - lanes;
-  std::int32_t count = 0;
-  float threshold = -0.5f;  // votes outside C are -1
-  const auto cut = [&] {
-    std::nth_element(best, best + budget - 1, best + count, ranks_before);
-    threshold = best[budget - 1].vote;
-    count = budget;
-  };
-  for (std::int32_t i = begin; i < end; i += lanes) {
-    const FloatVec v = load_first(d, votes + i, end - i, -1);
-    if (hn::AllFalse(d, hn::Gt(v, hn::Set(d, threshold)))) continue;
-    for (std::int32_t k = i; k < std::min(i + lanes, end); ++k) {
-      if (votes[k] > threshold) best[count++] = {votes[k], k};
+// The rows with the largest votes, `budget` of them. Votes are filtered against the worst of the
+// best so far, so most rows cost one comparison.
+class BestRows {
+ public:
+  BestRows(std::int32_t budget, RankedRow* best) : budget_(budget), best_(best) {}
+
+  // votes[i] of the rows [begin, end) of the table; call with ascending rows.
+  void add(const float* votes, std::int32_t begin, std::int32_t end) {
+    if (budget_ == 0) return;
+    const FloatTag d;
+    const auto lanes = static_cast<std::int32_t>(hn::Lanes(d));
+    const std::int32_t room = static_cast<std::int32_t>(rank_scratch_rows(budget_)) - lanes;
+    for (std::int32_t i = begin; i < end; i += lanes) {
+      const FloatVec v = load_first(d, votes + i, end - i, -1);
+      std::uint8_t bits[8] = {};
+      if (hn::StoreMaskBits(d, hn::Gt(v, hn::Set(d, threshold_)), bits) == 0) continue;
+      std::uint64_t above;
+      std::memcpy(&above, bits, sizeof(above));
+      for (; above != 0; above &= above - 1) {
+        const std::int32_t row = i + __builtin_ctzll(above);
+        best_[count_++] = {votes[row], row};
+      }
+      if (count_ > room) cut();
     }
-    if (count > room) cut();
   }
-  if (count > budget) cut();
-  std::sort(best, best + count,
-            [](const RankedRow& a, const RankedRow& b) { return a.index < b.index; });
-  return count;
+
+  // Puts them first into `best`, ascending by row; returns how many there are.
+  std::int32_t finish() {
+    if (count_ > budget_) cut();
+    std::sort(best_, best_ + count_,
+              [](const RankedRow& a, const RankedRow& b) { return a.index < b.index; });
+    return count_;
+  }
+
+ private:
+  void cut() {
+    std::nth_element(best_, best_ + budget_ - 1, best_ + count_, ranks_before);
+    threshold_ = best_[budget_ - 1].vote;
+    count_ = budget_;
+  }
+
+  const std::int32_t budget_;
+  RankedRow* const best_;
+  std::int32_t count_ = 0;
+  float threshold_ = -0.5f;
+};
+
+// Appends the best rows, which come out ascending, so that the segment only moves forward.
+void append_selected(const RankGroup& group, BestRows& best, std::int32_t segment,
+                     std::int32_t segment_begin) {
+  const std::int32_t count = best.finish();
+  std::int32_t& selected = *group.selected_count;
+  for (std::int32_t i = 0; i < count; ++i) {
+    while (group.ranking[i].index >= segment_begin + group.segments[segment].codes.row_count) {
+      segment_begin += group.segments[segment++].codes.row_count;
+    }
+    group.selected[selected++] = {segment, group.ranking[i].index - segment_begin};
+  }
+}
+
+// x̂ and votes of all candidates.
+void score_tokens(const HeadShape& shape, const RankGroup& group, const TableSize& total) {
+  for_row_blocks(group.row_count, [&](auto rows, std::int32_t row) {
+    const CodeQueries<rows()> q(group.q_rotated + static_cast<std::int64_t>(row) * shape.d_k,
+                                shape.d_k, shape.beta);
+    const float* base = group.cluster_logit + static_cast<std::int64_t>(row) * total.clusters;
+    float* logit = group.token_logit + static_cast<std::int64_t>(row) * total.rows;
+    const std::uint8_t* candidate = group.candidate;
+    float* vote = group.vote;
+    for (std::int32_t s = 0; s < group.segment_count; ++s) {
+      const HeadIndex& segment = group.segments[s];
+      segment_dots<rows()>(segment, candidate, q, logit, total.rows);
+      for (int r = 0; r < rows(); ++r) {
+        finish_logits(segment, candidate, base + static_cast<std::int64_t>(r) * total.clusters,
+                      group.reference_level[row + r], row + r == 0,
+                      logit + static_cast<std::int64_t>(r) * total.rows, vote);
+      }
+      base += segment.clusters.count;
+      candidate += segment.clusters.count;
+      logit += segment.codes.row_count;
+      vote += segment.codes.row_count;
+    }
+  });
 }
 
 void rank(const HeadShape& shape, const RankGroup& group) {
   const TableSize total = table_size(group.segments, group.segment_count);
-  std::fill_n(group.vote, total.rows, -1.0f);
-  std::int32_t first_cluster = 0;
+  score_tokens(shape, group, total);
+  *group.selected_count = 0;
+  const bool by_segment = group.rule.segment_budgets != nullptr;
+  BestRows of_all(by_segment ? 0 : group.rule.budget, group.ranking);
+  const std::uint8_t* candidate = group.candidate;
   std::int32_t first_row = 0;
-  std::int32_t selected = 0;
-  // Rows come out by their number in the table, ascending, so the segment only moves forward.
-  const auto take = [&](std::int32_t begin, std::int32_t end, std::int32_t budget,
-                        std::int32_t segment, std::int32_t segment_begin) {
-    const std::int32_t count = take_rows(group.vote, begin, end, budget, group.ranking);
-    for (std::int32_t i = 0; i < count; ++i) {
-      while (group.ranking[i].index >= segment_begin + group.segments[segment].codes.row_count) {
-        segment_begin += group.segments[segment++].codes.row_count;
-      }
-      group.selected[selected++] = {segment, group.ranking[i].index - segment_begin};
-    }
-  };
   for (std::int32_t s = 0; s < group.segment_count; ++s) {
     const HeadIndex& segment = group.segments[s];
-    for_row_blocks(group.row_count, [&](auto rows, std::int32_t row) {
-      segment_dots<rows()>(
-          segment, group.candidate + first_cluster,
-          group.q_rotated + static_cast<std::int64_t>(row) * shape.d_k, shape.beta,
-          group.token_logit + static_cast<std::int64_t>(row) * total.rows + first_row, total.rows);
+    BestRows of_segment(by_segment ? group.rule.segment_budgets[s] : 0, group.ranking);
+    BestRows& best = by_segment ? of_segment : of_all;
+    for_candidate_runs(candidate, segment.clusters.count, [&](std::int32_t c, std::int32_t end) {
+      const Rows rows = rows_of(segment.clusters, c, end);
+      best.add(group.vote, first_row + rows.first, first_row + rows.end);
     });
-    finish_logits(group, segment, first_cluster, first_row, total);
-    if (group.rule.segment_budgets != nullptr) {
-      take(first_row, first_row + segment.codes.row_count, group.rule.segment_budgets[s], s,
-           first_row);
-    }
-    first_cluster += segment.clusters.count;
+    if (by_segment) append_selected(group, of_segment, s, first_row);
+    candidate += segment.clusters.count;
     first_row += segment.codes.row_count;
   }
-  if (group.rule.segment_budgets == nullptr) take(0, total.rows, group.rule.budget, 0, 0);
-  *group.selected_count = selected;
+  if (!by_segment) append_selected(group, of_all, 0, 0);
 }
 
 }  // namespace

@@ -11,6 +11,8 @@ namespace icefield {
 namespace {
 
 using internal::cluster_dot;
+using internal::CodeQuery;
+using internal::MeanQuery;
 using internal::sigma_of;
 using internal::variance_weight;
 
@@ -46,11 +48,13 @@ void take_candidates(const std::vector<double>& votes, const std::vector<std::in
   }
 }
 
-void take_rows(const float* votes, const std::vector<TableRow>& table, std::int32_t budget,
+// S among the rows of C, in[i] of the table.
+void take_rows(const float* votes, const std::vector<TableRow>& table, const std::vector<bool>& in,
+               std::size_t begin, std::size_t end, std::int32_t budget,
                std::vector<TableRow>& selected) {
   std::vector<std::size_t> order;
-  for (std::size_t i = 0; i < table.size(); ++i) {
-    if (votes[i] >= 0) order.push_back(i);
+  for (std::size_t i = begin; i < end; ++i) {
+    if (in[i]) order.push_back(i);
   }
   std::stable_sort(order.begin(), order.end(),
                    [&](std::size_t a, std::size_t b) { return votes[a] > votes[b]; });
@@ -68,13 +72,14 @@ void score_lists_reference(const ScoreListsArgs& args) {
     std::fill_n(group.segment_mass, group.segment_count, 0.0f);
     for (std::int32_t h = 0; h < group.row_count; ++h) {
       const float* q = group.q + static_cast<std::int64_t>(h) * args.shape.d_k;
+      const MeanQuery rounded(q, args.shape.d_k);
       std::vector<double> logits;
       for (std::int32_t s = 0; s < group.segment_count; ++s) {
         const LevelView& lists = group.segments[s].lists;
         const double weight = variance_weight(q, lists, args.shape.beta);
         for (std::int32_t l = 0; l < lists.count; ++l) {
           logits.push_back(
-              lists.ln_count[l] + cluster_dot(q, lists, l, args.shape.beta) +
+              lists.ln_count[l] + cluster_dot(rounded, lists, l, args.shape.beta) +
               std::min(weight * sigma_of(lists, l), static_cast<double>(kVoteVarianceCap)));
         }
       }
@@ -115,9 +120,10 @@ void propose_reference(const ProposeArgs& args) {
       segment_end.push_back(rows.size());
       for (std::int32_t h = 0; h < group.row_count; ++h) {
         const float* q = group.q + static_cast<std::int64_t>(h) * args.shape.d_k;
+        const MeanQuery rounded(q, args.shape.d_k);
         const double weight = variance_weight(q, clusters, args.shape.beta);
         for (std::int32_t c = 0; c < clusters.count; ++c) {
-          const double logit = cluster_dot(q, clusters, c, args.shape.beta);
+          const double logit = cluster_dot(rounded, clusters, c, args.shape.beta);
           const double reach = logit + 2 * std::sqrt(2 * weight * sigma_of(clusters, c));
           const std::size_t at = first + static_cast<std::size_t>(c);
           votes[at] += vote(reach, group.reference_level[h]);
@@ -146,9 +152,14 @@ void rank_reference(const RankArgs& args) {
     const RankGroup& group = args.groups[g];
     const TableSize size = table_size(group.segments, group.segment_count);
     std::vector<TableRow> table;
-    std::vector<std::int32_t> segment_rows;
+    std::vector<bool> in_candidates(static_cast<std::size_t>(size.rows), false);
+    std::vector<std::size_t> segment_rows;
     Offsets offset;
-    std::fill_n(group.vote, size.rows, -1.0f);
+    std::vector<CodeQuery> queries;
+    for (std::int32_t h = 0; h < group.row_count; ++h) {
+      queries.emplace_back(group.q_rotated + static_cast<std::int64_t>(h) * args.shape.d_k,
+                           args.shape.d_k);
+    }
     for (std::int32_t s = 0; s < group.segment_count; ++s) {
       const HeadIndex& segment = group.segments[s];
       for (std::int32_t row = 0; row < segment.codes.row_count; ++row) table.push_back({s, row});
@@ -158,30 +169,29 @@ void rank_reference(const RankArgs& args) {
         for (std::int32_t row = first; row < first + segment.clusters.token_count[c]; ++row) {
           double sum = 0;
           for (std::int32_t h = 0; h < group.row_count; ++h) {
-            const double logit =
-                group.cluster_logit[static_cast<std::int64_t>(h) * size.clusters + offset.cluster +
-                                    c] +
-                internal::code_dot(group.q_rotated + static_cast<std::int64_t>(h) * args.shape.d_k,
-                                   segment.codes, row, args.shape.beta);
+            const double logit = group.cluster_logit[static_cast<std::int64_t>(h) * size.clusters +
+                                                     offset.cluster + c] +
+                                 internal::code_dot(queries[static_cast<std::size_t>(h)],
+                                                    segment.codes, row, args.shape.beta);
             group.token_logit[static_cast<std::int64_t>(h) * size.rows + offset.row + row] =
                 static_cast<float>(logit);
             sum += vote(logit, group.reference_level[h]);
           }
           group.vote[offset.row + row] = static_cast<float>(sum);
+          in_candidates[static_cast<std::size_t>(offset.row + row)] = true;
         }
       }
       offset.cluster += segment.clusters.count;
       offset.row += segment.codes.row_count;
-      segment_rows.push_back(offset.row);
+      segment_rows.push_back(static_cast<std::size_t>(offset.row));
     }
     std::vector<TableRow> selected;
     if (group.rule.segment_budgets == nullptr) {
-      take_rows(group.vote, table, group.rule.budget, selected);
+      take_rows(group.vote, table, in_candidates, 0, table.size(), group.rule.budget, selected);
     } else {
       for (std::size_t s = 0; s < segment_rows.size(); ++s) {
-        const std::int32_t begin = s == 0 ? 0 : segment_rows[s - 1];
-        const std::vector<TableRow> part(table.begin() + begin, table.begin() + segment_rows[s]);
-        take_rows(group.vote + begin, part, group.rule.segment_budgets[s], selected);
+        take_rows(group.vote, table, in_candidates, s == 0 ? 0 : segment_rows[s - 1],
+                  segment_rows[s], group.rule.segment_budgets[s], selected);
       }
     }
     std::copy(selected.begin(), selected.end(), group.selected);

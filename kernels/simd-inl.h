@@ -32,8 +32,8 @@ using UintTag = hn::Rebind<std::uint32_t, FloatTag>;
 using FloatVec = hn::Vec<FloatTag>;
 
 // Query rows that a kernel handles together: enough to reuse each loaded key, few enough that
-// their sums stay in registers.
-constexpr int kRowBlock = 4;
+// their sums stay in registers, of which AVX-512 and NEON have 32 and AVX2 16.
+constexpr int kRowBlock = HWY_TARGET == HWY_AVX2 ? 4 : 8;
 
 HWY_INLINE FloatVec load_bf16(FloatTag d, const Bf16* at) {
   const hn::Rebind<std::uint16_t, FloatTag> d16;
@@ -105,70 +105,23 @@ HWY_INLINE float variance_weight(FloatTag d, const float* q, const LevelView& le
   return beta * beta * 0.5f * sum_lanes(d, sum);
 }
 
-// β q·μ of all clusters of a level for kRows query rows: out[r * out_stride + c].
-template <int kRows>
-HWY_NOINLINE void level_dots(const LevelView& level, const float* q, std::int64_t q_stride,
-                             float beta, float* out, std::int64_t out_stride) {
-  const FloatTag d;
-  const IntTag di;
-  const hn::Repartition<std::int8_t, IntTag> d8;
-  const auto lanes = static_cast<std::int32_t>(hn::Lanes(d));
-  for (std::int32_t first = 0; first < level.count; first += kClusterPanel) {
-    const std::int32_t width = level.panel_width(first / kClusterPanel);
-    const std::int8_t* panel = level.key_panel(first / kClusterPanel);
-    const std::int32_t used = std::min(width, level.count - first);
-    for (std::int32_t lane = 0; lane < used; lane += lanes) {
-      FloatVec sum[kRows];
-      for (FloatVec& s : sum) s = hn::Zero(d);
-      for (std::int32_t j = 0; j < level.d_k; j += 4) {
-        // Four dimensions of one cluster in each lane. Past the panel's width this reads what
-        // follows it in the part, into lanes that are not stored.
-        const std::int8_t* at = panel + static_cast<std::int64_t>(j) * width + lane * 4;
-        const auto four = hn::BitCast(di, hn::LoadU(d8, at));
-        const FloatVec x0 = hn::ConvertTo(d, hn::ShiftRight<24>(hn::ShiftLeft<24>(four)));
-        const FloatVec x1 = hn::ConvertTo(d, hn::ShiftRight<24>(hn::ShiftLeft<16>(four)));
-        const FloatVec x2 = hn::ConvertTo(d, hn::ShiftRight<24>(hn::ShiftLeft<8>(four)));
-        const FloatVec x3 = hn::ConvertTo(d, hn::ShiftRight<24>(four));
-        for (int r = 0; r < kRows; ++r) {
-          const float* x = q + r * q_stride + j;
-          sum[r] = hn::MulAdd(x0, hn::Set(d, x[0]), sum[r]);
-          sum[r] = hn::MulAdd(x1, hn::Set(d, x[1]), sum[r]);
-          sum[r] = hn::MulAdd(x2, hn::Set(d, x[2]), sum[r]);
-          sum[r] = hn::MulAdd(x3, hn::Set(d, x[3]), sum[r]);
-        }
-      }
-      const FloatVec scale =
-          hn::Mul(hn::LoadU(d, level.key_scale + first + lane), hn::Set(d, beta));
-      for (int r = 0; r < kRows; ++r) {
-        store_first(d, hn::Mul(sum[r], scale), used - lane, out + r * out_stride + first + lane);
-      }
-    }
-  }
-}
-
-// Calls f with the row count as a constant: f(std::integral_constant<int, 1 … kRowBlock>, first
-// row) for all rows, kRowBlock at a time.
+// Calls f with the row count as a constant: f(std::integral_constant<int, 1, 2, 3, 4 or 8>, first
+// row) for all rows, as many at a time as there are.
 template <class F>
 HWY_INLINE void for_row_blocks(std::int32_t row_count, F&& f) {
   std::int32_t row = 0;
-  for (; row + kRowBlock <= row_count; row += kRowBlock) {
-    f(std::integral_constant<int, kRowBlock>(), row);
+  if constexpr (kRowBlock > 4) {
+    for (; row + kRowBlock <= row_count; row += kRowBlock) {
+      f(std::integral_constant<int, kRowBlock>(), row);
+    }
   }
+  for (; row + 4 <= row_count; row += 4) f(std::integral_constant<int, 4>(), row);
   switch (row_count - row) {
     case 1: f(std::integral_constant<int, 1>(), row); break;
     case 2: f(std::integral_constant<int, 2>(), row); break;
     case 3: f(std::integral_constant<int, 3>(), row); break;
     default: break;
   }
-}
-
-// β q·μ of all clusters for all rows of a group.
-HWY_INLINE void all_level_dots(const LevelView& level, const float* q, std::int32_t row_count,
-                               float beta, float* out, std::int64_t out_stride) {
-  for_row_blocks(row_count, [&](auto rows, std::int32_t row) {
-    level_dots<rows()>(level, q + static_cast<std::int64_t>(row) * level.d_k, level.d_k, beta,
-                       out + row * out_stride, out_stride);
-  });
 }
 
 }  // namespace HWY_NAMESPACE

@@ -13,11 +13,13 @@ Status validate(const KvShape& shape) {
     return Status(Code::kInvalidArgument, "KV head count " + std::to_string(shape.kv_head_count) +
                                               ", expected 1 to " + std::to_string(kMaxKvHeads));
   }
-  const auto supported = [](std::int32_t d) { return d == 64 || d == 128; };
+  const auto supported = [](std::int32_t d) {
+    return d >= kCodeGroup && d <= kMaxHeadDim && d % kCodeGroup == 0;
+  };
   if (!supported(shape.d_k) || !supported(shape.d_v)) {
     return Status(Code::kUnimplemented, "head dimensions K " + std::to_string(shape.d_k) + ", V " +
                                             std::to_string(shape.d_v) +
-                                            ": only 64 and 128 are supported");
+                                            ": only multiples of 16 up to 256 are supported");
   }
   return Status();
 }

@@ -1,8 +1,7 @@
 // proto/layout.h — every number of the stored layout, in one place.
 //
-// Layout version 0 is provisional: cluster sizes and code widths are still to be chosen by
-// measurement, so a reader refuses every other version, and a change of any number below raises
-// it. The bytes are described in docs/formats/part.md, extent.md and manifest.md.
+// Layout version 1 is frozen: a change of any number below raises the version, and a reader refuses
+// every other one. The bytes are described in docs/formats/part.md, extent.md and manifest.md.
 #pragma once
 
 #include <array>
@@ -13,7 +12,7 @@
 
 namespace icefield {
 
-constexpr std::uint16_t kLayoutVersion = 0;
+constexpr std::uint16_t kLayoutVersion = 1;
 
 // Sequence.
 constexpr std::int32_t kSinkTokens = 16;   // kept exact; the first rows of the segment at 0
@@ -33,12 +32,18 @@ constexpr std::int32_t kClusterPanelGrain = 4;  // the last panel's width is rou
 constexpr std::int32_t kCodePanel = 16;
 constexpr std::int32_t kPartAlign = 64;  // bytes; of every array inside a part
 
-// L2 codes: two bits per dimension of the rotated residual, level × one fp16 scale per token.
-// The levels are those of the optimal 4-level quantiser of a normal variable (Max 1960).
+// L2 codes: two bits per dimension of the rotated residual. Code c stands for level 2 c - 3, times
+// one fp16 scale per token. Levels at equal distances are exact in integers, and for a normal
+// variable 1 % short of the best four levels there are (Max 1960).
 constexpr std::int32_t kCodeBits = 2;
-constexpr std::array<float, 4> kCodeLevels = {-1.510f, -0.4528f, 0.4528f, 1.510f};
-constexpr float kCodeThreshold = 0.9814f;            // midpoint of the positive levels
+constexpr std::int32_t kCodeGroup = 16;  // dimensions whose codes of one row share a word
+constexpr std::int32_t code_level(std::uint32_t code) {
+  return 2 * static_cast<std::int32_t>(code) - 3;
+}
+constexpr float kCodeThreshold = 2;  // × scale: midpoint of the positive levels
 constexpr std::uint64_t kRotationSeed = 0x1cef1e1d;  // signs of the randomised Hadamard rotation
+
+constexpr std::int32_t kMaxHeadDim = 256;
 
 // Shape of the K/V of a model, the same for every layer.
 struct KvShape {
@@ -56,8 +61,8 @@ struct KvShape {
   friend bool operator==(const KvShape&, const KvShape&) = default;
 };
 
-// Ok when the kernels and formats can hold this shape: counts in range, head dimensions equal to
-// 64 or 128.
+// Ok when the kernels and formats can hold this shape: counts in range, head dimensions that are
+// multiples of 16 up to kMaxHeadDim.
 Status validate(const KvShape& shape);
 
 }  // namespace icefield

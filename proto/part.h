@@ -73,17 +73,24 @@ template <template <class> class Qualify>
 struct BasicCodesView {
   std::int32_t row_count = 0;
   std::int32_t d_k = 0;
-  Qualify<std::uint32_t>* codes = nullptr;  // [⌈rows/16⌉, d_k]: 2 bits per row of the panel,
-                                            // the first row in the lowest bits
+  Qualify<std::uint32_t>* codes = nullptr;  // [⌈rows/16⌉, d_k/16, 16 rows], see code_word()
   Qualify<Fp16>* scale = nullptr;           // [rows padded to 16]
   Qualify<std::uint32_t>* check = nullptr;  // [rows] row_check()
 
   std::int32_t panel_count() const {
     return static_cast<std::int32_t>(ceil_div(row_count, kCodePanel));
   }
+  // The word that holds dimensions dim / 16 × 16 to + 15 of a row. Dimension 4 k + b of these stands
+  // at bit 8 b + 2 k: a shift by 2 k and a mask give four neighbouring dimensions in four bytes.
+  Qualify<std::uint32_t>& code_word(std::int32_t row, std::int32_t dim) const {
+    return codes[static_cast<std::int64_t>(row / kCodePanel) * d_k +
+                 dim / kCodeGroup * kCodePanel + row % kCodePanel];
+  }
+  static int code_shift(std::int32_t dim) {
+    return 8 * (dim % 4) + kCodeBits * (dim % kCodeGroup / 4);
+  }
   std::uint32_t code(std::int32_t row, std::int32_t dim) const {
-    const std::uint32_t word = codes[static_cast<std::int64_t>(row / kCodePanel) * d_k + dim];
-    return (word >> (kCodeBits * (row % kCodePanel))) & 3u;
+    return (code_word(row, dim) >> code_shift(dim)) & 3u;
   }
 };
 using CodesView = BasicCodesView<AsConst>;

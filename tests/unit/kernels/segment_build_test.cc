@@ -8,8 +8,8 @@
 #include <set>
 #include <tuple>
 
-#include "kernels/rotation.h"
 #include "bench/support/head_fixture.h"
+#include "kernels/rotation.h"
 
 namespace icefield {
 namespace {
@@ -175,7 +175,7 @@ TEST_P(SegmentBuild, CodesHaveTheLeastSquaredErrorOfTheReferenceSearch) {
         const double x = static_cast<double>(residual[static_cast<std::size_t>(j)]);
         const auto decoded = [&](const auto& codes) {
           return static_cast<double>(fp16_to_float(codes.scale[row]) *
-                                     kCodeLevels[codes.code(row, j)]);
+                                     static_cast<float>(code_level(codes.code(row, j))));
         };
         power += x * x;
         simd_error += std::pow(x - decoded(simd->index.codes), 2);

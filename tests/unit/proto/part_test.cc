@@ -30,8 +30,8 @@ AlignedBytes make(PartKind kind) {
         codes.scale[row] = float_to_fp16(1.5f);
         codes.check[row] = static_cast<std::uint32_t>(row * 7 + head);
         for (std::int32_t j = 0; j < 64; ++j) {
-          codes.codes[row / kCodePanel * 64 + j] |= static_cast<std::uint32_t>((row + j) % 4)
-                                                    << (kCodeBits * (row % kCodePanel));
+          codes.code_word(row, j) |= static_cast<std::uint32_t>((row + j) % 4)
+                                     << MutableCodesView::code_shift(j);
         }
       }
     }
