@@ -2,6 +2,7 @@
 // not selected (docs/formats/attention.md steps 6 to 8), and the merge of partial results.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "common/float_bits.h"
@@ -71,8 +72,12 @@ struct AttendArgs {
 };
 
 // Floats of scratch that a group with a tail needs (one without needs none).
-constexpr std::int64_t attend_scratch_floats(std::int32_t row_count, const TableSize& size) {
-  return static_cast<std::int64_t>(row_count) * (size.clusters + size.lists);
+constexpr std::int64_t attend_scratch_floats(std::int32_t row_count, const TableSize& size,
+                                             std::int32_t selected_count) {
+  constexpr std::int64_t kRowsAtOnce = 8;
+  constexpr std::int64_t kPadding = 16;
+  return std::min<std::int64_t>(row_count, kRowsAtOnce) *
+         (size.clusters + size.lists + selected_count + kPadding);
 }
 
 void attend_reference(const AttendArgs& args);

@@ -272,37 +272,13 @@ HWY_INLINE void code_dots(const CodesView& codes, std::int32_t panel, const Code
   }
 }
 
-// Calls f(first cluster, end) for each run of candidates among `count` clusters.
-template <class F>
-HWY_INLINE void for_candidate_runs(const std::uint8_t* candidate, std::int32_t count, F&& f) {
-  const std::uint8_t* const end = candidate + count;
-  for (const std::uint8_t* at = candidate; at != end;) {
-    const auto* first =
-        static_cast<const std::uint8_t*>(std::memchr(at, 1, static_cast<std::size_t>(end - at)));
-    if (first == nullptr) return;
-    const auto* after = static_cast<const std::uint8_t*>(
-        std::memchr(first, 0, static_cast<std::size_t>(end - first)));
-    at = after == nullptr ? end : after;
-    f(static_cast<std::int32_t>(first - candidate), static_cast<std::int32_t>(at - candidate));
-  }
-}
-
-// Stored rows [first, end) of the clusters [first, end) of a level.
-struct Rows {
-  std::int32_t first;
-  std::int32_t end;
-};
-Rows rows_of(const LevelView& clusters, std::int32_t first, std::int32_t end) {
-  return {clusters.first_row[first], clusters.first_row[end - 1] + clusters.token_count[end - 1]};
-}
-
 // Residual dots of all panels that hold a row of a candidate.
 template <int kRows>
 HWY_NOINLINE void segment_dots(const HeadIndex& segment, const std::uint8_t* candidate,
                                const CodeQueries<kRows>& q, float* out, std::int64_t out_stride) {
   std::int32_t next = 0;
   for_candidate_runs(candidate, segment.clusters.count, [&](std::int32_t c, std::int32_t end) {
-    const Rows rows = rows_of(segment.clusters, c, end);
+    const RowRange rows = rows_of(segment.clusters, c, end);
     for (std::int32_t panel = std::max(rows.first / kCodePanel, next);
          panel <= (rows.end - 1) / kCodePanel; ++panel) {
       code_dots<kRows>(segment.codes, panel, q, out, out_stride);
@@ -319,7 +295,7 @@ void finish_logits(const HeadIndex& segment, const std::uint8_t* candidate, cons
   const auto lanes = static_cast<std::int32_t>(hn::Lanes(d));
   const FloatVec reference = hn::Set(d, reference_level);
   for_candidate_runs(candidate, segment.clusters.count, [&](std::int32_t c, std::int32_t end) {
-    const Rows rows = rows_of(segment.clusters, c, end);
+    const RowRange rows = rows_of(segment.clusters, c, end);
     for (; c < end; ++c) {
       const std::int32_t first = segment.clusters.first_row[c];
       const std::int32_t count = segment.clusters.token_count[c];
@@ -440,7 +416,7 @@ void rank(const HeadShape& shape, const RankGroup& group) {
     BestRows of_segment(by_segment ? group.rule.segment_budgets[s] : 0, group.ranking);
     BestRows& best = by_segment ? of_segment : of_all;
     for_candidate_runs(candidate, segment.clusters.count, [&](std::int32_t c, std::int32_t end) {
-      const Rows rows = rows_of(segment.clusters, c, end);
+      const RowRange rows = rows_of(segment.clusters, c, end);
       best.add(group.vote, first_row + rows.first, first_row + rows.end);
     });
     if (by_segment) append_selected(group, of_segment, s, first_row);

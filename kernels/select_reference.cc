@@ -17,7 +17,9 @@ using internal::sigma_of;
 using internal::variance_weight;
 
 double vote(double logit, double reference) {
-  return std::exp(std::min(logit - reference, static_cast<double>(kVoteExponentCap)));
+  const double exponent = logit - reference;
+  if (exponent < static_cast<double>(kLeastExponent)) return 0;
+  return std::exp(std::min(exponent, static_cast<double>(kVoteExponentCap)));
 }
 
 // Offsets of a segment's items in arrays that hold one segment after the other.

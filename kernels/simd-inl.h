@@ -12,10 +12,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "common/float_bits.h"
-#include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 #include "kernels/head_index.h"
 
@@ -31,9 +31,11 @@ using IntTag = hn::Rebind<std::int32_t, FloatTag>;
 using UintTag = hn::Rebind<std::uint32_t, FloatTag>;
 using FloatVec = hn::Vec<FloatTag>;
 
+constexpr int kLanes = HWY_LANES(float);
+
 // Query rows that a kernel handles together: enough to reuse each loaded key, few enough that
-// their sums stay in registers, of which AVX-512 and NEON have 32 and AVX2 16.
-constexpr int kRowBlock = HWY_TARGET == HWY_AVX2 ? 4 : 8;
+// their sums stay in registers. At most kLanes.
+constexpr int kRowBlock = kLanes == 16 ? 8 : 4;
 
 HWY_INLINE FloatVec load_bf16(FloatTag d, const Bf16* at) {
   const hn::Rebind<std::uint16_t, FloatTag> d16;
@@ -70,9 +72,57 @@ HWY_INLINE FloatVec load_first(FloatTag d, const float* at, std::int64_t count, 
 HWY_INLINE float sum_lanes(FloatTag d, FloatVec v) { return hn::GetLane(hn::SumOfLanes(d, v)); }
 HWY_INLINE float max_lanes(FloatTag d, FloatVec v) { return hn::GetLane(hn::MaxOfLanes(d, v)); }
 
-// e^x, 0 for x = -inf. Callers keep x <= 80.
+// e^x for x <= 88, with a relative error below 1e-7 (|x| + 2); 0 below kLeastExponent and for -inf.
+// Range reduction to 2^n e^f, |f| <= ln 2 / 2, and Cephes' polynomial of degree 5 for e^f. There
+// are no denormal results: they cost a hundred cycles each.
 HWY_INLINE FloatVec exp_lanes(FloatTag d, FloatVec x) {
-  return hn::Exp(d, hn::Max(x, hn::Set(d, -104.0f)));
+  const auto counts = hn::Ge(x, hn::Set(d, kLeastExponent));
+  x = hn::Max(x, hn::Set(d, kLeastExponent));
+  const FloatVec whole = hn::Round(hn::Mul(x, hn::Set(d, 1.44269504f)));
+  FloatVec f = hn::NegMulAdd(whole, hn::Set(d, 0.693359375f), x);
+  f = hn::NegMulAdd(whole, hn::Set(d, -2.12194440e-4f), f);
+  FloatVec y = hn::Set(d, 1.9875691500e-4f);
+  y = hn::MulAdd(y, f, hn::Set(d, 1.3981999507e-3f));
+  y = hn::MulAdd(y, f, hn::Set(d, 8.3334519073e-3f));
+  y = hn::MulAdd(y, f, hn::Set(d, 4.1665795894e-2f));
+  y = hn::MulAdd(y, f, hn::Set(d, 1.6666665459e-1f));
+  y = hn::MulAdd(y, f, hn::Set(d, 0.5f));
+  y = hn::MulAdd(hn::Mul(f, f), y, hn::Add(f, hn::Set(d, 1.0f)));
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+  return FloatVec{_mm512_maskz_scalef_ps(counts.raw, y.raw, whole.raw)};
+#else
+  const IntTag di;
+  const auto exponent = hn::Add(hn::ConvertTo(di, whole), hn::Set(di, 127));
+  return hn::IfThenElseZero(counts, hn::Mul(y, hn::BitCast(d, hn::ShiftLeft<23>(exponent))));
+#endif
+}
+
+// The sums over lanes of kLanes vectors, in order; `v` is consumed. Each round adds the halves of
+// two vectors and leaves both in one.
+HWY_INLINE FloatVec sum_each(FloatTag d, FloatVec* v) {
+  int count = kLanes;
+  if constexpr (kLanes == 16) {
+    count = 8;
+    for (int i = 0; i < count; ++i) {
+      v[i] = hn::Add(hn::ConcatLowerLower(d, v[i + count], v[i]),
+                     hn::ConcatUpperUpper(d, v[i + count], v[i]));
+    }
+  }
+  if constexpr (kLanes >= 8) {
+    count = 4;
+    for (int i = 0; i < count; ++i) {
+      v[i] = hn::Add(hn::OddEvenBlocks(v[i + count], v[i]),
+                     hn::SwapAdjacentBlocks(hn::OddEvenBlocks(v[i], v[i + count])));
+    }
+  }
+  const hn::Repartition<std::uint64_t, FloatTag> d64;
+  for (int i = 0; i < 4; i += 2) {
+    v[i] = hn::Add(hn::InterleaveLower(d, v[i], v[i + 1]), hn::InterleaveUpper(d, v[i], v[i + 1]));
+  }
+  const auto a = hn::BitCast(d64, v[0]);
+  const auto b = hn::BitCast(d64, v[2]);
+  return hn::Add(hn::BitCast(d, hn::InterleaveLower(d64, a, b)),
+                 hn::BitCast(d, hn::InterleaveUpper(d64, a, b)));
 }
 
 // Σ e^(x_i - reference) and max x_i of x[count].
@@ -121,6 +171,31 @@ HWY_INLINE void for_row_blocks(std::int32_t row_count, F&& f) {
     case 2: f(std::integral_constant<int, 2>(), row); break;
     case 3: f(std::integral_constant<int, 3>(), row); break;
     default: break;
+  }
+}
+
+// Stored rows [first, end).
+struct RowRange {
+  std::int32_t first;
+  std::int32_t end;
+};
+// The rows of clusters [first, end) of a level; first < end.
+inline RowRange rows_of(const LevelView& clusters, std::int32_t first, std::int32_t end) {
+  return {clusters.first_row[first], clusters.first_row[end - 1] + clusters.token_count[end - 1]};
+}
+
+// Calls f(first cluster, end) for each run of candidates among `count` clusters.
+template <class F>
+HWY_INLINE void for_candidate_runs(const std::uint8_t* candidate, std::int32_t count, F&& f) {
+  const std::uint8_t* const end = candidate + count;
+  for (const std::uint8_t* at = candidate; at != end;) {
+    const auto* first =
+        static_cast<const std::uint8_t*>(std::memchr(at, 1, static_cast<std::size_t>(end - at)));
+    if (first == nullptr) return;
+    const auto* after = static_cast<const std::uint8_t*>(
+        std::memchr(first, 0, static_cast<std::size_t>(end - first)));
+    at = after == nullptr ? end : after;
+    f(static_cast<std::int32_t>(first - candidate), static_cast<std::int32_t>(at - candidate));
   }
 }
 

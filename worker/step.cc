@@ -375,7 +375,8 @@ void Step::attend_selected(std::int32_t layer, std::size_t group, float* out) {
   const bool tail = !work.everything || work.any_fault;
   const auto segments = static_cast<std::int32_t>(table.size());
   if (tail) {
-    fit(work.scratch, attend_scratch_floats(work.row_count, table_size(table.data(), segments)));
+    fit(work.scratch, attend_scratch_floats(work.row_count, table_size(table.data(), segments),
+                                            static_cast<std::int32_t>(work.selected.size())));
   }
   work.chosen.resize(work.row_count, shape.d_v);
   const AttendGroup chosen{.row_count = work.row_count,

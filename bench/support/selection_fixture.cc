@@ -124,7 +124,8 @@ AttendGroup GroupFixture::attend_group(PartialBuffer& result,
                              static_cast<std::int64_t>(at.row) * (shape.d_k + shape.d_v),
                      .mask = 1});
   }
-  poison(scratch_, static_cast<std::size_t>(attend_scratch_floats(rows(), size)));
+  const auto selected_count = static_cast<std::int32_t>(selected.size());
+  poison(scratch_, static_cast<std::size_t>(attend_scratch_floats(rows(), size, selected_count)));
   return {.row_count = rows(),
           .q = q.data(),
           .run_count = static_cast<std::int32_t>(runs_.size()),
@@ -135,7 +136,7 @@ AttendGroup GroupFixture::attend_group(PartialBuffer& result,
           .cluster_logit = cluster_logit.data(),
           .candidate = candidate.data(),
           .token_logit = token_logit.data(),
-          .selected_count = static_cast<std::int32_t>(selected.size()),
+          .selected_count = selected_count,
           .selected = selected.data(),
           .faulty = faulty.empty() ? nullptr : faulty.data(),
           .scratch = scratch_.data(),

@@ -1,0 +1,177 @@
+// kernels/attend_sums-inl.h — the two products of attention, q·k and Σ w v, over rows of bf16 that
+// lie anywhere. Included once per instruction set.
+//
+// A vector of 32-bit words holds two bf16 values each: a shift gives those of even dimensions, a
+// mask those of odd ones, for half the instructions of a conversion in order. So queries and sums
+// are kept split: unit u of a row is [even, odd][kLanes] of dimensions 2 kLanes u on.
+#if defined(ICEFIELD_KERNELS_ATTEND_SUMS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ICEFIELD_KERNELS_ATTEND_SUMS_INL_H_
+#undef ICEFIELD_KERNELS_ATTEND_SUMS_INL_H_
+#else
+#define ICEFIELD_KERNELS_ATTEND_SUMS_INL_H_
+#endif
+
+#include "hwy/highway.h"
+#include "kernels/simd-inl.h"
+
+#if HWY_TARGET != HWY_SCALAR
+HWY_BEFORE_NAMESPACE();
+namespace icefield {
+namespace HWY_NAMESPACE {
+
+constexpr int kUnit = 2 * kLanes;                   // dimensions of a unit
+constexpr int kUnits = kMaxHeadDim / kUnit;         // at most
+constexpr bool kPartUnits = kUnit > 16;             // head dimensions are multiples of 16
+constexpr int kUnitsPerPass = kLanes == 8 ? 1 : 2;  // of sums in registers, for four rows
+
+constexpr int units_of(std::int32_t d) { return (d + kUnit - 1) / kUnit; }
+
+struct Halves {
+  FloatVec even;
+  FloatVec odd;
+};
+
+// Unit `unit` of a row of d values; what lies beyond d is zero and not read.
+HWY_INLINE Halves load_unit(const Bf16* row, int unit, std::int32_t d) {
+  const FloatTag df;
+  const UintTag du;
+  const hn::Repartition<std::uint16_t, FloatTag> d16;
+  const Bf16* at = row + unit * kUnit;
+  auto both = hn::Zero(d16);
+  if (kPartUnits && (unit + 1) * kUnit > d) {
+    both = hn::MaskedLoad(hn::FirstN(d16, static_cast<std::size_t>(d - unit * kUnit)), d16, at);
+  } else {
+    both = hn::LoadU(d16, at);
+  }
+  const auto words = hn::BitCast(du, both);
+  return {hn::BitCast(df, hn::ShiftLeft<16>(words)),
+          hn::BitCast(df, hn::And(words, hn::Set(du, 0xffff0000u)))};
+}
+
+// Where dimension `dim` stands in a split row.
+constexpr std::int32_t split_at(std::int32_t dim) {
+  return dim / kUnit * kUnit + dim % 2 * kLanes + dim % kUnit / 2;
+}
+
+// Rows of a tile: as many as make kLanes products with kRows queries, whose sums are then added up
+// across lanes all at once.
+template <int kRows>
+constexpr int kTileRows = kLanes / (kRows == 3 ? 4 : kRows);
+
+// logit[r * stride + i] = q_r·k_i for the kTileRows rows i of a tile; q [kRows, kMaxHeadDim] split.
+template <int kRows>
+HWY_INLINE void tile_logits(const Bf16* const* rows, const float (*q)[kMaxHeadDim],
+                            std::int32_t d_k, float beta, float* logit, std::int64_t stride) {
+  const FloatTag d;
+  constexpr int kTile = kTileRows<kRows>;
+  FloatVec sum[kLanes];
+  for (FloatVec& s : sum) s = hn::Zero(d);
+  for (int unit = 0; unit < units_of(d_k); ++unit) {
+    for (int i = 0; i < kTile; ++i) {
+      const Halves k = load_unit(rows[i], unit, d_k);
+      for (int r = 0; r < kRows; ++r) {
+        FloatVec& s = sum[r * kTile + i];
+        s = hn::MulAdd(k.even, hn::Load(d, q[r] + unit * kUnit), s);
+        s = hn::MulAdd(k.odd, hn::Load(d, q[r] + unit * kUnit + kLanes), s);
+      }
+    }
+  }
+  const FloatVec all = hn::Mul(sum_each(d, sum), hn::Set(d, beta));
+  if constexpr (kRows == 1) {
+    hn::StoreU(all, d, logit);
+  } else {
+    HWY_ALIGN float lanes[kLanes];
+    hn::Store(all, d, lanes);
+    for (int r = 0; r < kRows; ++r) {
+      for (int i = 0; i < kTile; ++i) logit[r * stride + i] = lanes[r * kTile + i];
+    }
+  }
+}
+
+// sums[r] += Σ_i weight[r * stride + i] v_i of units [unit, unit + kCount); rows start at v.
+template <int kRows, int kCount>
+HWY_INLINE void add_units(const Bf16* const* rows, std::int64_t count, const float* weight,
+                          std::int64_t stride, std::int32_t d_k, std::int32_t d_v, int unit,
+                          float (*sums)[kMaxHeadDim]) {
+  const FloatTag d;
+  FloatVec sum[kRows][2 * kCount];
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < 2 * kCount; ++v) {
+      sum[r][v] = hn::Load(d, sums[r] + unit * kUnit + v * kLanes);
+    }
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    Halves x[kCount];
+    for (int u = 0; u < kCount; ++u) x[u] = load_unit(rows[i] + d_k, unit + u, d_v);
+    for (int r = 0; r < kRows; ++r) {
+      const FloatVec w = hn::Set(d, weight[r * stride + i]);
+      for (int u = 0; u < kCount; ++u) {
+        sum[r][2 * u] = hn::MulAdd(w, x[u].even, sum[r][2 * u]);
+        sum[r][2 * u + 1] = hn::MulAdd(w, x[u].odd, sum[r][2 * u + 1]);
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < 2 * kCount; ++v) {
+      hn::Store(sum[r][v], d, sums[r] + unit * kUnit + v * kLanes);
+    }
+  }
+}
+
+// sums[r] += Σ_i weight[r * stride + i] v_i for `count` rows; sums are split.
+template <int kRows>
+HWY_INLINE void add_values(const Bf16* const* rows, std::int64_t count, const float* weight,
+                           std::int64_t stride, std::int32_t d_k, std::int32_t d_v,
+                           float (*sums)[kMaxHeadDim]) {
+  constexpr int kPass = kRows <= 4 ? kUnitsPerPass : 1;
+  int unit = 0;
+  for (; unit + kPass <= units_of(d_v); unit += kPass) {
+    add_units<kRows, kPass>(rows, count, weight, stride, d_k, d_v, unit, sums);
+  }
+  for (; unit < units_of(d_v); ++unit) {
+    add_units<kRows, 1>(rows, count, weight, stride, d_k, d_v, unit, sums);
+  }
+}
+
+// sums[r] += Σ_c weight[r * stride + c] m_c for int8 rows m [count, d_v]; sums are in order.
+template <int kRows, int kVecs>
+HWY_INLINE void add_mean_vecs(const std::int8_t* means, std::int64_t count, const float* weight,
+                              std::int64_t stride, std::int32_t d_v, std::int32_t begin,
+                              float (*sums)[kMaxHeadDim]) {
+  const FloatTag d;
+  FloatVec sum[kRows][kVecs];
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVecs; ++v) sum[r][v] = hn::Load(d, sums[r] + begin + v * kLanes);
+  }
+  for (std::int64_t c = 0; c < count; ++c) {
+    FloatVec x[kVecs];
+    for (int v = 0; v < kVecs; ++v) x[v] = load_int8(d, means + c * d_v + begin + v * kLanes);
+    for (int r = 0; r < kRows; ++r) {
+      const FloatVec w = hn::Set(d, weight[r * stride + c]);
+      for (int v = 0; v < kVecs; ++v) sum[r][v] = hn::MulAdd(w, x[v], sum[r][v]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVecs; ++v) hn::Store(sum[r][v], d, sums[r] + begin + v * kLanes);
+  }
+}
+
+template <int kRows>
+HWY_INLINE void add_means(const std::int8_t* means, std::int64_t count, const float* weight,
+                          std::int64_t stride, std::int32_t d_v, float (*sums)[kMaxHeadDim]) {
+  constexpr int kVecs = kRows <= 4 ? 2 * kUnitsPerPass : 2;
+  std::int32_t j = 0;
+  for (; j + kVecs * kLanes <= d_v; j += kVecs * kLanes) {
+    add_mean_vecs<kRows, kVecs>(means, count, weight, stride, d_v, j, sums);
+  }
+  for (; j < d_v; j += kLanes) {
+    add_mean_vecs<kRows, 1>(means, count, weight, stride, d_v, j, sums);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace icefield
+HWY_AFTER_NAMESPACE();
+#endif  // HWY_TARGET
+
+#endif  // include guard, toggled per target
