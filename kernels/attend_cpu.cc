@@ -115,21 +115,34 @@ HWY_INLINE void split_queries(const float* q, std::int32_t d_k, float (*split)[k
   }
 }
 
+// Selected rows lie anywhere: the next block comes while this one is computed.
+HWY_INLINE void prefetch_row(const Bf16* row, std::int32_t width) {
+  constexpr std::int32_t kLine = 64 / sizeof(Bf16);
+  for (std::int32_t j = 0; j < width; j += kLine) __builtin_prefetch(row + j);
+}
+
 // Exact rows: seen[r] of them for query row r.
 template <int kRows>
 void add_rows(const HeadShape& shape, const AttendGroup& group, const float* q,
               const std::int64_t* seen, const TailSums& tail, Sums& sums) {
   constexpr int kTile = kTileRows<kRows>;
   static_assert(kBlock % kTile == 0);
-  RowReader reader(group, shape.d_k + shape.d_v);
-  const Bf16* rows[kBlock];
+  const std::int32_t width = shape.d_k + shape.d_v;
+  RowReader reader(group, width);
+  const Bf16* blocks[2][kBlock];
+  const Bf16** rows = blocks[0];
+  const Bf16** next = blocks[1];
   HWY_ALIGN float split[kRows][kMaxHeadDim];
   HWY_ALIGN float weight[kRows][kBlock];
   split_queries<kRows>(q, shape.d_k, split);
   std::int64_t done = 0;
-  for (int count = reader.next(rows); count > 0; count = reader.next(rows)) {
+  for (int count = reader.next(rows), next_count = 0; count > 0; count = next_count) {
+    next_count = reader.next(next);
     std::fill(rows + count, rows + kBlock, rows[0]);  // fills the last tile
     for (int i = 0; i < count; i += kTile) {
+      if (group.selected_count > 0) {
+        for (int p = i; p < std::min(i + kTile, next_count); ++p) prefetch_row(next[p], width);
+      }
       tile_logits<kRows>(rows + i, split, shape.d_k, shape.beta, weight[0] + i, kBlock);
     }
     for (int r = 0; r < kRows; ++r) {
@@ -142,6 +155,7 @@ void add_rows(const HeadShape& shape, const AttendGroup& group, const float* q,
     }
     add_values<kRows>(rows, count, weight[0], kBlock, shape.d_k, shape.d_v, sums.out);
     done += count;
+    std::swap(rows, next);
   }
 }
 

@@ -67,12 +67,19 @@ HWY_INLINE void tile_logits(const Bf16* const* rows, const float (*q)[kMaxHeadDi
   FloatVec sum[kLanes];
   for (FloatVec& s : sum) s = hn::Zero(d);
   for (int unit = 0; unit < units_of(d_k); ++unit) {
-    for (int i = 0; i < kTile; ++i) {
-      const Halves k = load_unit(rows[i], unit, d_k);
+    // Keys stay in registers where they are few, else queries do.
+    constexpr int kKeys = kTile < kRows ? kTile : 1;
+    for (int first = 0; first < kTile; first += kKeys) {
+      Halves k[kKeys];
+      for (int i = 0; i < kKeys; ++i) k[i] = load_unit(rows[first + i], unit, d_k);
       for (int r = 0; r < kRows; ++r) {
-        FloatVec& s = sum[r * kTile + i];
-        s = hn::MulAdd(k.even, hn::Load(d, q[r] + unit * kUnit), s);
-        s = hn::MulAdd(k.odd, hn::Load(d, q[r] + unit * kUnit + kLanes), s);
+        const FloatVec even = hn::Load(d, q[r] + unit * kUnit);
+        const FloatVec odd = hn::Load(d, q[r] + unit * kUnit + kLanes);
+        for (int i = 0; i < kKeys; ++i) {
+          FloatVec& s = sum[r * kTile + first + i];
+          s = hn::MulAdd(k[i].even, even, s);
+          s = hn::MulAdd(k[i].odd, odd, s);
+        }
       }
     }
   }

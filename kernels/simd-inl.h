@@ -97,6 +97,11 @@ HWY_INLINE FloatVec exp_lanes(FloatTag d, FloatVec x) {
 #endif
 }
 
+// The vote of a logit (step 5).
+HWY_INLINE FloatVec vote_lanes(FloatTag d, FloatVec logit, FloatVec reference) {
+  return exp_lanes(d, hn::Min(hn::Sub(logit, reference), hn::Set(d, kVoteExponentCap)));
+}
+
 // The sums over lanes of kLanes vectors, in order; `v` is consumed. Each round adds the halves of
 // two vectors and leaves both in one.
 HWY_INLINE FloatVec sum_each(FloatTag d, FloatVec* v) {
@@ -104,8 +109,8 @@ HWY_INLINE FloatVec sum_each(FloatTag d, FloatVec* v) {
   if constexpr (kLanes == 16) {
     count = 8;
     for (int i = 0; i < count; ++i) {
-      v[i] = hn::Add(hn::ConcatLowerLower(d, v[i + count], v[i]),
-                     hn::ConcatUpperUpper(d, v[i + count], v[i]));
+      v[i] = hn::Add(hn::ConcatUpperLower(d, v[i + count], v[i]),
+                     hn::ConcatLowerUpper(d, v[i + count], v[i]));
     }
   }
   if constexpr (kLanes >= 8) {

@@ -1,0 +1,281 @@
+// Ranking of candidates' tokens on the CPU. Bound: the instructions that unpack codes and multiply
+// them, 10 for each vector of code words (16 dimensions of kLanes tokens) and query row, of which 6
+// are shared by the rows.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/rank_cpu.cc"
+#include "hwy/foreach_target.h"  // compiles this file once per instruction set
+// The order matters: simd-inl.h needs the target.
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "hwy/highway.h"
+#include "kernels/rounded_query.h"
+#include "kernels/select.h"
+#include "kernels/simd-inl.h"
+#include "kernels/simd_dot-inl.h"
+
+#if HWY_TARGET == HWY_SCALAR
+namespace icefield::HWY_NAMESPACE {
+void rank_target(const RankArgs& args) { rank_reference(args); }
+}  // namespace icefield::HWY_NAMESPACE
+#else
+HWY_BEFORE_NAMESPACE();
+namespace icefield {
+namespace HWY_NAMESPACE {
+namespace {
+// kRows rotated query rows as codes see them.
+template <int kRows>
+struct CodeQueries {
+  // q_rotated [kRows, d]
+  CodeQueries(const float* q_rotated, std::int32_t d, float beta) {
+    for (int r = 0; r < kRows; ++r) {
+      step[r] = beta * internal::round_query(q_rotated + static_cast<std::int64_t>(r) * d, d,
+                                             internal::kCodeQueryLimit, levels[r]);
+      sum[r] = std::accumulate(levels[r], levels[r] + d, 0);
+    }
+  }
+
+  HWY_ALIGN std::int8_t levels[kRows][kMaxHeadDim];
+  std::int32_t sum[kRows];  // of the levels
+  float step[kRows];        // times β
+};
+
+// Σ q c of the rows in one vector of code words, from the words on. Dimension 4 k + b of a word's
+// 16 stands in bits 2 k of byte b: masks give k = 0 and, times 4, k = 1; after a shift 2 and 3.
+template <int kRows>
+HWY_INLINE void sum_codes(const CodeQueries<kRows>& q, const std::uint32_t* words,
+                          std::int32_t steps, IntVec* total) {
+  const IntTag di;
+  const UintTag du;
+  const UByteTag du8;
+  const ByteTag d8;
+  const auto plain = hn::Set(du, 0x03030303u);
+  const auto times_4 = hn::Set(du, 0x0c0c0c0cu);
+  for (int r = 0; r < kRows; ++r) total[r] = hn::Zero(di);
+  for (std::int32_t begin = 0; begin < steps; begin += kCodeSumSteps) {
+    CodeSum sum[kRows][2];
+    for (auto& row : sum) row[0] = row[1] = zero_codes();
+    for (std::int32_t g = begin; g < std::min(begin + kCodeSumSteps, steps); ++g) {
+      const auto low = hn::LoadU(du, words + static_cast<std::int64_t>(g) * kCodePanel);
+      const auto high = hn::ShiftRight<4>(low);
+      const UByteVec codes[4] = {
+          hn::BitCast(du8, hn::And(low, plain)), hn::BitCast(du8, hn::And(low, times_4)),
+          hn::BitCast(du8, hn::And(high, plain)), hn::BitCast(du8, hn::And(high, times_4))};
+      for (int r = 0; r < kRows; ++r) {
+        for (int k = 0; k < 4; ++k) {
+          std::int32_t four;
+          std::memcpy(&four, q.levels[r] + g * kCodeGroup + 4 * k, sizeof(four));
+          sum[r][k % 2] = add_codes(sum[r][k % 2], codes[k], hn::BitCast(d8, hn::Set(di, four)));
+        }
+      }
+    }
+    for (int r = 0; r < kRows; ++r) total[r] = close_codes(total[r], sum[r][0], sum[r][1]);
+  }
+}
+
+// What code scores of one segment go into, for kRows query rows from row 0 of the arrays on.
+template <int kRows>
+struct TokenScores {
+  const float* cluster_logit;  // [kRows, cluster_stride] β q·μ
+  std::int64_t cluster_stride;
+  const float* reference_level;  // [kRows]
+  float* logit;                  // out [kRows, row_stride]
+  std::int64_t row_stride;
+  float* vote;       // [rows]
+  bool first_block;  // these query rows' votes start the sums
+};
+
+// x̂ and votes of kLanes rows from `row` on. `cluster` is the one that holds the first of them, or
+// the first after it. Rows in no cluster get numbers that nobody reads.
+template <int kRows>
+HWY_INLINE void score_rows(const HeadIndex& segment, std::int32_t row, std::int32_t cluster,
+                           const CodeQueries<kRows>& q, const TokenScores<kRows>& out) {
+  const FloatTag d;
+  const IntTag di;
+  const std::uint32_t* words = segment.codes.codes +
+                               static_cast<std::int64_t>(row / kCodePanel) * segment.codes.d_k +
+                               row % kCodePanel;
+  IntVec total[kRows];
+  sum_codes<kRows>(q, words, segment.codes.d_k / kCodeGroup, total);
+  const FloatVec scale = load_fp16(d, segment.codes.scale + row);
+  FloatVec logit[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    const IntVec twice = hn::ShiftLeft<1>(total[r]);
+    const FloatVec dot = hn::ConvertTo(d, hn::Sub(twice, hn::Set(di, 3 * q.sum[r])));
+    logit[r] = hn::Mul(hn::Mul(dot, scale), hn::Set(d, q.step[r]));
+  }
+  const IntVec lane = hn::Iota(di, 0);
+  for (; cluster < segment.clusters.count; ++cluster) {
+    const std::int32_t begin = segment.clusters.first_row[cluster] - row;
+    if (begin >= kLanes) break;
+    const std::int32_t end = begin + segment.clusters.token_count[cluster];
+    const auto inside = hn::RebindMask(
+        d, hn::And(hn::Gt(lane, hn::Set(di, begin - 1)), hn::Lt(lane, hn::Set(di, end))));
+    for (int r = 0; r < kRows; ++r) {
+      const FloatVec mean = hn::Set(d, out.cluster_logit[r * out.cluster_stride + cluster]);
+      logit[r] = hn::Add(logit[r], hn::IfThenElseZero(inside, mean));
+    }
+  }
+  FloatVec vote = out.first_block ? hn::Zero(d) : hn::LoadU(d, out.vote + row);
+  for (int r = 0; r < kRows; ++r) {
+    hn::StoreU(logit[r], d, out.logit + r * out.row_stride + row);
+    vote = hn::Add(vote, vote_lanes(d, logit[r], hn::Set(d, out.reference_level[r])));
+  }
+  hn::StoreU(vote, d, out.vote + row);
+}
+
+// x̂ and votes of all panels that hold a row of a candidate.
+template <int kRows>
+HWY_NOINLINE void score_segment(const HeadIndex& segment, const std::uint8_t* candidate,
+                                const CodeQueries<kRows>& q, const TokenScores<kRows>& out) {
+  std::int32_t next = 0;     // first row not yet scored
+  std::int32_t cluster = 0;  // one that ends beyond it, or the first such
+  const LevelView& clusters = segment.clusters;
+  for_candidate_runs(candidate, clusters.count, [&](std::int32_t c, std::int32_t end) {
+    const RowRange rows = rows_of(clusters, c, end);
+    const std::int32_t begin = rows.first / kLanes * kLanes;
+    if (begin >= next) {
+      next = begin;
+      cluster = c;
+      while (cluster > 0 && clusters.first_row[cluster] > next) --cluster;
+    }
+    for (; next < rows.end; next += kLanes) {
+      while (clusters.first_row[cluster] + clusters.token_count[cluster] <= next) ++cluster;
+      score_rows<kRows>(segment, next, cluster, q, out);
+    }
+  });
+}
+
+// The rows with the largest votes, `budget` of them. Votes are filtered against the worst of the
+// best so far, so most rows cost one comparison.
+class BestRows {
+ public:
+  BestRows(std::int32_t budget, RankedRow* best) : budget_(budget), best_(best) {}
+
+  // votes[i] of the rows [begin, end) of the table; call with ascending rows.
+  void add(const float* votes, std::int32_t begin, std::int32_t end) {
+    if (budget_ == 0) return;
+    const FloatTag d;
+    const auto lanes = static_cast<std::int32_t>(hn::Lanes(d));
+    const std::int32_t room = static_cast<std::int32_t>(rank_scratch_rows(budget_)) - lanes;
+    for (std::int32_t i = begin; i < end; i += lanes) {
+      const FloatVec v = load_first(d, votes + i, end - i, -1);
+      std::uint8_t bits[8] = {};
+      if (hn::StoreMaskBits(d, hn::Gt(v, hn::Set(d, threshold_)), bits) == 0) continue;
+      std::uint64_t above;
+      std::memcpy(&above, bits, sizeof(above));
+      for (; above != 0; above &= above - 1) {
+        const std::int32_t row = i + __builtin_ctzll(above);
+        best_[count_++] = {votes[row], row};
+      }
+      if (count_ > room) cut();
+    }
+  }
+
+  // Puts them first into `best`, ascending by row; returns how many there are.
+  std::int32_t finish() {
+    if (count_ > budget_) cut();
+    std::sort(best_, best_ + count_,
+              [](const RankedRow& a, const RankedRow& b) { return a.index < b.index; });
+    return count_;
+  }
+
+ private:
+  void cut() {
+    std::nth_element(best_, best_ + budget_ - 1, best_ + count_,
+                     [](const RankedRow& a, const RankedRow& b) {
+                       return a.vote != b.vote ? a.vote > b.vote : a.index < b.index;
+                     });
+    threshold_ = best_[budget_ - 1].vote;
+    count_ = budget_;
+  }
+
+  const std::int32_t budget_;
+  RankedRow* const best_;
+  std::int32_t count_ = 0;
+  float threshold_ = -0.5f;
+};
+
+// Appends the best rows, which come out ascending, so that the segment only moves forward.
+void append_selected(const RankGroup& group, BestRows& best, std::int32_t segment,
+                     std::int32_t segment_begin) {
+  const std::int32_t count = best.finish();
+  std::int32_t& selected = *group.selected_count;
+  for (std::int32_t i = 0; i < count; ++i) {
+    while (group.ranking[i].index >= segment_begin + group.segments[segment].codes.row_count) {
+      segment_begin += group.segments[segment++].codes.row_count;
+    }
+    group.selected[selected++] = {segment, group.ranking[i].index - segment_begin};
+  }
+}
+
+// x̂ and votes of all candidates.
+void score_tokens(const HeadShape& shape, const RankGroup& group, const TableSize& total) {
+  for_row_blocks(group.row_count, [&](auto rows, std::int32_t row) {
+    constexpr int kRows = rows();
+    const CodeQueries<kRows> q(group.q_rotated + static_cast<std::int64_t>(row) * shape.d_k,
+                               shape.d_k, shape.beta);
+    TokenScores<kRows> out{
+        .cluster_logit = group.cluster_logit + static_cast<std::int64_t>(row) * total.clusters,
+        .cluster_stride = total.clusters,
+        .reference_level = group.reference_level + row,
+        .logit = group.token_logit + static_cast<std::int64_t>(row) * total.rows,
+        .row_stride = total.rows,
+        .vote = group.vote,
+        .first_block = row == 0};
+    const std::uint8_t* candidate = group.candidate;
+    for (std::int32_t s = 0; s < group.segment_count; ++s) {
+      const HeadIndex& segment = group.segments[s];
+      score_segment<kRows>(segment, candidate, q, out);
+      candidate += segment.clusters.count;
+      out.cluster_logit += segment.clusters.count;
+      out.logit += segment.codes.row_count;
+      out.vote += segment.codes.row_count;
+    }
+  });
+}
+
+void rank(const HeadShape& shape, const RankGroup& group) {
+  const TableSize total = table_size(group.segments, group.segment_count);
+  score_tokens(shape, group, total);
+  *group.selected_count = 0;
+  const bool by_segment = group.rule.segment_budgets != nullptr;
+  BestRows of_all(by_segment ? 0 : group.rule.budget, group.ranking);
+  const std::uint8_t* candidate = group.candidate;
+  std::int32_t first_row = 0;
+  for (std::int32_t s = 0; s < group.segment_count; ++s) {
+    const HeadIndex& segment = group.segments[s];
+    BestRows of_segment(by_segment ? group.rule.segment_budgets[s] : 0, group.ranking);
+    BestRows& best = by_segment ? of_segment : of_all;
+    for_candidate_runs(candidate, segment.clusters.count, [&](std::int32_t c, std::int32_t end) {
+      const RowRange rows = rows_of(segment.clusters, c, end);
+      best.add(group.vote, first_row + rows.first, first_row + rows.end);
+    });
+    if (by_segment) append_selected(group, of_segment, s, first_row);
+    candidate += segment.clusters.count;
+    first_row += segment.codes.row_count;
+  }
+  if (!by_segment) append_selected(group, of_all, 0, 0);
+}
+
+}  // namespace
+
+void rank_target(const RankArgs& args) {
+  for (std::int32_t g = 0; g < args.group_count; ++g) rank(args.shape, args.groups[g]);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace icefield
+HWY_AFTER_NAMESPACE();
+#endif  // HWY_TARGET
+
+#if HWY_ONCE
+namespace icefield {
+
+HWY_EXPORT(rank_target);
+
+void rank_cpu(const RankArgs& args) { HWY_DYNAMIC_DISPATCH(rank_target)(args); }
+
+}  // namespace icefield
+#endif
