@@ -1,4 +1,4 @@
-// Clustering and description on the CPU. Bound: the dot products of the list assignment, about
+// Clustering on the CPU. Bound: the dot products of the list assignment, about
 // (6 × 32 + 64) centroid distances per token in a segment of 4096.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/segment_build_cpu.cc"
@@ -10,7 +10,6 @@
 
 #include "hwy/highway.h"
 #include "kernels/cluster_plan.h"
-#include "kernels/rotation.h"
 #include "kernels/segment_build.h"
 #include "kernels/simd-inl.h"
 
@@ -19,7 +18,6 @@ namespace icefield::HWY_NAMESPACE {
 Status partition_target(const PartitionArgs& args, Partition& out) {
   return partition_reference(args, out);
 }
-void describe_target(const DescribeArgs& args) { describe_reference(args); }
 }  // namespace icefield::HWY_NAMESPACE
 #else
 HWY_BEFORE_NAMESPACE();
@@ -279,170 +277,6 @@ Status load_keys(const PartitionArgs& args, Keys& keys) {
   return Status();
 }
 
-// ------------------------------------------------------------------------------------- describe
-
-// Quantises mean[d] to int8 with one scale and leaves the dequantised mean in its place.
-float quantise_mean(float* mean, std::int32_t d, std::int8_t* out) {
-  float largest = 0;
-  for (std::int32_t j = 0; j < d; ++j) largest = std::max(largest, std::abs(mean[j]));
-  const float scale = largest / 127;
-  for (std::int32_t j = 0; j < d; ++j) {
-    const float level = scale == 0 ? 0 : std::nearbyint(mean[j] / scale);
-    out[j] = static_cast<std::int8_t>(std::clamp(level, -127.0f, 127.0f));
-    mean[j] = scale * static_cast<float>(out[j]);
-  }
-  return scale;
-}
-
-void describe_level(const DescribeArgs& args, std::span<const std::uint16_t> run_rows,
-                    const MutableLevelView& level, float* means) {
-  const std::int64_t width = args.d_k + args.d_v;
-  std::vector<float> key_mean(static_cast<std::size_t>(args.d_k));
-  std::vector<float> value_mean(static_cast<std::size_t>(args.d_v));
-  std::vector<std::int8_t> key_codes(static_cast<std::size_t>(args.d_k));
-  std::vector<float> squares(static_cast<std::size_t>(args.d_k));
-  std::vector<float> spread(run_rows.size());  // Σ_j n_c var_cj
-  // Sums over thousands of rows: in double.
-  std::vector<double> shape(static_cast<std::size_t>(args.d_k), 0.0);
-  std::int32_t row = args.first_indexed_row;
-  for (std::size_t c = 0; c < run_rows.size(); ++c) {
-    const std::int32_t count = run_rows[c];
-    const Bf16* rows = args.rows + row * width;
-    std::fill(key_mean.begin(), key_mean.end(), 0.0f);
-    std::fill(value_mean.begin(), value_mean.end(), 0.0f);
-    for (std::int32_t i = 0; i < count; ++i) {
-      const Bf16* at = rows + i * width;
-      for (std::int32_t j = 0; j < args.d_k; ++j) {
-        key_mean[static_cast<std::size_t>(j)] += bf16_to_float(at[j]);
-      }
-      for (std::int32_t j = 0; j < args.d_v; ++j) {
-        value_mean[static_cast<std::size_t>(j)] += bf16_to_float(at[args.d_k + j]);
-      }
-    }
-    const float inverse = 1.0f / static_cast<float>(count);
-    for (float& value : key_mean) value *= inverse;
-    for (float& value : value_mean) value *= inverse;
-    level.key_scale[c] = quantise_mean(key_mean.data(), args.d_k, key_codes.data());
-    level.value_scale[c] = quantise_mean(
-        value_mean.data(), args.d_v, level.value_means + static_cast<std::int64_t>(c) * args.d_v);
-    for (std::int32_t j = 0; j < args.d_k; ++j) {
-      level.key_means[level.key_mean_at(static_cast<std::int32_t>(c), j)] =
-          key_codes[static_cast<std::size_t>(j)];
-    }
-    std::fill(squares.begin(), squares.end(), 0.0f);
-    for (std::int32_t i = 0; i < count; ++i) {
-      for (std::int32_t j = 0; j < args.d_k; ++j) {
-        const float difference =
-            bf16_to_float(rows[i * width + j]) - key_mean[static_cast<std::size_t>(j)];
-        squares[static_cast<std::size_t>(j)] += difference * difference;
-      }
-    }
-    spread[c] = 0;
-    for (std::size_t j = 0; j < squares.size(); ++j) {
-      spread[c] += squares[j];
-      shape[j] += static_cast<double>(squares[j]);
-    }
-    if (means != nullptr) {
-      std::copy(key_mean.begin(), key_mean.end(), means + static_cast<std::int64_t>(c) * args.d_k);
-    }
-    level.ln_count[c] = std::log(static_cast<float>(count));
-    level.token_count[c] = static_cast<std::uint16_t>(count);
-    level.first_row[c] = static_cast<std::uint16_t>(row);
-    row += count;
-  }
-  const double rows = row - args.first_indexed_row;
-  double total = 0;
-  for (std::size_t j = 0; j < shape.size(); ++j) {
-    level.gamma[j] = static_cast<float>(shape[j] / rows);
-    total += shape[j] / rows;
-  }
-  for (std::size_t c = 0; c < run_rows.size(); ++c) {
-    const double variance = static_cast<double>(spread[c]) / run_rows[c];
-    const double sigma = total == 0 ? 0 : std::min(variance / total, 65504.0);
-    level.sigma[c] = float_to_fp16(static_cast<float>(sigma));
-  }
-}
-
-// The scale of least squared error of codes for residual[d]. For every scale the dimensions beyond
-// the threshold take the outer level, and for every set of those the best scale is known; iterating
-// the two (Lloyd) ends in a local minimum. From a few starts around the scale of a normal variable
-// the best of them is within 0.05 % of the error that the reference's full search finds.
-float code_scale(const float* residual, std::int32_t d_k) {
-  const FloatTag d;
-  const auto lanes = static_cast<std::int32_t>(hn::Lanes(d));
-  constexpr float kInner = code_level(2);
-  constexpr float kOuter = code_level(3);
-  FloatVec power = hn::Zero(d);
-  FloatVec sum = hn::Zero(d);
-  for (std::int32_t j = 0; j < d_k; j += lanes) {
-    const FloatVec x = hn::Abs(hn::LoadU(d, residual + j));
-    power = hn::MulAdd(x, x, power);
-    sum = hn::Add(sum, x);
-  }
-  const float all = sum_lanes(d, sum);
-  const float deviation = std::sqrt(sum_lanes(d, power) / static_cast<float>(d_k));
-  float best = deviation;
-  float best_gain = 0;
-  for (const float start : {0.7f, 0.85f, 1.0f, 1.15f, 1.35f}) {
-    float scale = start * deviation;
-    float gain = 0;  // how much of the power this scale explains; it only grows
-    constexpr int kMaxIterations = 16;
-    for (int iteration = 0; iteration < kMaxIterations; ++iteration) {
-      const FloatVec threshold = hn::Set(d, scale * kCodeThreshold);
-      FloatVec large = hn::Zero(d);
-      std::size_t outer = 0;
-      for (std::int32_t j = 0; j < d_k; j += lanes) {
-        const FloatVec x = hn::Abs(hn::LoadU(d, residual + j));
-        const auto is_outer = hn::Gt(x, threshold);
-        large = hn::Add(large, hn::IfThenElseZero(is_outer, x));
-        outer += hn::CountTrue(d, is_outer);
-      }
-      const float dot = kInner * all + (kOuter - kInner) * sum_lanes(d, large);
-      const float norm = kInner * kInner * static_cast<float>(d_k) +
-                         (kOuter * kOuter - kInner * kInner) * static_cast<float>(outer);
-      if (dot * dot <= gain * norm) break;
-      gain = dot * dot / norm;
-      scale = dot / norm;
-    }
-    if (gain > best_gain) {
-      best_gain = gain;
-      best = scale;
-    }
-  }
-  return best;
-}
-
-void encode_row(const float* residual, const MutableCodesView& codes, std::int32_t row) {
-  codes.scale[row] = float_to_fp16(std::min(code_scale(residual, codes.d_k), 65504.0f));
-  const float threshold = fp16_to_float(codes.scale[row]) * kCodeThreshold;
-  for (std::int32_t j = 0; j < codes.d_k; ++j) {
-    // 0 and 1 are the negative levels from the outside in, 2 and 3 the positive ones outwards.
-    const std::uint32_t outer = std::abs(residual[j]) > threshold ? 1 : 0;
-    codes.code_word(row, j) |= (residual[j] < 0 ? 1 - outer : 2 + outer)
-                               << MutableCodesView::code_shift(j);
-  }
-}
-
-void describe(const DescribeArgs& args) {
-  const std::vector<std::uint16_t>& cluster_rows = args.partition->cluster_rows;
-  Floats means(cluster_rows.size() * static_cast<std::size_t>(args.d_k));
-  describe_level(args, args.partition->list_rows, args.lists, nullptr);
-  describe_level(args, cluster_rows, args.clusters, means.data());
-  Floats residual(static_cast<std::size_t>(args.d_k));
-  std::int32_t row = args.first_indexed_row;
-  for (std::size_t c = 0; c < cluster_rows.size(); ++c) {
-    const float* mean = means.data() + c * static_cast<std::size_t>(args.d_k);
-    for (const std::int32_t end = row + cluster_rows[c]; row < end; ++row) {
-      const Bf16* key = args.rows + static_cast<std::int64_t>(row) * (args.d_k + args.d_v);
-      for (std::int32_t j = 0; j < args.d_k; ++j) {
-        residual[static_cast<std::size_t>(j)] = bf16_to_float(key[j]) - mean[j];
-      }
-      rotate(residual.data(), 1, args.d_k, residual.data());
-      encode_row(residual.data(), args.codes, row);
-    }
-  }
-}
-
 }  // namespace
 
 Status partition_target(const PartitionArgs& args, Partition& out) {
@@ -460,8 +294,6 @@ Status partition_target(const PartitionArgs& args, Partition& out) {
   return Status();
 }
 
-void describe_target(const DescribeArgs& args) { describe(args); }
-
 }  // namespace HWY_NAMESPACE
 }  // namespace icefield
 HWY_AFTER_NAMESPACE();
@@ -471,12 +303,10 @@ HWY_AFTER_NAMESPACE();
 namespace icefield {
 
 HWY_EXPORT(partition_target);
-HWY_EXPORT(describe_target);
 
 Status partition_cpu(const PartitionArgs& args, Partition& out) {
   return HWY_DYNAMIC_DISPATCH(partition_target)(args, out);
 }
-void describe_cpu(const DescribeArgs& args) { HWY_DYNAMIC_DISPATCH(describe_target)(args); }
 
 }  // namespace icefield
 #endif
