@@ -266,7 +266,10 @@ void Step::find_pages(std::int32_t layer) {
   const std::int32_t page_rows = worker_->options_.page_rows;
   HotPool& pool = worker_->pool_;
   pool.begin_step();
-  std::vector<std::vector<WantedPage>> wanted(items_.size());
+  std::vector<std::vector<WantedPage>>& lists = worker_->wanted_;
+  if (lists.size() < items_.size()) lists.resize(items_.size());
+  const std::span wanted(lists.data(), items_.size());
+  for (std::vector<WantedPage>& pages : wanted) pages.clear();
   for (std::size_t group = 0; group < group_count(); ++group) {
     GroupWork& work = this->work(group);
     work.pages.assign(work.selected.size(), nullptr);

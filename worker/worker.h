@@ -129,7 +129,8 @@ class Worker {
   std::map<SegmentKey, std::weak_ptr<const AttachedSegment>> segments_;
   std::vector<std::uint32_t> free_numbers_;
   std::uint32_t next_number_ = 0;
-  std::vector<GroupWork> work_;  // of the step under way
+  std::vector<GroupWork> work_;                  // of the step under way
+  std::vector<std::vector<WantedPage>> wanted_;  // of the layer under way, by context
 };
 
 }  // namespace icefield
