@@ -117,11 +117,12 @@ void ClusteredMethod::build() {
 }
 
 void ClusteredMethod::select(const MethodQuery& query) {
+  propose(query);
+  rank(query);
+}
+
+void ClusteredMethod::propose(const MethodQuery& query) {
   const auto segment_count = static_cast<std::int32_t>(index_.segments.size());
-  const SelectionRule rule = this->rule(query);
-  selected_.resize(at(rule.budget));
-  ranking_.resize(at(rank_scratch_rows(rule.budget)));
-  rotate(query.q, set_.group, set_.d_k, q_rotated_.data());
   const ScoreListsGroup lists{.row_count = set_.group,
                               .q = query.q,
                               .exact_lse = query.exact_lse,
@@ -131,31 +132,38 @@ void ClusteredMethod::select(const MethodQuery& query) {
                               .reference_level = reference_level_.data(),
                               .segment_mass = segment_mass_.data()};
   kernels_.score_lists({.shape = shape_, .group_count = 1, .groups = &lists});
-  const ProposeGroup propose{.row_count = set_.group,
-                             .q = query.q,
-                             .reference_level = reference_level_.data(),
-                             .segment_count = segment_count,
-                             .segments = index_.segments.data(),
-                             .rule = rule,
-                             .cluster_logit = cluster_logit_.data(),
-                             .cluster_vote = cluster_vote_.data(),
-                             .order = order_.data(),
-                             .candidate = candidate_.data()};
-  kernels_.propose({.shape = shape_, .group_count = 1, .groups = &propose});
-  const RankGroup rank{.row_count = set_.group,
-                       .q_rotated = q_rotated_.data(),
-                       .reference_level = reference_level_.data(),
-                       .segment_count = segment_count,
-                       .segments = index_.segments.data(),
-                       .cluster_logit = cluster_logit_.data(),
-                       .candidate = candidate_.data(),
-                       .rule = rule,
-                       .token_logit = token_logit_.data(),
-                       .vote = vote_.data(),
-                       .ranking = ranking_.data(),
-                       .selected = selected_.data(),
-                       .selected_count = &selected_count_};
-  kernels_.rank({.shape = shape_, .group_count = 1, .groups = &rank});
+  const ProposeGroup group{.row_count = set_.group,
+                           .q = query.q,
+                           .reference_level = reference_level_.data(),
+                           .segment_count = segment_count,
+                           .segments = index_.segments.data(),
+                           .rule = rule(query),
+                           .cluster_logit = cluster_logit_.data(),
+                           .cluster_vote = cluster_vote_.data(),
+                           .order = order_.data(),
+                           .candidate = candidate_.data()};
+  kernels_.propose({.shape = shape_, .group_count = 1, .groups = &group});
+}
+
+void ClusteredMethod::rank(const MethodQuery& query) {
+  const SelectionRule rule = this->rule(query);
+  selected_.resize(at(rule.budget));
+  ranking_.resize(at(rank_scratch_rows(rule.budget)));
+  rotate(query.q, set_.group, set_.d_k, q_rotated_.data());
+  const RankGroup group{.row_count = set_.group,
+                        .q_rotated = q_rotated_.data(),
+                        .reference_level = reference_level_.data(),
+                        .segment_count = static_cast<std::int32_t>(index_.segments.size()),
+                        .segments = index_.segments.data(),
+                        .cluster_logit = cluster_logit_.data(),
+                        .candidate = candidate_.data(),
+                        .rule = rule,
+                        .token_logit = token_logit_.data(),
+                        .vote = vote_.data(),
+                        .ranking = ranking_.data(),
+                        .selected = selected_.data(),
+                        .selected_count = &selected_count_};
+  kernels_.rank({.shape = shape_, .group_count = 1, .groups = &group});
 }
 
 void ClusteredMethod::attend(const MethodQuery& query, Partial result) {

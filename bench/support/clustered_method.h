@@ -40,6 +40,10 @@ class ClusteredMethod final : public Method {
   MethodCost cost() const override;
   std::int64_t index_bytes() const override { return index_.bytes(); }
 
+  // The two halves of select(): what proposes candidates, and what ranks them.
+  void propose(const MethodQuery& query);
+  void rank(const MethodQuery& query);
+
   const ClusteredIndex& index() const { return index_; }
   std::int32_t breadth() const;
 
