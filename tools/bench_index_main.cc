@@ -10,8 +10,8 @@
 #include <iostream>
 
 #include "bench/support/index_trial.h"
+#include "bench/support/key_recording.h"
 #include "bench/support/machine_limits.h"
-#include "bench/support/recorded_keys.h"
 #include "bench/support/synthetic_keys.h"
 #include "tools/command_line.h"
 #include "tools/progress.h"
@@ -151,8 +151,8 @@ class Bench {
   }
 
   Status run_recorded(const std::string& name) {
-    ICE_TRY(const RecordedKeys recorded, RecordedKeys::open(name.substr(sizeof(kRecorded) - 1)));
-    const RecordedKeysHeader& header = recorded.header();
+    ICE_TRY(const KeyRecording recorded, KeyRecording::open(name.substr(sizeof(kRecorded) - 1)));
+    const KeyRecordingHeader& header = recorded.header();
     const std::int32_t heads =
         FLAGS_heads == 0 ? recorded.heads() : std::min(FLAGS_heads, recorded.heads());
     const Shape shape{.keys = name,

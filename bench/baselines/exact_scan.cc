@@ -40,7 +40,6 @@ void ExactScan::build() {
   scratch_.resize(at(rows));
   cluster_logit_.assign(at(static_cast<std::int64_t>(set_.group) * index_.size.clusters), 0.0f);
   candidate_.assign(at(index_.size.clusters), 1);
-  attend_scratch_.resize(at(attend_scratch_floats(set_.group, index_.size)));
 }
 
 void ExactScan::select(const MethodQuery& query) {
@@ -88,6 +87,8 @@ void ExactScan::attend(const MethodQuery& query, Partial result) {
     group.token_logit = logit_.data();
     group.selected_count = static_cast<std::int32_t>(selected_.size());
     group.selected = selected_.data();
+    attend_scratch_.resize(
+        at(attend_scratch_floats(set_.group, index_.size, group.selected_count)));
     group.scratch = attend_scratch_.data();
   }
   const HeadShape shape{.d_k = set_.d_k, .d_v = set_.d_v, .beta = set_.beta};

@@ -35,7 +35,6 @@ void FlatClusters::build() {
   const TableSize size = table_size(segments_.data(), static_cast<std::int32_t>(segments_.size()));
   // Never looked at: chosen clusters are chosen whole.
   token_logit_.assign(at(g * size.rows), 0.0f);
-  attend_scratch_.resize(at(attend_scratch_floats(set_.group, size)));
 }
 
 void FlatClusters::cluster_keys() {
@@ -220,6 +219,9 @@ void FlatClusters::attend(const MethodQuery& query, Partial result) {
       }
     }
   }
+  const TableSize size = table_size(segments_.data(), static_cast<std::int32_t>(segments_.size()));
+  attend_scratch_.resize(
+      at(attend_scratch_floats(set_.group, size, static_cast<std::int32_t>(selected_.size()))));
   const AttendGroup group{.row_count = set_.group,
                           .q = query.q,
                           .run_count = static_cast<std::int32_t>(runs_.size()),

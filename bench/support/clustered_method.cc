@@ -113,7 +113,6 @@ void ClusteredMethod::build() {
   candidate_.resize(at(size.clusters));
   token_logit_.resize(g * at(size.rows));
   vote_.resize(at(size.rows));
-  scratch_.resize(at(attend_scratch_floats(set_.group, size)));
 }
 
 void ClusteredMethod::select(const MethodQuery& query) {
@@ -167,6 +166,7 @@ void ClusteredMethod::rank(const MethodQuery& query) {
 }
 
 void ClusteredMethod::attend(const MethodQuery& query, Partial result) {
+  scratch_.resize(at(attend_scratch_floats(set_.group, index_.size, selected_count_)));
   runs_.clear();
   for (std::int32_t i = 0; i < selected_count_; ++i) {
     runs_.push_back({.rows = index_.row(selected_[at(i)]), .mask = 1});

@@ -24,12 +24,12 @@ class FullAttention {
   void step(std::int32_t number);
 
   // Of the last step.
-  const float* share(std::int32_t row) const;  // [tokens] softmax over all tokens
+  const float* share(std::int32_t row) const;  // [tokens] of the row's attention
   const std::vector<StrongPair>& strong() const { return strong_; }
   const std::vector<std::int32_t>& top() const { return top_; }  // kTopTokens, of the whole group
   double exact_mass() const { return exact_mass_; }           // of sink and window, mean over rows
   const std::vector<float>& out() const { return out_.out; }  // [group, d_v]
-  PartialBuffer& exact() { return exact_; }                   // of sink and window alone
+  PartialBuffer& exact() { return exact_; }                   // of the same
 
  private:
   const Kernels& kernels_;
@@ -45,6 +45,8 @@ class FullAttention {
   double exact_mass_ = 0;
   PartialBuffer out_;
   PartialBuffer exact_;
+
+  PartialBuffer own(std::int32_t number) const;
 };
 
 }  // namespace icefield

@@ -22,6 +22,9 @@ struct KeySet {
   std::int32_t end_indexed = 0;
   std::vector<Bf16> rows;      // [tokens, d_k + d_v] K then V, in token order
   std::vector<float> queries;  // [steps, group, d_k]
+  // What a step attends to beyond these rows, exactly, with every method; both empty: nothing.
+  std::vector<float> own_lse;  // [steps, group] LSE of the logits
+  std::vector<float> own_out;  // [steps, group, d_v] the values under softmax
 
   std::int32_t width() const { return d_k + d_v; }
   std::int32_t tokens() const { return static_cast<std::int32_t>(rows.size()) / width(); }

@@ -6,7 +6,7 @@
 #include <fstream>
 
 #include "bench/support/full_attention.h"
-#include "bench/support/recorded_keys.h"
+#include "bench/support/key_recording.h"
 #include "bench/support/synthetic_keys.h"
 #include "tests/support/temp_dir.h"
 
@@ -71,9 +71,9 @@ TEST(SyntheticKeys, UniformOnesSpreadAttentionEvenly) {
 }
 
 // A file of 2 layers × 3 heads.
-class RecordedKeysTest : public testing::Test {
+class KeyRecordingTest : public testing::Test {
  protected:
-  RecordedKeysTest() {
+  KeyRecordingTest() {
     header_.layers = 2;
     header_.kv_heads = 3;
     header_.group = 2;
@@ -85,7 +85,7 @@ class RecordedKeysTest : public testing::Test {
     header_.sink_tokens = 16;
     header_.window_first = 256;
   }
-  std::string write(std::size_t cut = 0) {
+  std::string write(std::size_t cut = 0, bool with_own = false) {
     std::string bytes(sizeof(header_), '\0');
     std::memcpy(bytes.data(), &header_, sizeof(header_));
     for (std::uint16_t head = 0; head < 6; ++head) {
@@ -97,17 +97,26 @@ class RecordedKeysTest : public testing::Test {
       bytes.append(reinterpret_cast<const char*>(rows.data()), rows.size() * sizeof(Bf16));
       bytes.append(reinterpret_cast<const char*>(q.data()), q.size() * sizeof(float));
     }
+    if (with_own) {
+      const std::vector<std::uint32_t> kinds(4, 1);
+      bytes.append(reinterpret_cast<const char*>(kinds.data()), 4 * sizeof(kinds[0]));
+      for (int head = 0; head < 6; ++head) {
+        std::vector<float> own(4 * 2 * (1 + 16), static_cast<float>(head) / 8);
+        own[3] = 0.75f;  // LSE of step 1, row 1
+        bytes.append(reinterpret_cast<const char*>(own.data()), own.size() * sizeof(float));
+      }
+    }
     const std::string path = dir_.file("keys");
     std::ofstream(path, std::ios::binary) << bytes.substr(0, bytes.size() - cut);
     return path;
   }
 
   TempDir dir_;
-  RecordedKeysHeader header_;
+  KeyRecordingHeader header_;
 };
 
-TEST_F(RecordedKeysTest, AreReadAsTheyWereWritten) {
-  const Result<RecordedKeys> keys = RecordedKeys::open(write());
+TEST_F(KeyRecordingTest, AreReadAsTheyWereWritten) {
+  const Result<KeyRecording> keys = KeyRecording::open(write());
   ASSERT_TRUE(keys.has_value()) << keys.status().to_string();
   EXPECT_EQ(keys->heads(), 6);
   const Result<KeySet> set = keys->read(4);
@@ -120,13 +129,31 @@ TEST_F(RecordedKeysTest, AreReadAsTheyWereWritten) {
   EXPECT_EQ(set->query(3)[0], 4.0f);
 }
 
-TEST_F(RecordedKeysTest, OtherFilesAreRefused) {
+TEST_F(KeyRecordingTest, WhatAStepAttendsBeyondTheRowsCountsAsExact) {
+  const Result<KeyRecording> keys = KeyRecording::open(write(0, true));
+  ASSERT_TRUE(keys.has_value()) << keys.status().to_string();
+  Result<KeySet> set = keys->read(4);
+  ASSERT_TRUE(set.has_value());
+  ASSERT_EQ(set->own_lse.size(), 8u);
+  EXPECT_EQ(set->own_lse[3], 0.75f);
+  EXPECT_EQ(set->own_out, std::vector<float>(4 * 2 * 16, 0.5f));
+  // So heavy that the rows do not matter.
+  std::fill(set->own_lse.begin(), set->own_lse.end(), 1e4f);
+  for (Bf16& x : set->rows) x = float_to_bf16(0.5f);
+  FullAttention truth(cpu_kernels(), *set);
+  truth.step(2);
+  EXPECT_EQ(truth.exact_mass(), 1);
+  EXPECT_EQ(truth.share(1)[100], 0);
+  for (const float x : truth.out()) EXPECT_EQ(x, 0.5f);
+}
+
+TEST_F(KeyRecordingTest, OtherFilesAreRefused) {
   const auto code = [](const std::string& path) {
-    return RecordedKeys::open(path).status().code();
+    return KeyRecording::open(path).status().code();
   };
   EXPECT_EQ(code(dir_.file("missing")), Code::kInvalidArgument);
   EXPECT_EQ(code(write(1)), Code::kInvalidArgument);
-  const RecordedKeysHeader good = header_;
+  const KeyRecordingHeader good = header_;
   header_.magic[7] = '2';
   EXPECT_EQ(code(write()), Code::kInvalidArgument);
   header_ = good;

@@ -1,8 +1,11 @@
-// bench/support/recorded_keys.h — keys of a real model, in the file that `icefield eval --record`
+// bench/support/key_recording.h — keys of a real model, in the file that `icefield eval --record`
 // writes.
 //
 // Little-endian: a header of 64 bytes, then for every (layer, KV head), heads of a layer together,
-// rows bf16 [tokens, d_k + d_v] (K then V) and queries f32 [steps, group, d_k].
+// rows bf16 [tokens, d_k + d_v] (K then V) and queries f32 [steps, group, d_k]. Then, or nothing:
+// u32 [steps] what each step computed, and for every (layer, KV head) what a step attends to beyond
+// these rows (its own question or answer so far): f32 [steps, group] the LSE of their logits, f32
+// [steps, group, d_v] their values under softmax.
 #pragma once
 
 #include <string>
@@ -12,7 +15,7 @@
 
 namespace icefield {
 
-struct RecordedKeysHeader {
+struct KeyRecordingHeader {
   char magic[8] = {'I', 'C', 'E', 'K', 'E', 'Y', 'S', '1'};
   std::uint32_t layers = 0;
   std::uint32_t kv_heads = 0;
@@ -26,15 +29,15 @@ struct RecordedKeysHeader {
   std::uint32_t window_first = 0;  // a multiple of 256
   std::uint32_t zero[4] = {};
 };
-static_assert(sizeof(RecordedKeysHeader) == 64);
+static_assert(sizeof(KeyRecordingHeader) == 64);
 
-class RecordedKeys {
+class KeyRecording {
  public:
   // kInvalidArgument: not such a file, of another length than its header says, or of a shape that
   // the kernels do not take.
-  static Result<RecordedKeys> open(const std::string& path);
+  static Result<KeyRecording> open(const std::string& path);
 
-  const RecordedKeysHeader& header() const { return header_; }
+  const KeyRecordingHeader& header() const { return header_; }
   std::int32_t heads() const {
     return static_cast<std::int32_t>(header_.layers * header_.kv_heads);
   }
@@ -42,14 +45,17 @@ class RecordedKeys {
   Result<KeySet> read(std::int32_t index) const;
 
  private:
-  RecordedKeys(std::string path, const RecordedKeysHeader& header)
+  KeyRecording(std::string path, const KeyRecordingHeader& header)
       : path_(std::move(path)), header_(header) {}
   std::int64_t row_values() const;
   std::int64_t query_values() const;
   std::int64_t head_bytes() const;
+  std::int64_t own_values() const;  // of LSE and values together
+  std::int64_t own_begin() const;   // in the file
 
   std::string path_;
-  RecordedKeysHeader header_;
+  KeyRecordingHeader header_;
+  bool has_own_ = false;
 };
 
 }  // namespace icefield
