@@ -63,7 +63,8 @@ TEST_P(Bench, StandsAloneWithoutItsPeersAndSaysSo) {
 
 const SmallBench kBenches[] = {
     {"attention",
-     {"--n=512", "--selected=64", "--rows=512", "--heads=2", "--rounds=1", "--head_dim=64"},
+     {"--n=512", "--selected=64", "--rows=512", "--heads=2", "--rank_heads=2", "--rounds=1",
+      "--head_dim=64"},
      {"attend_gflops", "attend_gbps", "threads_speedup", "seal_ms", "rank_ms"},
      {}},
     {"index",
