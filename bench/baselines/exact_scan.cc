@@ -53,7 +53,8 @@ void ExactScan::select(const MethodQuery& query) {
     std::fill_n(logit_.data() + static_cast<std::int64_t>(h) * rows, set_.first_indexed,
                 -HUGE_VALF);
   }
-  softmax_votes(logit_.data(), set_.group, rows, rows, scratch_.data(), vote_.data());
+  softmax_votes(logit_.data(), set_.group, rows, rows, query.exact_lse, scratch_.data(),
+                vote_.data());
   const std::int32_t budget = std::min(query.budget, set_.indexed());
   best_.resize(at(top_room(budget)));
   top_scores(vote_.data(), rows, budget, best_.data());

@@ -171,7 +171,8 @@ void FlatClusters::select(const MethodQuery& query) {
     float* logit = logit_.data() + static_cast<std::int64_t>(h) * stride;
     for (std::int32_t c = 0; c < count; ++c) logit[c] = dot[c] + ln_count_[at(c)];
   }
-  softmax_votes(logit_.data(), set_.group, count, stride, scratch_.data(), vote_.data());
+  softmax_votes(logit_.data(), set_.group, count, stride, query.exact_lse, scratch_.data(),
+                vote_.data());
   // Clusters hold 16 tokens on average; where the best ones are smaller, more are taken.
   chosen_.clear();
   for (std::int32_t wanted = std::min(count, query.budget / kTokensPerCluster * 2 + 8);;

@@ -130,7 +130,7 @@ void PositionalPages::select(const MethodQuery& query) {
   }
   const auto count = static_cast<std::int32_t>(pages_.size());
   scan(digests_, q_.data(), set_.group, set_.beta, logit_.data(), scan_padded(count));
-  softmax_votes(logit_.data(), set_.group, count, scan_padded(count), scratch_.data(),
+  softmax_votes(logit_.data(), set_.group, count, scan_padded(count), nullptr, scratch_.data(),
                 vote_.data());
   const std::int32_t wanted = std::min(pages_of(query.budget), count);
   best_.resize(at(top_room(wanted)));

@@ -21,8 +21,8 @@ void scan_bf16(const Bf16Vectors& vectors, const float* q, std::int32_t rows, fl
   plain::scan(vectors, q, rows, factor, out, stride);
 }
 void votes(const float* logits, std::int32_t rows, std::int32_t count, std::int64_t stride,
-           float* scratch, float* vote) {
-  plain::softmax_votes(logits, rows, count, stride, scratch, vote);
+           const float* exact_lse, float* scratch, float* vote) {
+  plain::softmax_votes(logits, rows, count, stride, exact_lse, scratch, vote);
 }
 void top(const float* score, std::int32_t count, std::int32_t wanted, Scored* best) {
   plain::top_scores(score, count, wanted, best);
@@ -273,7 +273,7 @@ void scan_bf16(const Bf16Vectors& vectors, const float* q, std::int32_t rows, fl
 }
 
 void votes(const float* logits, std::int32_t rows, std::int32_t count, std::int64_t stride,
-           float* scratch, float* vote) {
+           const float* exact_lse, float* scratch, float* vote) {
   if (rows == 1) {
     std::copy_n(logits, count, vote);
     return;
@@ -282,7 +282,9 @@ void votes(const float* logits, std::int32_t rows, std::int32_t count, std::int6
   const auto lanes = static_cast<std::int32_t>(hn::Lanes(d));
   for (std::int32_t r = 0; r < rows; ++r) {
     const float* row = logits + r * stride;
-    const FloatVec largest = hn::Set(d, max_of(d, row, count));
+    const float exact = exact_lse == nullptr ? -HUGE_VALF : exact_lse[r];
+    const float most = std::max(max_of(d, row, count), exact);
+    const FloatVec largest = hn::Set(d, most);
     FloatVec sum = hn::Zero(d);
     for (std::int32_t i = 0; i < count; i += lanes) {
       const FloatVec x = load_first(d, row + i, count - i, -HUGE_VALF);
@@ -290,7 +292,7 @@ void votes(const float* logits, std::int32_t rows, std::int32_t count, std::int6
       store_first(d, e, count - i, scratch + i);
       sum = hn::Add(sum, e);
     }
-    const FloatVec weight = hn::Set(d, 1 / sum_lanes(d, sum));
+    const FloatVec weight = hn::Set(d, 1 / (sum_lanes(d, sum) + std::exp(exact - most)));
     for (std::int32_t i = 0; i < count; i += lanes) {
       const FloatVec before = r == 0 ? hn::Zero(d) : load_first(d, vote + i, count - i, 0);
       const FloatVec e = load_first(d, scratch + i, count - i, 0);
@@ -381,8 +383,8 @@ void scan(const Bf16Vectors& vectors, const float* q, std::int32_t rows, float f
   HWY_DYNAMIC_DISPATCH(scan_bf16)(vectors, q, rows, factor, out, stride);
 }
 void softmax_votes(const float* logits, std::int32_t rows, std::int32_t count, std::int64_t stride,
-                   float* scratch, float* vote) {
-  HWY_DYNAMIC_DISPATCH(votes)(logits, rows, count, stride, scratch, vote);
+                   const float* exact_lse, float* scratch, float* vote) {
+  HWY_DYNAMIC_DISPATCH(votes)(logits, rows, count, stride, exact_lse, scratch, vote);
 }
 void top_scores(const float* score, std::int32_t count, std::int32_t wanted, Scored* best) {
   HWY_DYNAMIC_DISPATCH(top)(score, count, wanted, best);

@@ -76,10 +76,11 @@ void scan(const Bf16Vectors& vectors, const float* q, std::int32_t rows, float f
           std::int64_t stride);
 
 // vote[i] = Σ_r softmax_r(logits)[i], i < count: how much of the rows' attention i would get;
-// logits [rows, stride], scratch [count]. One row: any increasing function of the logit will do, so
+// logits [rows, stride], scratch [count]. exact_lse [rows]: the LSE of logits that are not among
+// these and take their part; null: none. One row: any increasing function of the logit will do, so
 // vote = logit.
 void softmax_votes(const float* logits, std::int32_t rows, std::int32_t count, std::int64_t stride,
-                   float* scratch, float* vote);
+                   const float* exact_lse, float* scratch, float* vote);
 
 // The `wanted` (at most count) largest of score[count] into best, in no order; ties to the lower
 // index. `best` has room for top_room(wanted).
@@ -103,7 +104,7 @@ void scan(const Int8Vectors& vectors, const float* q, std::int32_t rows, float f
 void scan(const Bf16Vectors& vectors, const float* q, std::int32_t rows, float factor, float* out,
           std::int64_t stride);
 void softmax_votes(const float* logits, std::int32_t rows, std::int32_t count, std::int64_t stride,
-                   float* scratch, float* vote);
+                   const float* exact_lse, float* scratch, float* vote);
 void top_scores(const float* score, std::int32_t count, std::int32_t wanted, Scored* best);
 void dot_rows(const Bf16* rows, std::int64_t stride, std::int32_t count, std::int32_t d,
               const float* q, float factor, float* out);

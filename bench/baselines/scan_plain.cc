@@ -124,7 +124,7 @@ void scan(const Bf16Vectors& vectors, const float* q, std::int32_t rows, float f
 }
 
 void softmax_votes(const float* logits, std::int32_t rows, std::int32_t count, std::int64_t stride,
-                   float* scratch, float* vote) {
+                   const float* exact_lse, float* scratch, float* vote) {
   if (rows == 1) {
     std::copy_n(logits, count, vote);
     return;
@@ -132,8 +132,9 @@ void softmax_votes(const float* logits, std::int32_t rows, std::int32_t count, s
   std::fill_n(vote, count, 0.0f);
   for (std::int32_t r = 0; r < rows; ++r) {
     const float* row = logits + r * stride;
-    const float largest = *std::max_element(row, row + count);
-    double total = 0;
+    const float exact = exact_lse == nullptr ? -HUGE_VALF : exact_lse[r];
+    const float largest = std::max(*std::max_element(row, row + count), exact);
+    double total = std::exp(static_cast<double>(exact - largest));
     for (std::int32_t i = 0; i < count; ++i) {
       scratch[i] = std::exp(row[i] - largest);
       total += static_cast<double>(scratch[i]);

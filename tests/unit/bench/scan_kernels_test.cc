@@ -104,8 +104,10 @@ TEST(ScanKernels, VotesAddUpToTheNumberOfRows) {
       std::vector<float> scratch(static_cast<std::size_t>(count));
       std::vector<float> got(scratch.size());
       std::vector<float> wanted(scratch.size());
-      softmax_votes(logits.data(), rows, count, stride, scratch.data(), got.data());
-      plain::softmax_votes(logits.data(), rows, count, stride, scratch.data(), wanted.data());
+      const std::vector<float> lse = normals(rng, rows, 4);
+      softmax_votes(logits.data(), rows, count, stride, nullptr, scratch.data(), got.data());
+      plain::softmax_votes(logits.data(), rows, count, stride, nullptr, scratch.data(),
+                           wanted.data());
       if (rows == 1) {
         EXPECT_EQ(got, wanted);
         continue;
@@ -114,6 +116,10 @@ TEST(ScanKernels, VotesAddUpToTheNumberOfRows) {
       double sum = 0;
       for (const float vote : got) sum += static_cast<double>(vote);
       EXPECT_NEAR(sum, rows, 1e-4);
+      softmax_votes(logits.data(), rows, count, stride, lse.data(), scratch.data(), got.data());
+      plain::softmax_votes(logits.data(), rows, count, stride, lse.data(), scratch.data(),
+                           wanted.data());
+      expect_near(got, wanted, 1e-5f);
     }
   }
 }
