@@ -9,8 +9,8 @@ set(ICEFIELD_LAYERS
   "client"
   "worker"
   "engine"
-  "bindings tools"
   "bench"
+  "bindings tools"
   "tests")
 
 # Server code: only its own folder and the programs that start one may link it.

@@ -28,6 +28,8 @@ constexpr Verb kVerbs[] = {
     {"get", "read a value"},
     {"stat", "what the nodes of a cluster hold"},
     {"ping", "which members answer, and how fast"},
+    {"bench index", "the index beside exact scans, pages and flat clusters"},
+    {"bench attention", "the kernels of a step beside what the machine can do"},
     {"bench store", "values beside Redis, memcached and memcpy"},
     {"bench trace", "hit rates of the eviction policies on a trace"},
     {"bench nvme", "the NVMe tier beside fio"},

@@ -48,51 +48,52 @@ std::unique_ptr<HeadFixture> HeadFixture::make(const Kernels& kernels, std::vect
                                                std::int32_t d_k, std::int32_t d_v,
                                                std::int32_t first_indexed_row) {
   auto head = std::make_unique<HeadFixture>();
-  head->d_k = d_k;
-  head->d_v = d_v;
   head->rows = std::move(rows);
-  const std::int64_t width = d_k + d_v;
-  const auto row_count =
-      static_cast<std::int32_t>(static_cast<std::int64_t>(head->rows.size()) / width);
+  const auto row_count = static_cast<std::int32_t>(head->rows.size()) / (d_k + d_v);
+  head->build(kernels, head->rows.data(),
+              {.kv_head_count = 1,
+               .d_k = d_k,
+               .d_v = d_v,
+               .row_count = row_count,
+               .first_indexed_row = first_indexed_row});
+  return head;
+}
+
+void HeadFixture::build(const Kernels& kernels, const Bf16* token_rows, const PartShape& shape) {
+  d_k = shape.d_k;
+  d_v = shape.d_v;
   const Status status = kernels.partition({.d_k = d_k,
                                            .d_v = d_v,
-                                           .row_count = row_count,
-                                           .first_indexed_row = first_indexed_row,
-                                           .rows = head->rows.data()},
-                                          head->partition);
+                                           .row_count = shape.row_count,
+                                           .first_indexed_row = shape.first_indexed_row,
+                                           .rows = token_rows},
+                                          partition);
   ICE_CHECK(status.ok());
-  for (const std::uint16_t token : head->partition.order) {
-    const auto begin = head->rows.begin() + token * width;
-    head->stored_rows.insert(head->stored_rows.end(), begin, begin + width);
+  const std::int64_t width = d_k + d_v;
+  stored_rows.reserve(static_cast<std::size_t>(shape.row_count * width));
+  for (const std::uint16_t token : partition.order) {
+    const Bf16* row = token_rows + token * width;
+    stored_rows.insert(stored_rows.end(), row, row + width);
   }
-  const PartShape shape{.kv_head_count = 1,
-                        .d_k = d_k,
-                        .d_v = d_v,
-                        .row_count = row_count,
-                        .first_indexed_row = first_indexed_row};
-  const auto list_count = static_cast<std::int32_t>(head->partition.list_rows.size());
-  const auto cluster_count = static_cast<std::int32_t>(head->partition.cluster_rows.size());
-  head->lists = make_level_part(PartKind::kLists, shape, std::span(&list_count, 1));
-  head->clusters = make_level_part(PartKind::kClusters, shape, std::span(&cluster_count, 1));
-  head->codes = make_codes_part(shape);
+  const auto list_count = static_cast<std::int32_t>(partition.list_rows.size());
+  const auto cluster_count = static_cast<std::int32_t>(partition.cluster_rows.size());
+  lists = make_level_part(PartKind::kLists, shape, std::span(&list_count, 1));
+  clusters = make_level_part(PartKind::kClusters, shape, std::span(&cluster_count, 1));
+  codes = make_codes_part(shape);
   kernels.describe({.d_k = d_k,
                     .d_v = d_v,
-                    .row_count = row_count,
-                    .first_indexed_row = first_indexed_row,
-                    .rows = head->stored_rows.data(),
-                    .partition = &head->partition,
-                    .lists = mutable_level(head->lists, 0),
-                    .clusters = mutable_level(head->clusters, 0),
-                    .codes = mutable_codes(head->codes, 0)});
-  const Result<LevelPart> lists = parse_level_part(head->lists, PartKind::kLists);
-  const Result<LevelPart> clusters = parse_level_part(head->clusters, PartKind::kClusters);
-  const Result<CodesPart> codes = parse_codes_part(head->codes);
-  head->index = {.lists = lists.value().heads[0],
-                 .clusters = clusters.value().heads[0],
-                 .codes = codes.value().heads[0],
-                 .first_row = first_indexed_row,
-                 .end_row = row_count};
-  return head;
+                    .row_count = shape.row_count,
+                    .first_indexed_row = shape.first_indexed_row,
+                    .rows = stored_rows.data(),
+                    .partition = &partition,
+                    .lists = mutable_level(lists, 0),
+                    .clusters = mutable_level(clusters, 0),
+                    .codes = mutable_codes(codes, 0)});
+  index = {.lists = parse_level_part(lists, PartKind::kLists).value().heads[0],
+           .clusters = parse_level_part(clusters, PartKind::kClusters).value().heads[0],
+           .codes = parse_codes_part(codes).value().heads[0],
+           .first_row = shape.first_indexed_row,
+           .end_row = shape.row_count};
 }
 
 HeadIndex HeadFixture::without_last_extent() const {

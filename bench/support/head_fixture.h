@@ -26,7 +26,7 @@ std::vector<float> random_queries(Rng& rng, const std::vector<Bf16>& rows, std::
 struct HeadFixture {
   std::int32_t d_k = 0;
   std::int32_t d_v = 0;
-  std::vector<Bf16> rows;         // [row_count, d_k + d_v] in token order
+  std::vector<Bf16> rows;  // [row_count, d_k + d_v] in token order; empty after build() alone
   std::vector<Bf16> stored_rows;  // the same in stored order
   Partition partition;
   AlignedBytes lists;
@@ -38,6 +38,8 @@ struct HeadFixture {
   static std::unique_ptr<HeadFixture> make(const Kernels& kernels, std::vector<Bf16> rows,
                                            std::int32_t d_k, std::int32_t d_v,
                                            std::int32_t first_indexed_row);
+  // The same with rows of the caller's, [shape.row_count, d_k + d_v]; the shape has one head.
+  void build(const Kernels& kernels, const Bf16* token_rows, const PartShape& shape);
 
   // The index without the last extent, as a context sees it whose window covers it.
   HeadIndex without_last_extent() const;

@@ -62,6 +62,19 @@ TEST_P(Bench, StandsAloneWithoutItsPeersAndSaysSo) {
 }
 
 const SmallBench kBenches[] = {
+    {"attention",
+     {"--n=512", "--selected=64", "--rows=512", "--heads=2", "--rank_heads=2", "--rounds=1",
+      "--head_dim=64"},
+     {"attend_gflops", "attend_gbps", "threads_speedup", "seal_ms", "rank_ms"},
+     {}},
+    {"index",
+     {"--n=512", "--head_dim=64", "--group=2", "--budget=16,64", "--keys=synthetic", "--steps=2",
+      "--rounds=1", "--repeats=1"},
+     {"build_us_per_token", "select_ms", "attend_ms", "recall64", "strong_misses", "mass",
+      "output_error_mean", "output_error_p50", "output_error_p90", "output_error_p99",
+      "pages_touched", "index_bytes_read", "metadata_fraction", "memcpy_gbps", "read_gbps",
+      "fma_gflops"},
+     {}},
     {"faults", {"--calls=5", "--deadline_ms=5"}, {"overrun_ms"}, {}},
     {"integrity", {"--flips=500"}, {}, {}},
     {"nvme",

@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""Plots what `icefield bench index --json` measured: misses and output error against what was moved.
+
+    python3 -m venv .cache/plot && .cache/plot/bin/pip install -r bench/plot_requirements.txt
+    build/release/bin/icefield bench index --budget=32,64,128,256 --json > index.json
+    .cache/plot/bin/python bench/plot_index.py index.json --out docs/images
+
+One PNG per kind of keys: index_<keys>.png. A row per measure and what it is set against, a column
+per number of tokens; each method is a line over its budgets. Lost answers are plotted where the
+figures have them.
+"""
+
+import argparse
+import collections
+import json
+import pathlib
+import re
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402 (the backend comes first)
+
+# Name, label, colour (Okabe and Ito's, safe for colour-blind readers), marker.
+METHODS = [
+    ("icefield", "Icefield", "#d55e00", "o"),
+    ("exact_fp32", "exact scan, our tail", "#000000", "s"),
+    ("exact_int8", "exact int8 scan, our tail", "#777777", "D"),
+    ("exact_no_tail", "exact top-k, no tail", "#56b4e9", "v"),
+    ("pages_mean", "positional pages, mean", "#f0e442", "<"),
+    ("pages_quest", "positional pages, Quest's bound", "#e69f00", ">"),
+    ("pages_icecache", "semantic pages, IceCache's rule", "#0072b2", "^"),
+    ("flat_retroinfer", "flat k-means, RetroInfer's tail", "#009e73", "P"),
+]
+MEASURES = [
+    ("lost_answers", "lost answers"),
+    ("strong_misses", "strong tokens missed"),
+    ("output_error_mean", "output error, mean"),
+]
+AGAINST = [
+    ("moved_bytes", "bytes read: index and K/V, per step and head"),
+    ("pages_touched", "pages of K/V moved (single rows, or of 8 or 16 tokens)"),
+]
+
+
+def load(paths):
+    """{keys: {n: {(method, breadth): {budget: {figure: value}}}}}"""
+    nested = lambda: collections.defaultdict(nested)  # noqa: E731
+    table = nested()
+    for path in paths:
+        for figure in json.loads(pathlib.Path(path).read_text())["figures"]:
+            p = figure["params"]
+            if "method" not in p:
+                continue
+            line = (p["method"], p["breadth"])
+            table[p["keys"]][p["n"]][line][p["budget"]][figure["name"]] = figure["value"]
+    return table
+
+
+def plot_panel(axes, lines, against, measure):
+    several = len([method for method, _ in lines if method == "icefield"]) > 1
+    for name, title, colour, marker in METHODS:
+        breadths = sorted((breadth for method, breadth in lines if method == name), key=str)
+        for i, breadth in enumerate(breadths):
+            points = sorted((v[against], v[measure]) for v in lines[name, breadth].values())
+            label = f"{title}, breadth {breadth}" if several and breadth else title
+            axes.plot(*zip(*points), color=colour, marker=marker, markersize=5, linewidth=1.2,
+                      linestyle=["-", "--", ":"][i % 3], label=label,
+                      zorder=3 if name == "icefield" else 2)
+    axes.set_xscale("log")
+    if measure == "output_error_mean":
+        axes.set_yscale("log")
+    else:
+        axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
+    if against == "moved_bytes":
+        axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter("B", sep=" "))
+    axes.grid(True, which="major", linewidth=0.4, alpha=0.5)
+
+
+def plot(keys, sizes, out):
+    some = next(iter(next(iter(sizes.values())).values()))
+    measured = {name for values in some.values() for name in values}
+    rows = [(m, a) for m in MEASURES if m[0] in measured for a in AGAINST]
+    columns = sorted(sizes)
+    figure, grid = plt.subplots(len(rows), len(columns), squeeze=False, sharey="row",
+                                figsize=(1.5 + 4 * len(columns), 1.2 + 2.9 * len(rows)))
+    labels = {}
+    for r, ((measure, measure_label), (against, against_label)) in enumerate(rows):
+        for c, n in enumerate(columns):
+            axes = grid[r][c]
+            plot_panel(axes, sizes[n], against, measure)
+            axes.set_xlabel(against_label, fontsize=8)
+            if r == 0:
+                axes.set_title(f"{n:,} tokens".replace(",", " "), fontsize=10)
+            if c == 0:
+                axes.set_ylabel(measure_label, fontsize=9)
+            axes.tick_params(labelsize=8)
+            labels.update(zip(*reversed(axes.get_legend_handles_labels())))
+        if measure != "output_error_mean":
+            grid[r][0].set_ylim(-0.02 * grid[r][0].get_ylim()[1], None)
+    figure.suptitle(f"keys: {keys}. Lower and further left is better", fontsize=11)
+    figure.legend(labels.values(), labels.keys(), loc="lower center", fontsize=8,
+                  ncols=min(4, 1 + len(columns)))
+    legend_share = 0.9 / figure.get_size_inches()[1]
+    figure.tight_layout(rect=(0, legend_share, 1, 0.985))
+    out.mkdir(parents=True, exist_ok=True)
+    name = "index_" + re.sub(r"[^A-Za-z0-9]+", "_", keys.split("/")[-1]).strip("_") + ".png"
+    figure.savefig(out / name, dpi=110)
+    plt.close(figure)
+    print(out / name)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("json", nargs="+", help="what icefield bench index --json printed")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/images"))
+    options = parser.parse_args()
+    for keys, sizes in load(options.json).items():
+        plot(keys, sizes, options.out)
+
+
+if __name__ == "__main__":
+    main()

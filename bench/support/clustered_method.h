@@ -1,0 +1,69 @@
+// bench/support/clustered_method.h — ours, through the product's kernels.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "bench/support/head_fixture.h"
+#include "bench/support/method.h"
+
+namespace icefield {
+
+// The index of one head over all segments of a context.
+struct ClusteredIndex {
+  std::vector<std::unique_ptr<HeadFixture>> heads;
+  std::vector<HeadIndex> segments;
+  std::vector<std::int32_t> first_token;  // of each segment
+  TableSize size;
+
+  // Cuts [0, set.end_indexed), a multiple of 256, into the segments that the product would seal.
+  void build(const Kernels& kernels, const KeySet& set);
+
+  std::int32_t token_of(const TableRow& at) const;
+  const Bf16* row(const TableRow& at) const;
+  TableRow table_row(std::int32_t index) const;  // of a place in the per-row arrays
+  std::int64_t bytes() const;                    // L0 to L2
+  // What the tail reads of every cluster.
+  std::int64_t tail_bytes() const;
+};
+
+class ClusteredMethod final : public Method {
+ public:
+  // breadth: kAllClusters, a number, or kRuleBreadth: what the contract says for the size.
+  static constexpr std::int32_t kRuleBreadth = -1;
+  ClusteredMethod(const Kernels& kernels, const KeySet& set, std::int32_t breadth);
+
+  void build() override;
+  void select(const MethodQuery& query) override;
+  void attend(const MethodQuery& query, Partial result) override;
+  std::vector<std::int32_t> selected() const override;
+  MethodCost cost() const override;
+  std::int64_t index_bytes() const override { return index_.bytes(); }
+
+  // The two halves of select(): what proposes candidates, and what ranks them.
+  void propose(const MethodQuery& query);
+  void rank(const MethodQuery& query);
+
+  const ClusteredIndex& index() const { return index_; }
+  std::int32_t breadth() const;
+
+ private:
+  SelectionRule rule(const MethodQuery& query) const;
+
+  const Kernels& kernels_;
+  const KeySet& set_;
+  const std::int32_t breadth_;
+  const HeadShape shape_;
+  ClusteredIndex index_;
+
+  std::vector<float> q_rotated_, list_logit_, reference_level_, segment_mass_;
+  std::vector<float> cluster_logit_, cluster_vote_, token_logit_, vote_, scratch_;
+  std::vector<std::int32_t> order_;
+  std::vector<std::uint8_t> candidate_;
+  std::vector<RankedRow> ranking_;
+  std::vector<TableRow> selected_;
+  std::int32_t selected_count_ = 0;
+  std::vector<RowRun> runs_;
+};
+
+}  // namespace icefield

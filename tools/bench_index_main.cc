@@ -1,0 +1,344 @@
+// icefield bench index — finding and attending the tokens that matter: ours beside exact scans,
+// pages and flat clusters, on the same keys, in the same run, on one thread.
+//
+// Estimate at 131 072 tokens, d = 128, one thread: an int8 scan reads 17 MB, so about 1 ms at 20
+// GB/s however good its top-k is; ours reads L1 (1.2 MB) and the codes of its candidates (34 B
+// each).
+#include <gflags/gflags.h>
+
+#include <cmath>
+#include <iostream>
+
+#include "bench/support/index_trial.h"
+#include "bench/support/key_recording.h"
+#include "bench/support/machine_limits.h"
+#include "bench/support/synthetic_keys.h"
+#include "tools/command_line.h"
+#include "tools/progress.h"
+#include "tools/report.h"
+
+DEFINE_string(n, "8192,32768,131072", "indexed tokens of synthetic keys, multiples of 256");
+DEFINE_string(head_dim, "128", "of synthetic keys, multiples of 16 up to 256");
+DEFINE_string(group, "8", "query rows that share a selection, of synthetic keys");
+DEFINE_string(budget, "64,256", "tokens to select");
+DEFINE_string(breadth, "rule",
+              "of ours: candidates per selected token, all, or rule: what the product does");
+DEFINE_string(keys, "synthetic",
+              "synthetic (diffuse and peaked), synthetic_diffuse, synthetic_peaked, _flat, "
+              "_outliers, _needles, _drift, _uniform, _recency, or recorded:FILE; several with "
+              "commas");
+DEFINE_int32(steps, 64, "queries of synthetic keys");
+DEFINE_int32(heads, 0, "of recorded keys: how many (layer, KV head)s, spread evenly; 0: all");
+DEFINE_int32(rounds, 3, "every method is built as often");
+DEFINE_int32(repeats, 3, "of every step, back to back");
+DEFINE_uint64(seed, 1234, "of synthetic keys");
+DEFINE_bool(json, false, "print one JSON object instead of tables");
+
+namespace icefield {
+namespace {
+
+constexpr char kUsage[] =
+    R"(icefield bench index — finding and attending the tokens that matter, beside other methods
+
+icefield        ours, through the product's kernels: clusters propose, codes rank, tail
+exact_fp32      every key scored in fp32, the rest through our cluster means: the best ranking
+exact_int8      the same with int8 keys (VNNI where the CPU has it)
+exact_no_tail   exact_fp32, and the rest dropped
+pages_mean      16 consecutive tokens, ranked by their mean key
+pages_quest     the same, ranked by Quest's bound from channel minima and maxima
+pages_icecache  16 similar tokens, ranked by the best of them, IceCache's rule
+flat_retroinfer flat k-means, whole clusters, RetroInfer's estimate of the rest
+
+  icefield bench index --n=8192 --budget=64 --keys=synthetic
+  icefield bench index --keys=recorded:KEYS --heads=12   (icefield eval --record=KEYS wrote them)
+)";
+
+constexpr char kRecorded[] = "recorded:";
+constexpr char kSynthetic[] = "synthetic";
+
+struct Shape {
+  std::string keys;
+  std::int32_t n = 0;
+  std::int32_t head_dim = 0;
+  std::int32_t group = 0;
+};
+
+std::vector<std::string> split(const std::string& text) {
+  std::vector<std::string> parts;
+  for (std::size_t at = 0; at <= text.size();) {
+    const std::size_t end = std::min(text.find(',', at), text.size());
+    parts.push_back(text.substr(at, end - at));
+    at = end + 1;
+  }
+  return parts;
+}
+
+Result<std::vector<std::int32_t>> numbers(const char* flag, const std::string& text, int grain) {
+  ICE_TRY(const std::vector<std::int64_t> values, parse_numbers(flag, text, grain));
+  std::vector<std::int32_t> out;
+  for (const std::int64_t value : values) {
+    if (value == kAllNumber || value % grain != 0 || value > (1 << 24)) {
+      return Status(Code::kInvalidArgument, std::string("--") + flag + "=" + text +
+                                                ": expected multiples of " + std::to_string(grain) +
+                                                " up to 2^24");
+    }
+    out.push_back(static_cast<std::int32_t>(value));
+  }
+  return out;
+}
+
+Result<std::vector<std::int32_t>> breadths() {
+  std::vector<std::int32_t> out;
+  for (const std::string& part : split(FLAGS_breadth)) {
+    if (part == "rule") {
+      out.push_back(ClusteredMethod::kRuleBreadth);
+      continue;
+    }
+    ICE_TRY(const std::int64_t value, parse_number("breadth", part, 1));
+    out.push_back(value == kAllNumber ? kAllClusters : static_cast<std::int32_t>(value));
+  }
+  return out;
+}
+
+// "synthetic", "synthetic_peaked" …
+Result<std::vector<SyntheticKind>> synthetic_kinds(const std::string& name) {
+  const std::size_t prefix = sizeof(kSynthetic) - 1;
+  if (name == kSynthetic) {
+    return std::vector<SyntheticKind>{SyntheticKind::kDiffuse, SyntheticKind::kPeaked};
+  }
+  if (!name.starts_with(std::string(kSynthetic) + "_")) {
+    return Status(Code::kInvalidArgument,
+                  "--keys=" + name + ": expected synthetic, synthetic_… or recorded:FILE");
+  }
+  ICE_TRY(const SyntheticKind kind, parse_synthetic_kind(name.substr(prefix + 1)));
+  return std::vector<SyntheticKind>{kind};
+}
+
+// The median distance from the median.
+double deviation(const std::vector<double>& values) {
+  const double median = quantile(values, 0.5);
+  std::vector<double> distances;
+  for (const double value : values) distances.push_back(std::fabs(value - median));
+  return quantile(distances, 0.5);
+}
+
+class Bench {
+ public:
+  explicit Bench(std::vector<std::int32_t> budgets, std::vector<std::int32_t> breadths)
+      : methods_(all_trial_methods(cpu_kernels(), breadths)), report_("bench index") {
+    options_.budgets = std::move(budgets);
+    options_.build_rounds = FLAGS_rounds;
+    options_.repeats = FLAGS_repeats;
+  }
+
+  void measure_machine() {
+    constexpr std::int64_t kBytes = 64 << 20;
+    add_scale("memcpy_gbps", "GB/s", [] { return memcpy_gbps(kBytes); });
+    add_scale("read_gbps", "GB/s", [] { return read_gbps(kBytes); });
+    add_scale("fma_gflops", "GFLOP/s", [] { return fma_gflops(); });
+  }
+
+  void run_synthetic(const Shape& shape, SyntheticKind kind) {
+    const KeySet set = synthetic_keys({.kind = kind,
+                                       .tokens = shape.n,
+                                       .head_dim = shape.head_dim,
+                                       .group = shape.group,
+                                       .steps = FLAGS_steps,
+                                       .seed = FLAGS_seed});
+    TrialTable table;
+    run_one(shape, set, table, set.steps());
+    add(shape, table);
+  }
+
+  Status run_recorded(const std::string& name) {
+    ICE_TRY(const KeyRecording recorded, KeyRecording::open(name.substr(sizeof(kRecorded) - 1)));
+    const KeyRecordingHeader& header = recorded.header();
+    const std::int32_t heads =
+        FLAGS_heads == 0 ? recorded.heads() : std::min(FLAGS_heads, recorded.heads());
+    const Shape shape{.keys = name,
+                      .n = static_cast<std::int32_t>(header.window_first - header.sink_tokens),
+                      .head_dim = static_cast<std::int32_t>(header.d_k),
+                      .group = static_cast<std::int32_t>(header.group)};
+    TrialTable table;
+    for (std::int32_t h = 0; h < heads; ++h) {
+      const std::int64_t index = static_cast<std::int64_t>(h) * recorded.heads() / heads;
+      ICE_TRY(const KeySet set, recorded.read(static_cast<std::int32_t>(index)));
+      run_one(shape, set, table, static_cast<std::int64_t>(heads) * set.steps());
+    }
+    add(shape, table);
+    return Status();
+  }
+
+  std::string json() const { return report_.json(); }
+  const std::string& text() const { return text_; }
+
+ private:
+  template <class F>
+  void add_scale(const char* name, const char* unit, F&& measure) {
+    std::vector<double> values;
+    for (int i = 0; i < 7; ++i) values.push_back(measure());
+    report_.add({.name = name,
+                 .params = {{"threads", 1}, {"mad", deviation(values)}},
+                 .value = quantile(values, 0.5),
+                 .unit = unit});
+    text_ += std::string(name) + " " + number_text(quantile(values, 0.5), 1) + "\n";
+  }
+
+  void run_one(const Shape& shape, const KeySet& set, TrialTable& table, std::int64_t steps) {
+    if (table.empty()) {
+      done_ = 0;
+      progress_ = std::make_unique<Progress>(
+          "measuring " + shape.keys + ", " + std::to_string(shape.n) + " tokens", steps);
+    }
+    options_.on_step = [this] { progress_->set(++done_); };
+    run_trial(cpu_kernels(), set, methods_, options_, table);
+  }
+
+  void add(const Shape& shape, const TrialTable& table) {
+    progress_ = nullptr;
+    Table text({"method", "budget", "breadth", "build µs/token", "select ms", "attend ms",
+                "recall64", "strong missed", "mass", "error", "p90", "p99", "pages", "moved",
+                "index read", "index"});
+    for (std::size_t b = 0; b < options_.budgets.size(); ++b) {
+      for (std::size_t m = 0; m < methods_.size(); ++m) add_row(shape, table, m, b, text);
+    }
+    text_ += "\n" + shape.keys + ", " + std::to_string(shape.n) + " tokens, head dimension " +
+             std::to_string(shape.head_dim) + ", " + std::to_string(shape.group) +
+             " query rows\n\n" + text.text();
+  }
+
+  // "all", "16"; nothing for the methods that have none.
+  nlohmann::ordered_json breadth_of(const Shape& shape, std::size_t m) const {
+    if (methods_[m].name != "icefield") return nullptr;
+    std::int32_t breadth = methods_[m].breadth;
+    if (breadth == ClusteredMethod::kRuleBreadth) {
+      breadth = shape.n <= kAllClustersUpTo ? kAllClusters : kDefaultBreadth;
+    }
+    if (breadth == kAllClusters) return "all";
+    return breadth;
+  }
+
+  void add_row(const Shape& shape, const TrialTable& table, std::size_t m, std::size_t b,
+               Table& text) {
+    const TrialSums& sums = table[m][b];
+    const nlohmann::ordered_json params = {{"method", methods_[m].name},
+                                           {"n", shape.n},
+                                           {"head_dim", shape.head_dim},
+                                           {"group", shape.group},
+                                           {"budget", options_.budgets[b]},
+                                           {"breadth", breadth_of(shape, m)},
+                                           {"threads", 1},
+                                           {"keys", shape.keys}};
+    const auto time = [&](const char* name, const char* unit, auto member, std::size_t against) {
+      const std::vector<double>& values = sums.*member;
+      Figure figure{.name = name, .params = params, .value = quantile(values, 0.5), .unit = unit};
+      figure.params["mad"] = deviation(values);
+      if (methods_[m].name == "icefield") {
+        figure.against = methods_[against].name;
+        figure.ratio = figure.value / quantile(table[against][b].*member, 0.5);
+        figure.better = "lower";
+      }
+      report_.add(std::move(figure));
+    };
+    time("build_us_per_token", "us", &TrialSums::build_us_per_token, index_of("flat_retroinfer"));
+    time("select_ms", "ms", &TrialSums::select_ms, index_of("exact_int8"));
+    time("attend_ms", "ms", &TrialSums::attend_ms, index_of("exact_no_tail"));
+    const auto steps = static_cast<double>(sums.steps);
+    double error = 0;
+    for (const double e : sums.output_error) error += e;
+    error /= static_cast<double>(sums.output_error.size());
+    const double moved = (sums.page_bytes + sums.index_bytes_read) / steps;
+    const auto add = [&](const char* name, const char* unit, double value) {
+      report_.add({.name = name, .params = params, .value = value, .unit = unit});
+    };
+    add("recall64", "share", sums.recall());
+    add("strong_misses", "share", sums.strong_miss_share());
+    add("mass", "share", sums.mass / steps);
+    add("output_error_mean", "share", error);
+    for (const auto& [name, share] :
+         {std::pair("output_error_p50", 0.5), std::pair("output_error_p90", 0.9),
+          std::pair("output_error_p99", 0.99)}) {
+      add(name, "share", quantile(sums.output_error, share));
+    }
+    add("pages_touched", "pages", sums.pages / steps);
+    add("index_bytes_read", "B", sums.index_bytes_read / steps);
+    add("moved_bytes", "B", moved);
+    add("metadata_fraction", "share", sums.index_bytes / sums.kv_bytes);
+    const auto breadth = params["breadth"];
+    text.add({methods_[m].name, std::to_string(options_.budgets[b]),
+              breadth.is_null()     ? ""
+              : breadth.is_string() ? "all"
+                                    : breadth.dump(),
+              number_text(quantile(sums.build_us_per_token, 0.5), 2),
+              number_text(quantile(sums.select_ms, 0.5), 3),
+              number_text(quantile(sums.attend_ms, 0.5), 3), number_text(sums.recall(), 3),
+              percent_text(sums.strong_miss_share()), number_text(sums.mass / steps, 3),
+              number_text(error, 4), number_text(quantile(sums.output_error, 0.9), 4),
+              number_text(quantile(sums.output_error, 0.99), 4), number_text(sums.pages / steps, 0),
+              bytes_text(moved), bytes_text(sums.index_bytes_read / steps),
+              percent_text(sums.index_bytes / sums.kv_bytes)});
+  }
+
+  std::size_t index_of(const char* name) const {
+    std::size_t m = 0;
+    while (methods_[m].name != name) ++m;
+    return m;
+  }
+
+  const std::vector<TrialMethod> methods_;
+  TrialOptions options_;
+  Report report_;
+  std::string text_;
+  std::unique_ptr<Progress> progress_;
+  std::int64_t done_ = 0;
+};
+
+// All shapes of one kind of synthetic keys.
+Status run_kinds(const std::string& name, Bench& bench) {
+  ICE_TRY(const std::vector<std::int32_t> sizes, numbers("n", FLAGS_n, kExtentRows));
+  ICE_TRY(const std::vector<std::int32_t> dims, numbers("head_dim", FLAGS_head_dim, 16));
+  ICE_TRY(const std::vector<std::int32_t> groups, numbers("group", FLAGS_group, 1));
+  ICE_TRY(const std::vector<SyntheticKind> kinds, synthetic_kinds(name));
+  for (const std::int32_t d : dims) {
+    if (d > 256) return Status(Code::kInvalidArgument, "--head_dim: at most 256");
+  }
+  for (const std::int32_t g : groups) {
+    if (g > 256) return Status(Code::kInvalidArgument, "--group: at most 256");
+  }
+  for (const std::int32_t n : sizes) {
+    for (const std::int32_t d : dims) {
+      for (const std::int32_t g : groups) {
+        for (const SyntheticKind kind : kinds) {
+          const std::string keys =
+              kinds.size() > 1 && kind == SyntheticKind::kPeaked ? name + "_peaked" : name;
+          bench.run_synthetic({.keys = keys, .n = n, .head_dim = d, .group = g}, kind);
+        }
+      }
+    }
+  }
+  return Status();
+}
+
+Status run() {
+  if (FLAGS_steps < 1 || FLAGS_rounds < 1 || FLAGS_repeats < 1 || FLAGS_heads < 0) {
+    return Status(Code::kInvalidArgument, "--steps, --rounds and --repeats: 1 or more");
+  }
+  ICE_TRY(std::vector<std::int32_t> budgets, numbers("budget", FLAGS_budget, 1));
+  ICE_TRY(std::vector<std::int32_t> all_breadths, breadths());
+  Bench bench(std::move(budgets), std::move(all_breadths));
+  bench.measure_machine();
+  for (const std::string& keys : split(FLAGS_keys)) {
+    ICE_TRY(keys.starts_with(kRecorded) ? bench.run_recorded(keys) : run_kinds(keys, bench));
+  }
+  std::cout << (FLAGS_json ? bench.json() : bench.text());
+  return Status();
+}
+
+}  // namespace
+}  // namespace icefield
+
+int main(int argc, char** argv) {
+  icefield::parse_command_line(argc, argv, icefield::kUsage);
+  const icefield::Status status = icefield::run();
+  return status.ok() ? 0 : icefield::fail(status);
+}
