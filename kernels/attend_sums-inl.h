@@ -19,10 +19,16 @@ HWY_BEFORE_NAMESPACE();
 namespace icefield {
 namespace HWY_NAMESPACE {
 
-constexpr int kUnit = 2 * kLanes;                   // dimensions of a unit
-constexpr int kUnits = kMaxHeadDim / kUnit;         // at most
-constexpr bool kPartUnits = kUnit > 16;             // head dimensions are multiples of 16
-constexpr int kUnitsPerPass = kLanes == 8 ? 1 : 2;  // of sums in registers, for four rows
+constexpr int kUnit = 2 * kLanes;            // dimensions of a unit
+constexpr int kUnits = kMaxHeadDim / kUnit;  // at most
+constexpr bool kPartUnits = kUnit > 16;      // head dimensions are multiples of 16
+
+// Units whose sums for kRows queries stay in registers.
+template <int kRows>
+constexpr int kUnitsPerPass = kRows == 1   ? 4
+                              : kRows == 2 ? (kLanes == 16 ? 4 : 2)
+                              : kRows <= 4 ? (kLanes == 16 ? 2 : 1)
+                                           : 1;
 
 constexpr int units_of(std::int32_t d) { return (d + kUnit - 1) / kUnit; }
 
@@ -58,30 +64,61 @@ constexpr std::int32_t split_at(std::int32_t dim) {
 template <int kRows>
 constexpr int kTileRows = kLanes / (kRows == 3 ? 4 : kRows);
 
-// logit[r * stride + i] = q_r·k_i for the kTileRows rows i of a tile; q [kRows, kMaxHeadDim] split.
+// Products of one row with all queries, not yet summed over lanes.
+template <int kRows>
+HWY_INLINE void row_products(const Bf16* row, const float (*q)[kMaxHeadDim], std::int32_t d_k,
+                             FloatVec* sum) {
+  const FloatTag d;
+  for (int r = 0; r < kRows; ++r) sum[r] = hn::Zero(d);
+  for (int unit = 0; unit < units_of(d_k); ++unit) {
+    const Halves k = load_unit(row, unit, d_k);
+    for (int r = 0; r < kRows; ++r) {
+      sum[r] = hn::MulAdd(k.even, hn::Load(d, q[r] + unit * kUnit), sum[r]);
+      sum[r] = hn::MulAdd(k.odd, hn::Load(d, q[r] + unit * kUnit + kLanes), sum[r]);
+    }
+  }
+}
+
+// Products of a tile's rows with all queries, unit by unit: each query is loaded once for all rows.
+template <int kRows>
+HWY_INLINE void tile_products(const Bf16* const* rows, const float (*q)[kMaxHeadDim],
+                              std::int32_t d_k, FloatVec* sum) {
+  const FloatTag d;
+  constexpr int kTile = kTileRows<kRows>;
+  for (int i = 0; i < kLanes; ++i) sum[i] = hn::Zero(d);
+  for (int unit = 0; unit < units_of(d_k); ++unit) {
+    Halves k[kTile];
+    for (int i = 0; i < kTile; ++i) k[i] = load_unit(rows[i], unit, d_k);
+    for (int r = 0; r < kRows; ++r) {
+      const FloatVec even = hn::Load(d, q[r] + unit * kUnit);
+      const FloatVec odd = hn::Load(d, q[r] + unit * kUnit + kLanes);
+      for (int i = 0; i < kTile; ++i) {
+        FloatVec& s = sum[r * kTile + i];
+        s = hn::MulAdd(k[i].even, even, s);
+        s = hn::MulAdd(k[i].odd, odd, s);
+      }
+    }
+  }
+}
+
+// logit[r * stride + i] = β q_r·k_i for the kTileRows rows i of a tile; q [kRows, kMaxHeadDim]
+// split. One or two queries read row after row, as memory likes it.
 template <int kRows>
 HWY_INLINE void tile_logits(const Bf16* const* rows, const float (*q)[kMaxHeadDim],
                             std::int32_t d_k, float beta, float* logit, std::int64_t stride) {
   const FloatTag d;
   constexpr int kTile = kTileRows<kRows>;
   FloatVec sum[kLanes];
-  for (FloatVec& s : sum) s = hn::Zero(d);
-  for (int unit = 0; unit < units_of(d_k); ++unit) {
-    // Keys stay in registers where they are few, else queries do.
-    constexpr int kKeys = kTile < kRows ? kTile : 1;
-    for (int first = 0; first < kTile; first += kKeys) {
-      Halves k[kKeys];
-      for (int i = 0; i < kKeys; ++i) k[i] = load_unit(rows[first + i], unit, d_k);
-      for (int r = 0; r < kRows; ++r) {
-        const FloatVec even = hn::Load(d, q[r] + unit * kUnit);
-        const FloatVec odd = hn::Load(d, q[r] + unit * kUnit + kLanes);
-        for (int i = 0; i < kKeys; ++i) {
-          FloatVec& s = sum[r * kTile + first + i];
-          s = hn::MulAdd(k[i].even, even, s);
-          s = hn::MulAdd(k[i].odd, odd, s);
-        }
-      }
+  if constexpr (kRows > 2) {
+    tile_products<kRows>(rows, q, d_k, sum);
+  } else {
+    HWY_ALIGN float products[kLanes * kLanes] = {};
+    for (int i = 0; i < kTile; ++i) {
+      FloatVec of_row[kRows];
+      row_products<kRows>(rows[i], q, d_k, of_row);
+      for (int r = 0; r < kRows; ++r) hn::Store(of_row[r], d, products + (r * kTile + i) * kLanes);
     }
+    for (int i = 0; i < kLanes; ++i) sum[i] = hn::Load(d, products + i * kLanes);
   }
   const FloatVec all = hn::Mul(sum_each(d, sum), hn::Set(d, beta));
   if constexpr (kRows == 1) {
@@ -130,10 +167,14 @@ template <int kRows>
 HWY_INLINE void add_values(const Bf16* const* rows, std::int64_t count, const float* weight,
                            std::int64_t stride, std::int32_t d_k, std::int32_t d_v,
                            float (*sums)[kMaxHeadDim]) {
-  constexpr int kPass = kRows <= 4 ? kUnitsPerPass : 1;
+  constexpr int kPass = kUnitsPerPass<kRows>;
   int unit = 0;
   for (; unit + kPass <= units_of(d_v); unit += kPass) {
     add_units<kRows, kPass>(rows, count, weight, stride, d_k, d_v, unit, sums);
+  }
+  if (kPass == 4 && unit + 2 <= units_of(d_v)) {
+    add_units<kRows, 2>(rows, count, weight, stride, d_k, d_v, unit, sums);
+    unit += 2;
   }
   for (; unit < units_of(d_v); ++unit) {
     add_units<kRows, 1>(rows, count, weight, stride, d_k, d_v, unit, sums);
@@ -166,7 +207,7 @@ HWY_INLINE void add_mean_vecs(const std::int8_t* means, std::int64_t count, cons
 template <int kRows>
 HWY_INLINE void add_means(const std::int8_t* means, std::int64_t count, const float* weight,
                           std::int64_t stride, std::int32_t d_v, float (*sums)[kMaxHeadDim]) {
-  constexpr int kVecs = kRows <= 4 ? 2 * kUnitsPerPass : 2;
+  constexpr int kVecs = 2 * kUnitsPerPass<kRows>;
   std::int32_t j = 0;
   for (; j + kVecs * kLanes <= d_v; j += kVecs * kLanes) {
     add_mean_vecs<kRows, kVecs>(means, count, weight, stride, d_v, j, sums);

@@ -117,9 +117,9 @@ HWY_INLINE void score_rows(const HeadIndex& segment, std::int32_t row, std::int3
       logit[r] = hn::Add(logit[r], hn::IfThenElseZero(inside, mean));
     }
   }
+  for (int r = 0; r < kRows; ++r) hn::StoreU(logit[r], d, out.logit + r * out.row_stride + row);
   FloatVec vote = out.first_block ? hn::Zero(d) : hn::LoadU(d, out.vote + row);
   for (int r = 0; r < kRows; ++r) {
-    hn::StoreU(logit[r], d, out.logit + r * out.row_stride + row);
     vote = hn::Add(vote, vote_lanes(d, logit[r], hn::Set(d, out.reference_level[r])));
   }
   hn::StoreU(vote, d, out.vote + row);
