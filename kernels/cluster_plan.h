@@ -8,8 +8,8 @@
 
 namespace icefield::internal {
 
-constexpr int kListIterations = 6;     // Lloyd iterations on the sample
-constexpr int kClusterIterations = 5;  // inside a list, on all of its tokens
+constexpr int kListIterations = 6;   // Lloyd iterations on the sample
+constexpr int kSplitIterations = 4;  // of the two halves of a group
 constexpr std::int32_t kSamplePerList = 32;
 
 // Lists for `rows` tokens (one extent, or all before the last) of a segment of `segment_rows`.

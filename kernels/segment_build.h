@@ -28,9 +28,11 @@ struct Partition {
 };
 
 // k-means into about n / kListTokens lists (strided sample, strided first centroids, a fixed number
-// of Lloyd iterations), then inside each list into about n / kClusterTokens clusters of at most
-// kMaxClusterTokens; larger ones are bisected. The same input gives the same result on the same
-// kind of CPU. kInvalidArgument when a key or value is not finite.
+// of Lloyd iterations). Then the group with the largest sum of squared distances to its mean, at
+// first a list, is split in two, again and again, until there are n / kClusterTokens clusters, all
+// of at most kMaxClusterTokens: a rare token stands alone, many alike share a cluster. The same
+// input gives the same result on the same kind of CPU. kInvalidArgument when a key or value is not
+// finite.
 Status partition_reference(const PartitionArgs& args, Partition& out);
 Status partition_cpu(const PartitionArgs& args, Partition& out);
 

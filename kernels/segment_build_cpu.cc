@@ -184,46 +184,183 @@ void k_means(Workspace& work, std::span<const std::int32_t> tokens,
   }
 }
 
-float squared_distance(const float* a, const float* b, std::int32_t d) {
-  float sum = 0;
-  for (std::int32_t j = 0; j < d; ++j) sum += (a[j] - b[j]) * (a[j] - b[j]);
-  return sum;
+HWY_INLINE float squared_distance(FloatTag d, const float* a, const float* b, std::int32_t dim) {
+  FloatVec sum = hn::Zero(d);
+  for (std::int32_t j = 0; j < dim; j += kLanes) {
+    const FloatVec difference = hn::Sub(hn::LoadU(d, a + j), hn::LoadU(d, b + j));
+    sum = hn::MulAdd(difference, difference, sum);
+  }
+  return sum_lanes(d, sum);
 }
 
-// Halves across the line through the token farthest from the mean, until no group is too large.
-void bisect(const Keys& keys, std::span<std::int32_t> group, std::vector<std::uint16_t>& sizes) {
-  if (group.size() <= static_cast<std::size_t>(kMaxClusterTokens)) {
-    sizes.push_back(static_cast<std::uint16_t>(group.size()));
-    return;
+HWY_INLINE float dot(FloatTag d, const float* a, const float* b, std::int32_t dim) {
+  FloatVec sum = hn::Zero(d);
+  for (std::int32_t j = 0; j < dim; j += kLanes) {
+    sum = hn::MulAdd(hn::LoadU(d, a + j), hn::LoadU(d, b + j), sum);
   }
-  std::vector<float> mean(static_cast<std::size_t>(keys.d), 0.0f);
-  for (const std::int32_t token : group) {
-    for (std::size_t j = 0; j < mean.size(); ++j) mean[j] += keys[token][j];
-  }
-  for (float& value : mean) value /= static_cast<float>(group.size());
-  const float* farthest = keys[group[0]];
-  float largest = 0;
-  for (const std::int32_t token : group) {
-    const float distance = squared_distance(keys[token], mean.data(), keys.d);
-    if (distance > largest) {
-      largest = distance;
-      farthest = keys[token];
-    }
-  }
-  std::vector<std::pair<float, std::int32_t> > projected;
-  for (const std::int32_t token : group) {
-    float sum = 0;
-    for (std::size_t j = 0; j < mean.size(); ++j) sum += keys[token][j] * (farthest[j] - mean[j]);
-    projected.emplace_back(sum, token);
-  }
-  std::sort(projected.begin(), projected.end());
-  for (std::size_t i = 0; i < group.size(); ++i) group[i] = projected[i].second;
-  const std::size_t middle = group.size() / 2;
-  for (const std::span<std::int32_t> half : {group.first(middle), group.subspan(middle)}) {
-    std::sort(half.begin(), half.end());
-    bisect(keys, half, sizes);
+  return sum_lanes(d, sum);
+}
+
+HWY_INLINE void add_to(FloatTag d, const float* x, std::int32_t dim, float* sum) {
+  for (std::int32_t j = 0; j < dim; j += kLanes) {
+    hn::StoreU(hn::Add(hn::LoadU(d, sum + j), hn::LoadU(d, x + j)), d, sum + j);
   }
 }
+
+// Tokens [begin, end) of an order, on their way to becoming a cluster.
+struct Group {
+  std::int32_t begin = 0;
+  std::int32_t end = 0;
+  bool too_large = false;
+  float spread = 0;           // Σ ‖k - mean‖²
+  std::int32_t farthest = 0;  // from the mean: where in the order
+
+  std::int32_t size() const { return end - begin; }
+  // For a heap: the loosest on top, of equals the first.
+  bool operator<(const Group& other) const {
+    if (too_large != other.too_large) return other.too_large;
+    return spread != other.spread ? spread < other.spread : begin > other.begin;
+  }
+};
+
+// See split_loosest() of the reference. Works in place on `order`.
+class Splitter {
+ public:
+  Splitter(const Keys& keys, std::span<std::int32_t> order)
+      : keys_(keys),
+        order_(order),
+        sum_(static_cast<std::size_t>(keys.d)),
+        part_sum_(static_cast<std::size_t>(keys.d)),
+        mean_(static_cast<std::size_t>(keys.d)),
+        other_(static_cast<std::size_t>(keys.d)),
+        in_second_(order.size()),
+        moved_(order.size()) {}
+
+  void add(std::int32_t begin, std::int32_t end) { groups_.push_back(measure(begin, end)); }
+
+  // The sizes of the clusters, in order.
+  void run(std::int32_t wanted, std::vector<std::uint16_t>& sizes) {
+    std::make_heap(groups_.begin(), groups_.end());
+    for (;;) {
+      const Group loosest = groups_.front();
+      const bool enough = std::ssize(groups_) >= wanted || loosest.spread == 0;
+      if (enough && !loosest.too_large) break;
+      std::pop_heap(groups_.begin(), groups_.end());
+      groups_.pop_back();
+      const std::int32_t middle = split(loosest);
+      for (const Group& part : {measure(loosest.begin, middle), measure(middle, loosest.end)}) {
+        groups_.push_back(part);
+        std::push_heap(groups_.begin(), groups_.end());
+      }
+    }
+    std::sort(groups_.begin(), groups_.end(),
+              [](const Group& a, const Group& b) { return a.begin < b.begin; });
+    for (const Group& group : groups_) sizes.push_back(static_cast<std::uint16_t>(group.size()));
+  }
+
+ private:
+  const float* key(std::int32_t at) const { return keys_[order_[static_cast<std::size_t>(at)]]; }
+
+  Group measure(std::int32_t begin, std::int32_t end) {
+    const FloatTag d;
+    std::fill(sum_.begin(), sum_.end(), 0.0f);
+    for (std::int32_t i = begin; i < end; ++i) add_to(d, key(i), keys_.d, sum_.data());
+    const float inverse = 1.0f / static_cast<float>(end - begin);
+    for (std::size_t j = 0; j < mean_.size(); ++j) mean_[j] = sum_[j] * inverse;
+    Group group{.begin = begin,
+                .end = end,
+                .too_large = end - begin > kMaxClusterTokens,
+                .farthest = begin};
+    float largest = 0;
+    for (std::int32_t i = begin; i < end; ++i) {
+      const float distance = squared_distance(d, key(i), mean_.data(), keys_.d);
+      group.spread += distance;
+      if (distance > largest) {
+        largest = distance;
+        group.farthest = i;
+      }
+    }
+    // Keys so large that their squares overflow are the loosest there are.
+    if (!(group.spread < kLargest)) group.spread = kLargest;
+    return group;
+  }
+
+  // Where the second part begins.
+  std::int32_t split(const Group& group) {
+    const FloatTag d;
+    const float* first = key(group.farthest);
+    std::int32_t second = group.begin;
+    float largest = 0;
+    std::fill(sum_.begin(), sum_.end(), 0.0f);
+    for (std::int32_t i = group.begin; i < group.end; ++i) {
+      add_to(d, key(i), keys_.d, sum_.data());
+      const float distance = squared_distance(d, key(i), first, keys_.d);
+      if (distance > largest) {
+        largest = distance;
+        second = i;
+      }
+    }
+    std::copy_n(first, keys_.d, mean_.begin());
+    std::copy_n(key(second), keys_.d, other_.begin());
+    for (int iteration = 0;; ++iteration) {
+      const std::int32_t count = assign_halves(group);
+      if (count == 0 || count == group.size()) return group.begin + group.size() / 2;
+      if (iteration == internal::kSplitIterations) break;
+      const float of_second = 1.0f / static_cast<float>(count);
+      const float of_first = 1.0f / static_cast<float>(group.size() - count);
+      for (std::size_t j = 0; j < mean_.size(); ++j) {
+        mean_[j] = (sum_[j] - part_sum_[j]) * of_first;
+        other_[j] = part_sum_[j] * of_second;
+      }
+    }
+    return move_halves(group);
+  }
+
+  // Marks the tokens that are closer to other_ than to mean_ and adds them up in part_sum_; returns
+  // how many there are. One product with the difference of the two decides.
+  std::int32_t assign_halves(const Group& group) {
+    const FloatTag d;
+    const float limit = (dot(d, other_.data(), other_.data(), keys_.d) -
+                         dot(d, mean_.data(), mean_.data(), keys_.d)) *
+                        0.5f;
+    for (std::size_t j = 0; j < mean_.size(); ++j) other_[j] -= mean_[j];
+    std::fill(part_sum_.begin(), part_sum_.end(), 0.0f);
+    std::int32_t count = 0;
+    for (std::int32_t i = group.begin; i < group.end; ++i) {
+      const bool second = dot(d, key(i), other_.data(), keys_.d) > limit;
+      in_second_[static_cast<std::size_t>(i)] = second;
+      if (!second) continue;
+      add_to(d, key(i), keys_.d, part_sum_.data());
+      ++count;
+    }
+    return count;
+  }
+
+  // Moves the marked tokens behind the others; both keep their order.
+  std::int32_t move_halves(const Group& group) {
+    std::int32_t kept = group.begin;
+    std::size_t moved = 0;
+    for (std::int32_t i = group.begin; i < group.end; ++i) {
+      const std::int32_t token = order_[static_cast<std::size_t>(i)];
+      if (in_second_[static_cast<std::size_t>(i)] != 0) {
+        moved_[moved++] = token;
+      } else {
+        order_[static_cast<std::size_t>(kept++)] = token;
+      }
+    }
+    std::copy_n(moved_.begin(), moved, order_.begin() + kept);
+    return kept;
+  }
+
+  static constexpr float kLargest = 3e38f;
+
+  const Keys& keys_;
+  std::span<std::int32_t> order_;
+  std::vector<Group> groups_;
+  Floats sum_, part_sum_, mean_, other_;
+  std::vector<std::uint8_t> in_second_;  // by place in the order
+  Tokens moved_;
+};
 
 void partition_run(Workspace& work, std::int32_t begin, std::int32_t end, std::int32_t segment_rows,
                    Partition& out) {
@@ -235,29 +372,18 @@ void partition_run(Workspace& work, std::int32_t begin, std::int32_t end, std::i
   for (std::int32_t i = 0; i < sample_count; ++i) {
     sample.push_back(begin + internal::strided(i, sample_count, end - begin));
   }
-  Tokens by_list;
+  Tokens order;
   std::vector<std::int32_t> list_sizes;
-  k_means(work, tokens, sample, list_count, internal::kListIterations, by_list, list_sizes);
-  std::span<const std::int32_t> rest = by_list;
-  Tokens by_cluster;
-  std::vector<std::int32_t> cluster_sizes;
-  for (const std::int32_t list_rows : list_sizes) {
-    const auto list = rest.first(static_cast<std::size_t>(list_rows));
-    rest = rest.subspan(list.size());
-    by_cluster.clear();
-    cluster_sizes.clear();
-    k_means(work, list, list, internal::planned_clusters(list_rows), internal::kClusterIterations,
-            by_cluster, cluster_sizes);
-    std::span<std::int32_t> groups = by_cluster;
-    for (const std::int32_t rows : cluster_sizes) {
-      bisect(work.keys, groups.first(static_cast<std::size_t>(rows)), out.cluster_rows);
-      groups = groups.subspan(static_cast<std::size_t>(rows));
-    }
-    out.list_rows.push_back(static_cast<std::uint16_t>(list_rows));
-    for (const std::int32_t token : by_cluster) {
-      out.order.push_back(static_cast<std::uint16_t>(token));
-    }
+  k_means(work, tokens, sample, list_count, internal::kListIterations, order, list_sizes);
+  Splitter splitter(work.keys, order);
+  std::int32_t next = 0;
+  for (const std::int32_t rows : list_sizes) {
+    out.list_rows.push_back(static_cast<std::uint16_t>(rows));
+    splitter.add(next, next + rows);
+    next += rows;
   }
+  splitter.run(internal::planned_clusters(end - begin), out.cluster_rows);
+  for (const std::int32_t token : order) out.order.push_back(static_cast<std::uint16_t>(token));
 }
 
 Status load_keys(const PartitionArgs& args, Keys& keys) {

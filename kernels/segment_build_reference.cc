@@ -89,36 +89,89 @@ std::vector<Tokens> k_means(const Keys& keys, const Tokens& tokens, const Tokens
   return groups;
 }
 
-// Halves across the line through the token farthest from the mean, until no group is too large.
-void bisect(const Keys& keys, Tokens group, std::vector<Tokens>& out) {
-  if (group.size() <= static_cast<std::size_t>(kMaxClusterTokens)) {
-    out.push_back(std::move(group));
-    return;
-  }
+// Tokens [begin, end) of an order, on their way to becoming a cluster.
+struct Group {
+  std::size_t begin = 0;
+  std::size_t end = 0;
+  double spread = 0;         // Σ ‖k - mean‖²; infinite where there are too many tokens
+  std::size_t farthest = 0;  // from the mean: where in the order
+};
+
+Group measure(const Keys& keys, const Tokens& order, std::size_t begin, std::size_t end) {
   std::vector<double> mean(static_cast<std::size_t>(keys.dim()), 0.0);
-  for (const std::int32_t token : group) {
+  for (std::size_t i = begin; i < end; ++i) {
     for (std::size_t j = 0; j < mean.size(); ++j) {
-      mean[j] += keys[token][j] / static_cast<double>(group.size());
+      mean[j] += keys[order[i]][j] / static_cast<double>(end - begin);
     }
   }
-  const double* farthest = keys[group[0]];
-  for (const std::int32_t token : group) {
-    if (squared_distance(keys[token], mean.data(), keys.dim()) >
-        squared_distance(farthest, mean.data(), keys.dim())) {
-      farthest = keys[token];
+  Group group{.begin = begin, .end = end, .spread = 0, .farthest = begin};
+  double largest = 0;
+  for (std::size_t i = begin; i < end; ++i) {
+    const double distance = squared_distance(keys[order[i]], mean.data(), keys.dim());
+    group.spread += distance;
+    if (distance > largest) {
+      largest = distance;
+      group.farthest = i;
     }
   }
-  const auto projection = [&](std::int32_t token) {
-    double sum = 0;
-    for (std::size_t j = 0; j < mean.size(); ++j) sum += keys[token][j] * (farthest[j] - mean[j]);
-    return sum;
-  };
-  std::stable_sort(group.begin(), group.end(),
-                   [&](std::int32_t a, std::int32_t b) { return projection(a) < projection(b); });
-  const auto middle = group.begin() + static_cast<std::ptrdiff_t>(group.size() / 2);
-  for (Tokens half : {Tokens(group.begin(), middle), Tokens(middle, group.end())}) {
-    std::sort(half.begin(), half.end());
-    bisect(keys, std::move(half), out);
+  if (end - begin > static_cast<std::size_t>(kMaxClusterTokens)) {
+    group.spread = std::numeric_limits<double>::infinity();
+  }
+  return group;
+}
+
+// Parts the tokens of a group between two centroids that start at the token farthest from the mean
+// and the one farthest from that; returns where the second part begins. Equal tokens are halved.
+std::size_t split(const Keys& keys, const Group& group, Tokens& order) {
+  std::vector<std::vector<double>> centroids;
+  std::size_t second = group.begin;
+  const double* first_key = keys[order[group.farthest]];
+  for (std::size_t i = group.begin; i < group.end; ++i) {
+    if (squared_distance(keys[order[i]], first_key, keys.dim()) >
+        squared_distance(keys[order[second]], first_key, keys.dim())) {
+      second = i;
+    }
+  }
+  for (const std::size_t i : {group.farthest, second}) {
+    centroids.emplace_back(keys[order[i]], keys[order[i]] + keys.dim());
+  }
+  std::array<Tokens, 2> parts;
+  for (int iteration = 0; iteration <= internal::kSplitIterations; ++iteration) {
+    for (std::size_t c = 0; iteration > 0 && c < parts.size(); ++c) {
+      std::fill(centroids[c].begin(), centroids[c].end(), 0.0);
+      for (const std::int32_t token : parts[c]) {
+        for (std::size_t j = 0; j < centroids[c].size(); ++j) {
+          centroids[c][j] += keys[token][j] / static_cast<double>(parts[c].size());
+        }
+      }
+    }
+    for (Tokens& part : parts) part.clear();
+    for (std::size_t i = group.begin; i < group.end; ++i) {
+      parts[nearest(keys[order[i]], centroids)].push_back(order[i]);
+    }
+    if (parts[0].empty() || parts[1].empty()) return group.begin + (group.end - group.begin) / 2;
+  }
+  std::copy(parts[0].begin(), parts[0].end(),
+            order.begin() + static_cast<std::ptrdiff_t>(group.begin));
+  std::copy(parts[1].begin(), parts[1].end(),
+            order.begin() + static_cast<std::ptrdiff_t>(group.begin + parts[0].size()));
+  return group.begin + parts[0].size();
+}
+
+// Splits the loosest group again and again, from the lists down, until there are `wanted` clusters
+// and none is too large.
+std::vector<Group> split_loosest(const Keys& keys, std::vector<Group> groups, std::int32_t wanted,
+                                 Tokens& order) {
+  for (;;) {
+    const auto loosest =
+        std::max_element(groups.begin(), groups.end(),
+                         [](const Group& a, const Group& b) { return a.spread < b.spread; });
+    const bool too_large = std::isinf(loosest->spread);
+    if (loosest->spread == 0 || (!too_large && std::ssize(groups) >= wanted)) return groups;
+    const Group group = *loosest;
+    const std::size_t middle = split(keys, group, order);
+    *loosest = measure(keys, order, group.begin, middle);
+    groups.insert(loosest + 1, measure(keys, order, middle, group.end));
   }
 }
 
@@ -133,21 +186,18 @@ void partition_run(const Keys& keys, std::int32_t begin, std::int32_t end,
   for (std::int32_t i = 0; i < sample_count; ++i) {
     sample.push_back(begin + internal::strided(i, sample_count, end - begin));
   }
+  Tokens order;
+  std::vector<Group> groups;
   for (const Tokens& list : k_means(keys, tokens, sample, list_count, internal::kListIterations)) {
-    const auto rows = static_cast<std::int32_t>(list.size());
-    std::vector<Tokens> clusters;
-    for (Tokens& group : k_means(keys, list, list, internal::planned_clusters(rows),
-                                 internal::kClusterIterations)) {
-      bisect(keys, std::move(group), clusters);
-    }
-    out.list_rows.push_back(static_cast<std::uint16_t>(rows));
-    for (const Tokens& cluster : clusters) {
-      out.cluster_rows.push_back(static_cast<std::uint16_t>(cluster.size()));
-      for (const std::int32_t token : cluster) {
-        out.order.push_back(static_cast<std::uint16_t>(token));
-      }
-    }
+    out.list_rows.push_back(static_cast<std::uint16_t>(list.size()));
+    order.insert(order.end(), list.begin(), list.end());
+    groups.push_back(measure(keys, order, order.size() - list.size(), order.size()));
   }
+  groups = split_loosest(keys, std::move(groups), internal::planned_clusters(end - begin), order);
+  for (const Group& group : groups) {
+    out.cluster_rows.push_back(static_cast<std::uint16_t>(group.end - group.begin));
+  }
+  for (const std::int32_t token : order) out.order.push_back(static_cast<std::uint16_t>(token));
 }
 
 // ------------------------------------------------------------------------------------- describe

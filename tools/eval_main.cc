@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "tools/command_line.h"
+#include "tools/eval_record.h"
 #include "tools/eval_run.h"
 #include "tools/progress.h"
 #include "tools/report.h"
@@ -25,6 +26,8 @@ DEFINE_string(store, "", "directory of the NVMe tier; empty: memory only");
 DEFINE_int32(page_rows, 1, "rows of a page: 1, 2, 4, 8 or 16");
 DEFINE_int64(dram_bytes, std::int64_t{2} << 30, "memory of the embedded cache node");
 DEFINE_int32(threads, 0, "0: one per core");
+DEFINE_string(record, "",
+              "measure nothing, write the K/V and queries of one document to this file");
 DEFINE_bool(json, false, "print one JSON object instead of tables");
 
 namespace icefield {
@@ -37,6 +40,7 @@ Facts are hidden in prose; each question is asked with full attention and with e
 breadth. "lost": full attention answers it, this does not.
 
   icefield eval --context_tokens=4096,7168 --budget=64,256 --breadth=16,all --documents=3
+  icefield eval --context_tokens=7168 --seed=1 --record=keys.bin
 )";
 
 struct Plan {
@@ -85,6 +89,9 @@ Result<Plan> make_plan() {
   }
   plan.options.questions = !plan.tasks.empty();
   if (FLAGS_documents < 1) return Status(Code::kInvalidArgument, "--documents must be 1 or more");
+  if (!FLAGS_record.empty() && (FLAGS_documents != 1 || plan.lengths.size() != 1)) {
+    return Status(Code::kInvalidArgument, "--record: one document of one length at a time");
+  }
   return plan;
 }
 
@@ -238,6 +245,26 @@ std::string table_of(const Plan& plan, const std::vector<EvalSums>& sums, const 
   return table.text();
 }
 
+// The questions of the tasks that were asked for, about document `index` of a length.
+Result<EvalDocument> document_of(const Plan& plan, const EvalText& text, const Session& session,
+                                 std::int64_t length, std::int32_t index) {
+  const std::uint64_t seed = FLAGS_seed * 1000 + static_cast<std::uint64_t>(index);
+  ICE_TRY(EvalDocument document, make_document(text, session.model().tokenizer(), length, seed));
+  std::erase_if(document.questions, [&](const EvalQuestion& question) {
+    return std::find(plan.tasks.begin(), plan.tasks.end(), question.task) == plan.tasks.end();
+  });
+  return document;
+}
+
+Status record(const Plan& plan, const EvalText& text, Session& session) {
+  ICE_TRY(const EvalDocument document, document_of(plan, text, session, plan.lengths[0], 0));
+  Progress progress("record", 1000);
+  ICE_TRY(const RecordedKeys keys, record_document(session, document, [&](double share) {
+            progress.set(static_cast<std::int64_t>(1000 * share));
+          }));
+  return write_recorded_keys(keys, FLAGS_record);
+}
+
 Status run() {
   ICE_TRY(Plan plan, make_plan());
   const std::string path = FLAGS_document.empty() ? default_text_path() : FLAGS_document;
@@ -255,7 +282,6 @@ Status run() {
                          .page_rows = FLAGS_page_rows,
                          .threads = FLAGS_threads}));
   const ModelConfig& config = session->model().config();
-  Report report("eval");
   for (const std::int64_t length : plan.lengths) {
     if (length + kContinuationTokens > config.max_positions) {
       return Status(Code::kInvalidArgument, "--context_tokens=" + std::to_string(length) +
@@ -264,15 +290,14 @@ Status run() {
                                                 std::to_string(config.max_positions) +
                                                 " positions");
     }
+  }
+  if (!FLAGS_record.empty()) return record(plan, text, *session);
+  Report report("eval");
+  for (const std::int64_t length : plan.lengths) {
     std::vector<EvalSums> sums(plan.options.arms.size());
     Progress progress("eval " + std::to_string(length), 1000 * FLAGS_documents);
     for (std::int32_t i = 0; i < FLAGS_documents; ++i) {
-      const std::uint64_t seed = FLAGS_seed * 1000 + static_cast<std::uint64_t>(i);
-      ICE_TRY(EvalDocument document,
-              make_document(text, session->model().tokenizer(), length, seed));
-      std::erase_if(document.questions, [&](const EvalQuestion& question) {
-        return std::find(plan.tasks.begin(), plan.tasks.end(), question.task) == plan.tasks.end();
-      });
+      ICE_TRY(const EvalDocument document, document_of(plan, text, *session, length, i));
       ICE_TRY(evaluate_document(*session, document, plan.options, sums, [&](double share) {
         progress.set(1000 * i + static_cast<std::int64_t>(1000 * share));
       }));

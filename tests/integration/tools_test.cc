@@ -208,6 +208,7 @@ TEST_F(Tools, NonsenseNumbersAreRefused) {
   expect_refused({"eval", "--breadth=99999999999"}, 2, "--breadth=99999999999");
   expect_refused({"eval", "--tasks=juggling"}, 2, "no task \"juggling\"");
   expect_refused({"eval", "--documents=0"}, 2, "--documents");
+  expect_refused({"eval", "--documents=2", "--record=keys.bin"}, 2, "--record");
   expect_refused({"eval", "--document=" + dir_.file("document.txt")}, 2, "200 KB");
 }
 
