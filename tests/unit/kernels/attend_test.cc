@@ -185,17 +185,17 @@ TEST_P(Attend, EveryTokenIsAccountedForOnce) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, Attend,
-                         testing::Values(AttendCase{1, {256}, 64, 1, 64, kAllClusters},
-                                         AttendCase{2, {1024, 256}, 64, 3, 64, 16},
-                                         AttendCase{3, {256, 1024}, 128, 4, 65, 16},
-                                         AttendCase{4, {1024, 256}, 64, 48, 256, kAllClusters},
-                                         AttendCase{5, {4096}, 64, 3, 64, 4},
-                                         AttendCase{6, {256}, 128, 7, 0, 16},
-                                         AttendCase{7, {256, 256}, 64, 5, 511, 16}),
-                         [](const auto& param) {
-                           return "seed" + std::to_string(param.param.seed);
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, Attend,
+    testing::Values(AttendCase{1, {256}, 64, 1, 64, kAllClusters},
+                    AttendCase{2, {1024, 256}, 64, 3, 64, 16},
+                    AttendCase{3, {256, 1024}, 128, 4, 65, 16},
+                    AttendCase{4, {1024, 256}, 64, 48, 256, kAllClusters},
+                    AttendCase{5, {4096}, 64, 3, 64, 4}, AttendCase{6, {256}, 128, 7, 0, 16},
+                    AttendCase{7, {256, 256}, 64, 5, 511, 16}, AttendCase{8, {1024}, 80, 3, 64, 16},
+                    AttendCase{9, {256, 256}, 96, 8, 64, 2},
+                    AttendCase{10, {1024}, 256, 11, 64, 16}),
+    [](const auto& param) { return "seed" + std::to_string(param.param.seed); });
 
 TEST(AttendRows, SimdAgreesWithTheReferenceForEveryRowCount) {
   SeededRng rng(21);
@@ -341,7 +341,7 @@ TEST(AttendFault, MissingRowsJoinTheirClustersRest) {
     for (std::size_t h = 0; h < after.fault.size(); ++h) {
       EXPECT_GT(after.fault[h], 0.0f);
       EXPECT_LE(after.fault[h], after.tail[h]);
-      EXPECT_NEAR(after.lse[h], before.lse[h], 0.2f) << "codes estimate the missing rows";
+      EXPECT_NEAR(after.lse[h], before.lse[h], 0.5f) << "codes estimate the missing rows";
     }
   }
 }

@@ -191,7 +191,8 @@ TEST_P(SegmentBuild, CodesHaveTheLeastSquaredErrorOfTheReferenceSearch) {
 INSTANTIATE_TEST_SUITE_P(Shapes, SegmentBuild,
                          testing::Values(Case{256, 0, 64, 64}, Case{256, 16, 64, 64},
                                          Case{1024, 0, 128, 128}, Case{1024, 16, 64, 128},
-                                         Case{4096, 0, 64, 64}),
+                                         Case{4096, 0, 64, 64}, Case{256, 16, 80, 96},
+                                         Case{256, 0, 96, 64}, Case{256, 0, 256, 256}),
                          [](const auto& param) {
                            const Case& c = param.param;
                            return "rows" + std::to_string(c.rows) + "first" +
