@@ -10,11 +10,11 @@
 #include <iostream>
 
 #include "bench/support/index_trial.h"
-#include "bench/support/key_recording.h"
 #include "bench/support/machine_limits.h"
 #include "bench/support/synthetic_keys.h"
 #include "tools/command_line.h"
 #include "tools/progress.h"
+#include "tools/recorded_keys.h"
 #include "tools/report.h"
 
 DEFINE_string(n, "8192,32768,131072", "indexed tokens of synthetic keys, multiples of 256");
@@ -122,6 +122,33 @@ double deviation(const std::vector<double>& values) {
   return quantile(distances, 0.5);
 }
 
+// What the segments and kernels can hold.
+Status validate(const RecordedShape& shape, const std::string& path) {
+  const auto dim = [](std::int32_t d) { return d % 16 == 0 && d <= 256; };
+  const bool sink = shape.sink_tokens == 0 || shape.sink_tokens == kSinkTokens;
+  if (dim(shape.d_k) && dim(shape.d_v) && sink && shape.window_first > shape.sink_tokens &&
+      shape.window_first % kExtentRows == 0) {
+    return Status();
+  }
+  return Status(Code::kInvalidArgument,
+                path +
+                    ": head dimensions must be multiples of 16 up to 256, the sink 0 or 16 "
+                    "tokens, the window's first token a multiple of 256");
+}
+
+KeySet key_set(const RecordedShape& shape, const RecordedHead& head) {
+  return {.d_k = shape.d_k,
+          .d_v = shape.d_v,
+          .group = shape.group,
+          .beta = shape.beta,
+          .first_indexed = shape.sink_tokens,
+          .end_indexed = shape.window_first,
+          .rows = std::vector<Bf16>(head.rows.begin(), head.rows.end()),
+          .queries = std::vector<float>(head.q.begin(), head.q.end()),
+          .own_lse = head.own_lse,
+          .own_out = head.own_out};
+}
+
 class Bench {
  public:
   explicit Bench(std::vector<std::int32_t> budgets, std::vector<std::int32_t> breadths)
@@ -151,19 +178,20 @@ class Bench {
   }
 
   Status run_recorded(const std::string& name) {
-    ICE_TRY(const KeyRecording recorded, KeyRecording::open(name.substr(sizeof(kRecorded) - 1)));
-    const KeyRecordingHeader& header = recorded.header();
-    const std::int32_t heads =
-        FLAGS_heads == 0 ? recorded.heads() : std::min(FLAGS_heads, recorded.heads());
+    const std::string path = name.substr(sizeof(kRecorded) - 1);
+    ICE_TRY(RecordedKeys recorded, read_recorded_keys(path));
+    ICE_TRY(validate(recorded.shape, path));
+    const auto all = static_cast<std::int64_t>(recorded.heads.size());
+    const std::int64_t heads = FLAGS_heads == 0 ? all : std::min<std::int64_t>(FLAGS_heads, all);
     const Shape shape{.keys = name,
-                      .n = static_cast<std::int32_t>(header.window_first - header.sink_tokens),
-                      .head_dim = static_cast<std::int32_t>(header.d_k),
-                      .group = static_cast<std::int32_t>(header.group)};
+                      .n = recorded.shape.window_first - recorded.shape.sink_tokens,
+                      .head_dim = recorded.shape.d_k,
+                      .group = recorded.shape.group};
     TrialTable table;
-    for (std::int32_t h = 0; h < heads; ++h) {
-      const std::int64_t index = static_cast<std::int64_t>(h) * recorded.heads() / heads;
-      ICE_TRY(const KeySet set, recorded.read(static_cast<std::int32_t>(index)));
-      run_one(shape, set, table, static_cast<std::int64_t>(heads) * set.steps());
+    for (std::int64_t h = 0; h < heads; ++h) {
+      const KeySet set =
+          key_set(recorded.shape, recorded.heads[static_cast<std::size_t>(h * all / heads)]);
+      run_one(shape, set, table, heads * set.steps());
     }
     add(shape, table);
     return Status();

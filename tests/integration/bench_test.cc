@@ -7,6 +7,7 @@
 
 #include "tests/support/process.h"
 #include "tests/support/temp_dir.h"
+#include "tools/recorded_keys.h"
 
 namespace icefield {
 namespace {
@@ -97,6 +98,65 @@ const SmallBench kBenches[] = {
 };
 INSTANTIATE_TEST_SUITE_P(All, Bench, testing::ValuesIn(kBenches),
                          [](const auto& bench) { return std::string(bench.param.name); });
+
+// Two heads of 320 tokens, of which the 240 between sink and window are indexed.
+RecordedKeys small_recording() {
+  RecordedKeys keys;
+  keys.shape = {.layers = 1,
+                .kv_heads = 2,
+                .group = 3,
+                .d_k = 32,
+                .d_v = 32,
+                .tokens = 320,
+                .steps = 2,
+                .beta = 0.2f,
+                .sink_tokens = 16,
+                .window_first = 256};
+  keys.kinds.assign(2, RecordedStep::kAnswer);
+  for (int h = 0; h < 2; ++h) {
+    RecordedHead head;
+    for (int i = 0; i < 320 * 64; ++i) {
+      head.rows.push_back(float_to_bf16(static_cast<float>((i * 37 + h) % 101) / 50 - 1));
+    }
+    for (int i = 0; i < 2 * 3 * 32; ++i) head.q.push_back(static_cast<float>(i % 7) - 3);
+    head.own_lse.assign(2 * 3, 0.5f);
+    head.own_out.assign(2 * 3 * 32, 0.1f);
+    keys.heads.push_back(head);
+  }
+  return keys;
+}
+
+TEST(BenchIndex, TakesRecordedKeys) {
+  const TempDir dir;
+  ASSERT_TRUE(write_recorded_keys(small_recording(), dir.file("keys")).ok());
+  const std::string keys = "recorded:" + dir.file("keys");
+  const ProcessResult result = run_icefield(
+      {"bench", "index", "--json", "--keys=" + keys, "--budget=8", "--rounds=1", "--repeats=1"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const json report = json::parse(result.out);
+  int seen = 0;
+  for (const json& figure : report["figures"]) {
+    const json& params = figure["params"];
+    if (figure["name"] != "mass") continue;
+    EXPECT_EQ(params["keys"], keys);
+    EXPECT_EQ(params["n"], 240);
+    EXPECT_EQ(params["group"], 3);
+    EXPECT_GT(figure["value"], 0);
+    ++seen;
+  }
+  EXPECT_EQ(seen, 8);  // methods
+}
+
+TEST(BenchIndex, RefusesRecordingsThatItCannotCut) {
+  const TempDir dir;
+  RecordedKeys keys = small_recording();
+  keys.shape.window_first = 300;
+  ASSERT_TRUE(write_recorded_keys(keys, dir.file("keys")).ok());
+  const ProcessResult result =
+      run_icefield({"bench", "index", "--keys=recorded:" + dir.file("keys")});
+  EXPECT_EQ(result.exit_code, 2);
+  EXPECT_NE(result.err.find("multiple of 256"), std::string::npos) << result.err;
+}
 
 }  // namespace
 }  // namespace icefield

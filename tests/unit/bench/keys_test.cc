@@ -1,14 +1,12 @@
-// The key sets of benchmarks: the synthetic recipe and the file of recorded keys.
+// The key sets of benchmarks, and full attention on them.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <fstream>
+#include <functional>
 
 #include "bench/support/full_attention.h"
-#include "bench/support/key_recording.h"
 #include "bench/support/synthetic_keys.h"
-#include "tests/support/temp_dir.h"
 
 namespace icefield {
 namespace {
@@ -70,101 +68,26 @@ TEST(SyntheticKeys, UniformOnesSpreadAttentionEvenly) {
   EXPECT_LT(*std::max_element(share, share + 1024), 4.0f / 1024);
 }
 
-// A file of 2 layers × 3 heads.
-class KeyRecordingTest : public testing::Test {
- protected:
-  KeyRecordingTest() {
-    header_.layers = 2;
-    header_.kv_heads = 3;
-    header_.group = 2;
-    header_.d_k = 32;
-    header_.d_v = 16;
-    header_.tokens = 300;
-    header_.steps = 4;
-    header_.beta = 0.25f;
-    header_.sink_tokens = 16;
-    header_.window_first = 256;
-  }
-  std::string write(std::size_t cut = 0, bool with_own = false) {
-    std::string bytes(sizeof(header_), '\0');
-    std::memcpy(bytes.data(), &header_, sizeof(header_));
-    for (std::uint16_t head = 0; head < 6; ++head) {
-      std::vector<Bf16> rows(300 * 48);
-      for (std::size_t i = 0; i < rows.size(); ++i) {
-        rows[i] = static_cast<Bf16>(1000 * head + static_cast<std::uint16_t>(i % 997));
-      }
-      const std::vector<float> q(4 * 2 * 32, static_cast<float>(head));
-      bytes.append(reinterpret_cast<const char*>(rows.data()), rows.size() * sizeof(Bf16));
-      bytes.append(reinterpret_cast<const char*>(q.data()), q.size() * sizeof(float));
-    }
-    if (with_own) {
-      const std::vector<std::uint32_t> kinds(4, 1);
-      bytes.append(reinterpret_cast<const char*>(kinds.data()), 4 * sizeof(kinds[0]));
-      for (int head = 0; head < 6; ++head) {
-        std::vector<float> own(4 * 2 * (1 + 16), static_cast<float>(head) / 8);
-        own[3] = 0.75f;  // LSE of step 1, row 1
-        bytes.append(reinterpret_cast<const char*>(own.data()), own.size() * sizeof(float));
-      }
-    }
-    const std::string path = dir_.file("keys");
-    std::ofstream(path, std::ios::binary) << bytes.substr(0, bytes.size() - cut);
-    return path;
-  }
-
-  TempDir dir_;
-  KeyRecordingHeader header_;
-};
-
-TEST_F(KeyRecordingTest, AreReadAsTheyWereWritten) {
-  const Result<KeyRecording> keys = KeyRecording::open(write());
-  ASSERT_TRUE(keys.has_value()) << keys.status().to_string();
-  EXPECT_EQ(keys->heads(), 6);
-  const Result<KeySet> set = keys->read(4);
-  ASSERT_TRUE(set.has_value());
-  EXPECT_EQ(set->tokens(), 300);
-  EXPECT_EQ(set->steps(), 4);
-  EXPECT_EQ(set->indexed(), 240);
-  EXPECT_EQ(set->beta, 0.25f);
-  EXPECT_EQ(set->row(0)[5], 4005);
-  EXPECT_EQ(set->query(3)[0], 4.0f);
-}
-
-TEST_F(KeyRecordingTest, WhatAStepAttendsBeyondTheRowsCountsAsExact) {
-  const Result<KeyRecording> keys = KeyRecording::open(write(0, true));
-  ASSERT_TRUE(keys.has_value()) << keys.status().to_string();
-  Result<KeySet> set = keys->read(4);
-  ASSERT_TRUE(set.has_value());
-  ASSERT_EQ(set->own_lse.size(), 8u);
-  EXPECT_EQ(set->own_lse[3], 0.75f);
-  EXPECT_EQ(set->own_out, std::vector<float>(4 * 2 * 16, 0.5f));
-  // So heavy that the rows do not matter.
-  std::fill(set->own_lse.begin(), set->own_lse.end(), 1e4f);
-  for (Bf16& x : set->rows) x = float_to_bf16(0.5f);
-  FullAttention truth(cpu_kernels(), *set);
+TEST(FullAttention, CountsWhatAStepAttendsBeyondTheRowsAsExact) {
+  KeySet set = synthetic_keys({.tokens = 300, .head_dim = 32, .group = 2, .steps = 3});
+  set.end_indexed = 256;
+  set.own_lse.assign(3 * 2, 1e4f);  // so heavy that the rows do not matter
+  set.own_out.assign(3 * 2 * 32, 0.5f);
+  FullAttention truth(cpu_kernels(), set);
   truth.step(2);
   EXPECT_EQ(truth.exact_mass(), 1);
   EXPECT_EQ(truth.share(1)[100], 0);
   for (const float x : truth.out()) EXPECT_EQ(x, 0.5f);
-}
-
-TEST_F(KeyRecordingTest, OtherFilesAreRefused) {
-  const auto code = [](const std::string& path) {
-    return KeyRecording::open(path).status().code();
-  };
-  EXPECT_EQ(code(dir_.file("missing")), Code::kInvalidArgument);
-  EXPECT_EQ(code(write(1)), Code::kInvalidArgument);
-  const KeyRecordingHeader good = header_;
-  header_.magic[7] = '2';
-  EXPECT_EQ(code(write()), Code::kInvalidArgument);
-  header_ = good;
-  header_.d_k = 0;
-  EXPECT_EQ(code(write()), Code::kInvalidArgument);
-  header_ = good;
-  header_.window_first = 512;
-  EXPECT_EQ(code(write()), Code::kInvalidArgument);
-  header_ = good;
-  header_.beta = NAN;
-  EXPECT_EQ(code(write()), Code::kInvalidArgument);
+  set.own_lse.assign(3 * 2, -1e4f);  // and so light that it does not
+  FullAttention alone(cpu_kernels(), set);
+  alone.step(2);
+  set.own_lse.clear();
+  set.own_out.clear();
+  FullAttention without(cpu_kernels(), set);
+  without.step(2);
+  EXPECT_EQ(alone.out(), without.out());
+  EXPECT_EQ(alone.exact_mass(), without.exact_mass());
+  EXPECT_GT(without.exact_mass(), 0);  // the window
 }
 
 }  // namespace
