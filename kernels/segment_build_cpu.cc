@@ -71,40 +71,63 @@ struct Workspace {
   std::vector<std::int32_t> nearest;
 };
 
-// The nearest centroid of each of kTokens keys: the least ‖c‖²/2 - k·c, ties to the lower index.
-template <int kTokens>
-HWY_INLINE void nearest_of(const float* const* keys, std::int32_t d_k, const Centroids& centroids,
-                           std::int32_t* out) {
+// The nearest centroid so far of one key, by lane.
+struct Nearest {
+  FloatVec distance;
+  hn::Vec<IntTag> index;
+};
+
+// Looks at kVecs vectors of centroids from `first` on for kTokens keys: ‖c‖²/2 - k·c of each.
+template <int kTokens, int kVecs>
+HWY_INLINE void look_at(const float* const* keys, std::int32_t d_k, const Centroids& centroids,
+                        std::int32_t first, Nearest* nearest) {
   const FloatTag d;
   const IntTag di;
-  const auto lanes = static_cast<std::int32_t>(hn::Lanes(d));
-  FloatVec best[kTokens];
-  hn::Vec<IntTag> best_at[kTokens];
-  for (int t = 0; t < kTokens; ++t) {
-    best[t] = hn::Set(d, HUGE_VALF);
-    best_at[t] = hn::Zero(di);
+  FloatVec distance[kTokens][kVecs];
+  for (int v = 0; v < kVecs; ++v) {
+    const FloatVec norm = hn::LoadU(d, centroids.half_norm.data() + first + v * kLanes);
+    for (int t = 0; t < kTokens; ++t) distance[t][v] = norm;
   }
-  for (std::int32_t c = 0; c < centroids.width; c += lanes) {
-    FloatVec distance[kTokens];
-    for (FloatVec& v : distance) v = hn::LoadU(d, centroids.half_norm.data() + c);
-    const float* at = centroids.transposed.data() + c;
-    for (std::int32_t j = 0; j < d_k; ++j, at += centroids.width) {
-      const FloatVec x = hn::LoadU(d, at);
-      for (int t = 0; t < kTokens; ++t) {
-        distance[t] = hn::NegMulAdd(hn::Set(d, keys[t][j]), x, distance[t]);
-      }
-    }
-    const auto index = hn::Iota(di, c);
+  const float* at = centroids.transposed.data() + first;
+  for (std::int32_t j = 0; j < d_k; ++j, at += centroids.width) {
+    FloatVec x[kVecs];
+    for (int v = 0; v < kVecs; ++v) x[v] = hn::LoadU(d, at + v * kLanes);
     for (int t = 0; t < kTokens; ++t) {
-      const auto closer = hn::Lt(distance[t], best[t]);
-      best[t] = hn::IfThenElse(closer, distance[t], best[t]);
-      best_at[t] = hn::IfThenElse(hn::RebindMask(di, closer), index, best_at[t]);
+      const FloatVec key = hn::Set(d, keys[t][j]);
+      for (int v = 0; v < kVecs; ++v) distance[t][v] = hn::NegMulAdd(key, x[v], distance[t][v]);
     }
   }
+  for (int v = 0; v < kVecs; ++v) {
+    const auto index = hn::Iota(di, first + v * kLanes);
+    for (int t = 0; t < kTokens; ++t) {
+      const auto closer = hn::Lt(distance[t][v], nearest[t].distance);
+      nearest[t].distance = hn::IfThenElse(closer, distance[t][v], nearest[t].distance);
+      nearest[t].index = hn::IfThenElse(hn::RebindMask(di, closer), index, nearest[t].index);
+    }
+  }
+}
+
+// The nearest centroid of each of kTokens keys, ties to the lower index.
+template <int kTokens>
+HWY_NOINLINE void nearest_of(const float* const* keys, std::int32_t d_k, const Centroids& centroids,
+                             std::int32_t* out) {
+  const FloatTag d;
+  const IntTag di;
+  constexpr int kVecs = kLanes == 16 ? 4 : 2;  // sums that fit the registers
+  Nearest nearest[kTokens];
+  for (Nearest& n : nearest) n = {hn::Set(d, HUGE_VALF), hn::Zero(di)};
+  std::int32_t c = 0;
+  for (; c + kVecs * kLanes <= centroids.width; c += kVecs * kLanes) {
+    look_at<kTokens, kVecs>(keys, d_k, centroids, c, nearest);
+  }
+  for (; c < centroids.width; c += kLanes) {
+    look_at<kTokens, 1>(keys, d_k, centroids, c, nearest);
+  }
   for (int t = 0; t < kTokens; ++t) {
-    const FloatVec least = hn::MinOfLanes(d, best[t]);
-    const auto is_least = hn::RebindMask(di, hn::Eq(best[t], least));
-    const auto candidates = hn::IfThenElse(is_least, best_at[t], hn::Set(di, centroids.width));
+    const FloatVec least = hn::MinOfLanes(d, nearest[t].distance);
+    const auto is_least = hn::RebindMask(di, hn::Eq(nearest[t].distance, least));
+    const auto candidates =
+        hn::IfThenElse(is_least, nearest[t].index, hn::Set(di, centroids.width));
     out[t] = std::min(hn::GetLane(hn::MinOfLanes(di, candidates)), centroids.count - 1);
   }
 }
