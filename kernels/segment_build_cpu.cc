@@ -207,27 +207,15 @@ void k_means(Workspace& work, std::span<const std::int32_t> tokens,
   }
 }
 
-HWY_INLINE float squared_distance(FloatTag d, const float* a, const float* b, std::int32_t dim) {
+// x·x of d numbers.
+HWY_INLINE float squared_norm(const float* x, std::int32_t dim) {
+  const FloatTag d;
   FloatVec sum = hn::Zero(d);
   for (std::int32_t j = 0; j < dim; j += kLanes) {
-    const FloatVec difference = hn::Sub(hn::LoadU(d, a + j), hn::LoadU(d, b + j));
-    sum = hn::MulAdd(difference, difference, sum);
+    const FloatVec v = hn::LoadU(d, x + j);
+    sum = hn::MulAdd(v, v, sum);
   }
   return sum_lanes(d, sum);
-}
-
-HWY_INLINE float dot(FloatTag d, const float* a, const float* b, std::int32_t dim) {
-  FloatVec sum = hn::Zero(d);
-  for (std::int32_t j = 0; j < dim; j += kLanes) {
-    sum = hn::MulAdd(hn::LoadU(d, a + j), hn::LoadU(d, b + j), sum);
-  }
-  return sum_lanes(d, sum);
-}
-
-HWY_INLINE void add_to(FloatTag d, const float* x, std::int32_t dim, float* sum) {
-  for (std::int32_t j = 0; j < dim; j += kLanes) {
-    hn::StoreU(hn::Add(hn::LoadU(d, sum + j), hn::LoadU(d, x + j)), d, sum + j);
-  }
 }
 
 // Tokens [begin, end) of an order, on their way to becoming a cluster.
@@ -284,10 +272,55 @@ class Splitter {
  private:
   const float* key(std::int32_t at) const { return keys_[order_[static_cast<std::size_t>(at)]]; }
 
-  Group measure(std::int32_t begin, std::int32_t end) {
+  // f(i, Σ_j of what `term` adds) for the keys of places [begin, end), kLanes keys at a time:
+  // term(sum, lanes of the key from j on, j) gives the sum with what these lanes add.
+  template <class Term, class F>
+  HWY_INLINE void for_each_sum(std::int32_t begin, std::int32_t end, const Term& term, F&& f) {
     const FloatTag d;
-    std::fill(sum_.begin(), sum_.end(), 0.0f);
-    for (std::int32_t i = begin; i < end; ++i) add_to(d, key(i), keys_.d, sum_.data());
+    HWY_ALIGN float lanes[kLanes * kLanes] = {};
+    HWY_ALIGN float sums[kLanes];
+    for (std::int32_t first = begin; first < end; first += kLanes) {
+      const std::int32_t count = std::min(kLanes, end - first);
+      for (std::int32_t i = 0; i < count; ++i) {
+        const float* at = key(first + i);
+        FloatVec sum = hn::Zero(d);
+        for (std::int32_t j = 0; j < keys_.d; j += kLanes) sum = term(sum, hn::LoadU(d, at + j), j);
+        hn::Store(sum, d, lanes + i * kLanes);
+      }
+      FloatVec v[kLanes];
+      for (int i = 0; i < kLanes; ++i) v[i] = hn::Load(d, lanes + i * kLanes);
+      hn::Store(sum_each(d, v), d, sums);
+      for (std::int32_t i = 0; i < count; ++i) f(first + i, sums[i]);
+    }
+  }
+
+  // f(i, ‖key - x‖²) for the keys of places [begin, end).
+  template <class F>
+  HWY_INLINE void for_each_distance(std::int32_t begin, std::int32_t end, const float* x, F&& f) {
+    const FloatTag d;
+    const auto squares = [&](FloatVec sum, FloatVec key, std::int32_t j) HWY_ATTR {
+      const FloatVec difference = hn::Sub(key, hn::LoadU(d, x + j));
+      return hn::MulAdd(difference, difference, sum);
+    };
+    for_each_sum(begin, end, squares, f);
+  }
+
+  // Σ of the keys of places [begin, end) for which `in(i)`.
+  template <class In>
+  HWY_INLINE void sum_keys(std::int32_t begin, std::int32_t end, const In& in, Floats& out) {
+    const FloatTag d;
+    for (std::int32_t j = 0; j < keys_.d; j += kLanes) {
+      FloatVec sum = hn::Zero(d);
+      for (std::int32_t i = begin; i < end; ++i) {
+        if (in(i)) sum = hn::Add(sum, hn::LoadU(d, key(i) + j));
+      }
+      hn::StoreU(sum, d, out.data() + j);
+    }
+  }
+
+  Group measure(std::int32_t begin, std::int32_t end) {
+    sum_keys(
+        begin, end, [](std::int32_t) { return true; }, sum_);
     const float inverse = 1.0f / static_cast<float>(end - begin);
     for (std::size_t j = 0; j < mean_.size(); ++j) mean_[j] = sum_[j] * inverse;
     Group group{.begin = begin,
@@ -295,14 +328,13 @@ class Splitter {
                 .too_large = end - begin > kMaxClusterTokens,
                 .farthest = begin};
     float largest = 0;
-    for (std::int32_t i = begin; i < end; ++i) {
-      const float distance = squared_distance(d, key(i), mean_.data(), keys_.d);
+    for_each_distance(begin, end, mean_.data(), [&](std::int32_t i, float distance) {
       group.spread += distance;
       if (distance > largest) {
         largest = distance;
         group.farthest = i;
       }
-    }
+    });
     // Keys so large that their squares overflow are the loosest there are.
     if (!(group.spread < kLargest)) group.spread = kLargest;
     return group;
@@ -310,19 +342,17 @@ class Splitter {
 
   // Where the second part begins.
   std::int32_t split(const Group& group) {
-    const FloatTag d;
     const float* first = key(group.farthest);
     std::int32_t second = group.begin;
     float largest = 0;
-    std::fill(sum_.begin(), sum_.end(), 0.0f);
-    for (std::int32_t i = group.begin; i < group.end; ++i) {
-      add_to(d, key(i), keys_.d, sum_.data());
-      const float distance = squared_distance(d, key(i), first, keys_.d);
+    sum_keys(
+        group.begin, group.end, [](std::int32_t) { return true; }, sum_);
+    for_each_distance(group.begin, group.end, first, [&](std::int32_t i, float distance) {
       if (distance > largest) {
         largest = distance;
         second = i;
       }
-    }
+    });
     std::copy_n(first, keys_.d, mean_.begin());
     std::copy_n(key(second), keys_.d, other_.begin());
     for (int iteration = 0;; ++iteration) {
@@ -343,19 +373,21 @@ class Splitter {
   // how many there are. One product with the difference of the two decides.
   std::int32_t assign_halves(const Group& group) {
     const FloatTag d;
-    const float limit = (dot(d, other_.data(), other_.data(), keys_.d) -
-                         dot(d, mean_.data(), mean_.data(), keys_.d)) *
-                        0.5f;
+    const float limit =
+        (squared_norm(other_.data(), keys_.d) - squared_norm(mean_.data(), keys_.d)) * 0.5f;
     for (std::size_t j = 0; j < mean_.size(); ++j) other_[j] -= mean_[j];
-    std::fill(part_sum_.begin(), part_sum_.end(), 0.0f);
+    const auto products = [&](FloatVec sum, FloatVec key, std::int32_t j) HWY_ATTR {
+      return hn::MulAdd(key, hn::LoadU(d, other_.data() + j), sum);
+    };
     std::int32_t count = 0;
-    for (std::int32_t i = group.begin; i < group.end; ++i) {
-      const bool second = dot(d, key(i), other_.data(), keys_.d) > limit;
+    for_each_sum(group.begin, group.end, products, [&](std::int32_t i, float product) {
+      const bool second = product > limit;
       in_second_[static_cast<std::size_t>(i)] = second;
-      if (!second) continue;
-      add_to(d, key(i), keys_.d, part_sum_.data());
-      ++count;
-    }
+      count += second ? 1 : 0;
+    });
+    sum_keys(
+        group.begin, group.end,
+        [&](std::int32_t i) { return in_second_[static_cast<std::size_t>(i)] != 0; }, part_sum_);
     return count;
   }
 
@@ -409,19 +441,34 @@ void partition_run(Workspace& work, std::int32_t begin, std::int32_t end, std::i
   for (const std::int32_t token : order) out.order.push_back(static_cast<std::uint16_t>(token));
 }
 
+// Whether `count` values are finite; a multiple of 16 of them.
+bool all_finite(const Bf16* values, std::int32_t count) {
+  const hn::ScalableTag<std::uint16_t> d;
+  const auto exponent = hn::Set(d, std::uint16_t{0x7f80});
+  auto largest = hn::Zero(d);
+  std::int32_t i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
+    largest = hn::Max(largest, hn::And(hn::LoadU(d, values + i), exponent));
+  }
+  bool finite = hn::AllTrue(d, hn::Ne(largest, exponent));
+  for (; i < count; ++i) finite &= (values[i] & 0x7f80u) != 0x7f80u;
+  return finite;
+}
+
 Status load_keys(const PartitionArgs& args, Keys& keys) {
+  const FloatTag d;
   keys.d = args.d_k;
   keys.values.resize(static_cast<std::size_t>(args.row_count) * static_cast<std::size_t>(args.d_k));
   for (std::int32_t i = 0; i < args.row_count; ++i) {
     const Bf16* row = args.rows + static_cast<std::int64_t>(i) * (args.d_k + args.d_v);
-    bool finite = true;
-    for (std::int32_t j = 0; j < args.d_k + args.d_v; ++j) finite &= (row[j] & 0x7f80u) != 0x7f80u;
-    if (!finite) {
+    if (!all_finite(row, args.d_k + args.d_v)) {
       return Status(Code::kInvalidArgument,
                     "key or value of token " + std::to_string(i) + " of the segment is not finite");
     }
     float* key = keys.values.data() + static_cast<std::int64_t>(i) * args.d_k;
-    for (std::int32_t j = 0; j < args.d_k; ++j) key[j] = bf16_to_float(row[j]);
+    for (std::int32_t j = 0; j < args.d_k; j += kLanes) {
+      hn::StoreU(load_bf16(d, row + j), d, key + j);
+    }
   }
   return Status();
 }
