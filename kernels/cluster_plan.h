@@ -8,7 +8,7 @@
 
 namespace icefield::internal {
 
-constexpr int kListIterations = 6;   // Lloyd iterations on the sample
+constexpr int kListIterations = 4;   // Lloyd iterations on the sample
 constexpr int kSplitIterations = 4;  // of the two halves of a group
 constexpr std::int32_t kSamplePerList = 32;
 
