@@ -84,6 +84,7 @@ struct TokenScores {
   std::int64_t row_stride;
   float* vote;       // [rows]
   bool first_block;  // these query rows' votes start the sums
+  bool only_row;     // there is one query row: x̂ - R orders as its vote does
 };
 
 // x̂ and votes of kLanes rows from `row` on. `cluster` is the one that holds the first of them, or
@@ -118,6 +119,10 @@ HWY_INLINE void score_rows(const HeadIndex& segment, std::int32_t row, std::int3
     }
   }
   for (int r = 0; r < kRows; ++r) hn::StoreU(logit[r], d, out.logit + r * out.row_stride + row);
+  if (kRows == 1 && out.only_row) {
+    hn::StoreU(hn::Sub(logit[0], hn::Set(d, out.reference_level[0])), d, out.vote + row);
+    return;
+  }
   FloatVec vote = out.first_block ? hn::Zero(d) : hn::LoadU(d, out.vote + row);
   for (int r = 0; r < kRows; ++r) {
     vote = hn::Add(vote, vote_lanes(d, logit[r], hn::Set(d, out.reference_level[r])));
@@ -160,7 +165,7 @@ class BestRows {
     const auto lanes = static_cast<std::int32_t>(hn::Lanes(d));
     const std::int32_t room = static_cast<std::int32_t>(rank_scratch_rows(budget_)) - lanes;
     for (std::int32_t i = begin; i < end; i += lanes) {
-      const FloatVec v = load_first(d, votes + i, end - i, -1);
+      const FloatVec v = load_first(d, votes + i, end - i, -HUGE_VALF);
       std::uint8_t bits[8] = {};
       if (hn::StoreMaskBits(d, hn::Gt(v, hn::Set(d, threshold_)), bits) == 0) continue;
       std::uint64_t above;
@@ -194,7 +199,7 @@ class BestRows {
   const std::int32_t budget_;
   RankedRow* const best_;
   std::int32_t count_ = 0;
-  float threshold_ = -0.5f;
+  float threshold_ = -HUGE_VALF;
 };
 
 // Appends the best rows, which come out ascending, so that the segment only moves forward.
@@ -223,7 +228,8 @@ void score_tokens(const HeadShape& shape, const RankGroup& group, const TableSiz
         .logit = group.token_logit + static_cast<std::int64_t>(row) * total.rows,
         .row_stride = total.rows,
         .vote = group.vote,
-        .first_block = row == 0};
+        .first_block = row == 0,
+        .only_row = group.row_count == 1};
     const std::uint8_t* candidate = group.candidate;
     for (std::int32_t s = 0; s < group.segment_count; ++s) {
       const HeadIndex& segment = group.segments[s];

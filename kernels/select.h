@@ -95,7 +95,9 @@ struct RankGroup {
   SelectionRule rule;
 
   float* token_logit = nullptr;  // out [G, rows] x̂ of the rows of C; others are undefined
-  float* vote = nullptr;         // out [rows] p of the rows of C; others are undefined
+  // out [rows] p of the rows of C, or x̂ - R where G = 1, which orders them alike; others are
+  // undefined
+  float* vote = nullptr;
   RankedRow* ranking = nullptr;  // scratch rank_scratch_rows()
   TableRow* selected = nullptr;  // out [B] S, ascending
   std::int32_t* selected_count = nullptr;  // out

@@ -177,7 +177,8 @@ void rank_reference(const RankArgs& args) {
                                                     segment.codes, row, args.shape.beta);
             group.token_logit[static_cast<std::int64_t>(h) * size.rows + offset.row + row] =
                 static_cast<float>(logit);
-            sum += vote(logit, group.reference_level[h]);
+            sum += group.row_count == 1 ? logit - static_cast<double>(group.reference_level[h])
+                                        : vote(logit, group.reference_level[h]);
           }
           group.vote[offset.row + row] = static_cast<float>(sum);
           in_candidates[static_cast<std::size_t>(offset.row + row)] = true;

@@ -116,7 +116,7 @@ TEST_P(Select, SimdAgreesWithTheReferenceStepByStep) {
   float least = std::numeric_limits<float>::infinity();
   for (const TableRow& row : reference.selected) least = std::min(least, vote_of(row));
   for (const TableRow& row : simd.selected) {
-    EXPECT_GE(vote_of(row), least * (1 - kVoteTolerance));
+    EXPECT_GE(vote_of(row), least - kVoteTolerance * std::abs(least));
     EXPECT_GE(row.row, world.table[static_cast<std::size_t>(row.segment)].first_row);
   }
 }
