@@ -1,6 +1,7 @@
 // kernels/head_index.h — the index of one (segment, layer, KV head), as the kernels scan it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "proto/part.h"
@@ -34,9 +35,10 @@ constexpr float kVoteExponentCap = 80;        // on logit - R in votes
 constexpr float kLeastExponent = -87;         // e^x is 0 below: fp32 ends there
 constexpr std::int32_t kMaxQueryTokens = 16;  // of one call
 constexpr std::int32_t kMinCandidateRows = 1024;
-constexpr std::int32_t kAllClusters = 0;      // as a breadth: every cluster is a candidate
-constexpr std::int32_t kDefaultBreadth = 16;  // beyond kAllClustersUpTo indexed tokens
-constexpr std::int32_t kAllClustersUpTo = 8192;
+constexpr std::int32_t kAllClusters = 0;   // as a breadth: every cluster is a candidate
+constexpr std::int32_t kRuleBreadth = -1;  // as a breadth: a quarter of the tokens, within …
+constexpr std::int32_t kLeastRuleBreadth = 2;
+constexpr std::int32_t kMostRuleBreadth = 32;
 
 // Rows and clusters of a segment table, one segment after the other: the sizes of the per-row and
 // per-cluster arrays of a group.
@@ -64,6 +66,19 @@ struct SelectionRule {
   const std::int32_t* segment_budgets = nullptr;
   std::int32_t breadth = kAllClusters;  // M
 };
+
+// What the tokens of C add up to at least (step 5), of `indexed_rows` tokens and a budget above 0.
+inline std::int64_t candidate_rows(std::int32_t breadth, std::int32_t budget,
+                                   std::int32_t indexed_rows) {
+  const std::int64_t rows = indexed_rows;
+  const std::int64_t wanted = budget;
+  if (breadth == kAllClusters) return rows;
+  const std::int64_t candidates =
+      breadth == kRuleBreadth
+          ? std::clamp((rows + 3) / 4, kLeastRuleBreadth * wanted, kMostRuleBreadth * wanted)
+          : breadth * wanted;
+  return std::min(rows, std::max<std::int64_t>(candidates, kMinCandidateRows));
+}
 
 // B of a call of `tokens` query tokens (step 4).
 inline std::int32_t call_budget(std::int64_t budget_per_token, std::int32_t tokens,

@@ -141,13 +141,15 @@ void take_candidates(const ProposeGroup& group, std::int32_t segment, std::int32
             static_cast<std::uint8_t>(budget > 0 && all ? 1 : 0));
   if (budget == 0 || all) return;
   std::uint32_t bin_rows[kVoteBins] = {};
+  std::int64_t rows = 0;
   for_segments(group.segments, segment, begin, end, [&](const HeadIndex& in, std::int32_t first) {
     for (std::int32_t c = 0; c < in.clusters.count; ++c) {
       bin_rows[vote_bin(group.cluster_vote[first + c])] += in.clusters.token_count[c];
     }
+    rows += in.indexed_rows();
   });
-  const std::int64_t wanted = std::max<std::int64_t>(
-      static_cast<std::int64_t>(group.rule.breadth) * budget, kMinCandidateRows);
+  const std::int64_t wanted =
+      candidate_rows(group.rule.breadth, budget, static_cast<std::int32_t>(rows));
   std::int64_t taken = 0;
   int cut = kVoteBins - 1;
   for (; cut > 0 && taken + bin_rows[cut] < wanted; --cut) taken += bin_rows[cut];

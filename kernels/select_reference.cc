@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -38,10 +37,10 @@ void take_candidates(const std::vector<double>& votes, const std::vector<std::in
   std::iota(order.begin(), order.end(), begin);
   std::stable_sort(order.begin(), order.end(),
                    [&](std::size_t a, std::size_t b) { return votes[a] > votes[b]; });
-  const std::int64_t wanted =
-      breadth == kAllClusters
-          ? std::numeric_limits<std::int64_t>::max()
-          : std::max<std::int64_t>(static_cast<std::int64_t>(breadth) * budget, kMinCandidateRows);
+  const std::int64_t wanted = candidate_rows(
+      breadth, budget,
+      std::accumulate(rows.begin() + static_cast<std::ptrdiff_t>(begin),
+                      rows.begin() + static_cast<std::ptrdiff_t>(end), std::int32_t{0}));
   std::int64_t taken = 0;
   for (const std::size_t c : order) {
     if (taken >= wanted) return;

@@ -91,7 +91,7 @@ Result<std::vector<std::int32_t>> breadths() {
   std::vector<std::int32_t> out;
   for (const std::string& part : split(FLAGS_breadth)) {
     if (part == "rule") {
-      out.push_back(ClusteredMethod::kRuleBreadth);
+      out.push_back(kRuleBreadth);
       continue;
     }
     ICE_TRY(const std::int64_t value, parse_number("breadth", part, 1));
@@ -235,15 +235,12 @@ class Bench {
              " query rows\n\n" + text.text();
   }
 
-  // "all", "16"; nothing for the methods that have none.
-  nlohmann::ordered_json breadth_of(const Shape& shape, std::size_t m) const {
+  // "all", "rule", 16; nothing for the methods that have none.
+  nlohmann::ordered_json breadth_of(std::size_t m) const {
     if (methods_[m].name != "icefield") return nullptr;
-    std::int32_t breadth = methods_[m].breadth;
-    if (breadth == ClusteredMethod::kRuleBreadth) {
-      breadth = shape.n <= kAllClustersUpTo ? kAllClusters : kDefaultBreadth;
-    }
-    if (breadth == kAllClusters) return "all";
-    return breadth;
+    if (methods_[m].breadth == kRuleBreadth) return "rule";
+    if (methods_[m].breadth == kAllClusters) return "all";
+    return methods_[m].breadth;
   }
 
   void add_row(const Shape& shape, const TrialTable& table, std::size_t m, std::size_t b,
@@ -254,7 +251,7 @@ class Bench {
                                            {"head_dim", shape.head_dim},
                                            {"group", shape.group},
                                            {"budget", options_.budgets[b]},
-                                           {"breadth", breadth_of(shape, m)},
+                                           {"breadth", breadth_of(m)},
                                            {"threads", 1},
                                            {"keys", shape.keys}};
     const auto time = [&](const char* name, const char* unit, auto member, std::size_t against) {
@@ -295,7 +292,7 @@ class Bench {
     const auto breadth = params["breadth"];
     text.add({methods_[m].name, std::to_string(options_.budgets[b]),
               breadth.is_null()     ? ""
-              : breadth.is_string() ? "all"
+              : breadth.is_string() ? breadth.get<std::string>()
                                     : breadth.dump(),
               number_text(quantile(sums.build_us_per_token, 0.5), 2),
               number_text(quantile(sums.select_ms, 0.5), 3),

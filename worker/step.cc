@@ -166,10 +166,7 @@ void Step::select(std::int32_t layer, std::size_t group) {
   work.selected.clear();
   work.everything = wanted == size.indexed_rows;
   if (!work.everything) {
-    const std::int32_t default_breadth =
-        size.indexed_rows <= kAllClustersUpTo ? kAllClusters : kDefaultBreadth;
-    rank(group, table,
-         {.budget = wanted, .breadth = item.options.breadth.value_or(default_breadth)});
+    rank(group, table, {.budget = wanted, .breadth = item.options.breadth.value_or(kRuleBreadth)});
     return;
   }
   for (std::int32_t s = 0; s < static_cast<std::int32_t>(table.size()); ++s) {

@@ -22,8 +22,8 @@ struct AttendOptions {
   std::int64_t budget = kBudgetAll;
   // Overrides `budget` by layer when it is not empty: [layer of the slice].
   std::vector<std::int64_t> layer_budgets;
-  // M of the contract; kAllClusters; empty: all up to kAllClustersUpTo tokens, then
-  // kDefaultBreadth.
+  // M of the contract; kAllClusters; empty: what the contract's rule says, a quarter of the tokens
+  // or less.
   std::optional<std::int32_t> breadth;
   // The step fails with kUnavailable when less of the attention than this is fault-free.
   float coverage_floor = 0;

@@ -90,13 +90,8 @@ ClusteredMethod::ClusteredMethod(const Kernels& kernels, const KeySet& set, std:
       breadth_(breadth),
       shape_{.d_k = set.d_k, .d_v = set.d_v, .beta = set.beta} {}
 
-std::int32_t ClusteredMethod::breadth() const {
-  if (breadth_ != kRuleBreadth) return breadth_;
-  return set_.indexed() <= kAllClustersUpTo ? kAllClusters : kDefaultBreadth;
-}
-
 SelectionRule ClusteredMethod::rule(const MethodQuery& query) const {
-  return {.budget = std::min(query.budget, index_.size.indexed_rows), .breadth = breadth()};
+  return {.budget = std::min(query.budget, index_.size.indexed_rows), .breadth = breadth_};
 }
 
 void ClusteredMethod::build() {

@@ -29,8 +29,7 @@ struct ClusteredIndex {
 
 class ClusteredMethod final : public Method {
  public:
-  // breadth: kAllClusters, a number, or kRuleBreadth: what the contract says for the size.
-  static constexpr std::int32_t kRuleBreadth = -1;
+  // breadth: kAllClusters, a number, or kRuleBreadth.
   ClusteredMethod(const Kernels& kernels, const KeySet& set, std::int32_t breadth);
 
   void build() override;
@@ -45,7 +44,6 @@ class ClusteredMethod final : public Method {
   void rank(const MethodQuery& query);
 
   const ClusteredIndex& index() const { return index_; }
-  std::int32_t breadth() const;
 
  private:
   SelectionRule rule(const MethodQuery& query) const;

@@ -44,7 +44,7 @@ class Trial {
         truth_(kernels, set),
         in_selection_(at(set.tokens()), 0) {
     table_.resize(methods.size(), std::vector<TrialSums>(options.budgets.size()));
-    ours_ = std::make_unique<ClusteredMethod>(kernels, set, ClusteredMethod::kRuleBreadth);
+    ours_ = std::make_unique<ClusteredMethod>(kernels, set, kRuleBreadth);
     ours_->build();
     for (const TrialMethod& method : methods) methods_.push_back(method.make(set, ours_->index()));
   }

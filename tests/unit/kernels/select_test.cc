@@ -131,7 +131,8 @@ INSTANTIATE_TEST_SUITE_P(
                     SelectCase{6, {1024}, 64, 48, 64, 16}, SelectCase{7, {256, 256}, 64, 5, 1, 16},
                     SelectCase{8, {1024}, 128, 7, 0, 16}, SelectCase{9, {4096, 256}, 64, 2, 64, 1},
                     SelectCase{10, {1024}, 80, 3, 64, 16}, SelectCase{11, {4096}, 96, 9, 64, 4},
-                    SelectCase{12, {1024, 256}, 256, 8, 64, kAllClusters}),
+                    SelectCase{12, {1024, 256}, 256, 8, 64, kAllClusters},
+                    SelectCase{13, {4096, 1024}, 80, 6, 64, kRuleBreadth}),
     [](const auto& param) { return "seed" + std::to_string(param.param.seed); });
 
 TEST(SelectRule, BudgetOfAllSelectsEveryIndexedRow) {
@@ -179,6 +180,36 @@ TEST(SelectRule, CandidatesAreTheShortestPrefixThatHoldsEnoughRows) {
     }
     EXPECT_GE(rows, 1600);
     EXPECT_LT(rows - least_rows, 1600);
+  }
+}
+
+TEST(SelectRule, RuleRanksAQuarterWithinWhatTheBudgetIsWorth) {
+  EXPECT_EQ(candidate_rows(kRuleBreadth, 64, 6896), 1724);
+  EXPECT_EQ(candidate_rows(kRuleBreadth, 64, 6897), 1725) << "rounded up";
+  EXPECT_EQ(candidate_rows(kRuleBreadth, 256, 6896), 1724);
+  EXPECT_EQ(candidate_rows(kRuleBreadth, 64, 131072), 2048) << "32 times the budget";
+  EXPECT_EQ(candidate_rows(kRuleBreadth, 2000, 6896), 4000) << "twice the budget";
+  EXPECT_EQ(candidate_rows(kRuleBreadth, 5000, 6896), 6896);
+  EXPECT_EQ(candidate_rows(kRuleBreadth, 1, 2000), 1024);
+  EXPECT_EQ(candidate_rows(kRuleBreadth, 1, 500), 500);
+  EXPECT_EQ(candidate_rows(kAllClusters, 1, 500000), 500000);
+  EXPECT_EQ(candidate_rows(16, 100, 6896), 1600);
+  EXPECT_EQ(candidate_rows(1 << 30, 1 << 20, 6896), 6896);
+
+  const World world(12, {4096, 1024}, 64, 3);
+  for (const Kernels* kernels : {&cpu_kernels(), &reference_kernels()}) {
+    GroupFixture group = world.group(*kernels);
+    group.select({.budget = 64, .breadth = kRuleBreadth});
+    std::int32_t rows = 0;
+    std::size_t at = 0;
+    for (const HeadIndex& segment : world.table) {
+      for (std::int32_t c = 0; c < segment.clusters.count; ++c, ++at) {
+        rows += group.candidate[at] * segment.clusters.token_count[c];
+      }
+    }
+    EXPECT_GE(rows, (world.indexed() + 3) / 4);
+    EXPECT_LT(rows, (world.indexed() + 3) / 4 + kMaxClusterTokens);
+    EXPECT_EQ(group.selected.size(), 64u);
   }
 }
 
