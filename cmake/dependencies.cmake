@@ -17,6 +17,13 @@ pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(UCX REQUIRED IMPORTED_TARGET ucx)
 pkg_check_modules(HWY REQUIRED IMPORTED_TARGET libhwy)
 
+# The instruction sets that SIMD code is compiled for: AVX2, AVX-512 with and without VNNI, and NEON,
+# all with vectors whose size is known when compiling; elsewhere the reference kernels run.
+add_library(simd INTERFACE)
+target_link_libraries(simd INTERFACE PkgConfig::HWY)
+target_compile_definitions(simd INTERFACE HWY_WANT_AVX3_DL HWY_BROKEN_EMU128=1
+  HWY_DISABLED_TARGETS=\(HWY_SVE|HWY_SVE2|HWY_SVE_256|HWY_SVE2_128|HWY_RVV|HWY_SSSE3|HWY_SSE4\))
+
 # oneDNN: sgemm of the engine. Debian's CMake package asks for OpenCL, which nothing here uses.
 find_library(DNNL_LIBRARY dnnl REQUIRED)
 find_path(DNNL_INCLUDE_DIR dnnl.h REQUIRED)
