@@ -30,12 +30,13 @@ struct SegmentAccount {
   bool fault = false;  // its terms stand in for something that did not arrive
 };
 
-// One partial result of G rows (step 7). A row without terms has out 0, lse -inf, tail 0, fault 0.
+// One partial result of G rows (step 7). A row without terms has lse -inf and 0 everywhere else.
 struct Partial {
   float* out = nullptr;    // [G, d_v]
   float* lse = nullptr;    // [G]
   float* tail = nullptr;   // [G] share of the weight that tail terms have
   float* fault = nullptr;  // [G] share of the terms that step 8 put in
+  float* drift = nullptr;  // [G] mean of what tail terms' logits exceed their clusters' mean by
 };
 
 struct AttendGroup {

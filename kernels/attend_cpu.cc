@@ -171,6 +171,7 @@ void finish(const HeadShape& shape, std::int32_t first_row, const Sums& sums, co
     result.lse[h] = total > 0 ? sums.largest[r] + std::log(total) : -HUGE_VALF;
     result.tail[h] = of_tail * inverse;
     result.fault[h] = tail == nullptr ? 0 : tail->fault[r] * factor * inverse;
+    result.drift[h] = tail == nullptr ? 0 : tail->drift[r] * factor * inverse;
     float* out = result.out + static_cast<std::int64_t>(h) * shape.d_v;
     for (std::int32_t j = 0; j < shape.d_v; ++j) {
       out[j] = sums.out[r][split_at(j)] * inverse;

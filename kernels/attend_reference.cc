@@ -19,6 +19,7 @@ struct Term {
   std::vector<double> vector;
   bool tail = false;
   bool fault = false;
+  double drift = 0;  // Δ
 };
 
 struct Sum {
@@ -26,6 +27,7 @@ struct Sum {
   double lse = kMinusInfinity;
   double tail = 0;
   double fault = 0;
+  double drift = 0;
 };
 
 Sum sum_terms(const std::vector<Term>& terms, std::int32_t d_v) {
@@ -39,11 +41,13 @@ Sum sum_terms(const std::vector<Term>& terms, std::int32_t d_v) {
     total += weight;
     sum.tail += term.tail ? weight : 0;
     sum.fault += term.fault ? weight : 0;
+    sum.drift += weight * term.drift;
     for (std::size_t j = 0; j < sum.out.size(); ++j) sum.out[j] += weight * term.vector[j];
   }
   for (double& value : sum.out) value /= total;
   sum.tail /= total;
   sum.fault /= total;
+  sum.drift /= total;
   sum.lse = largest + std::log(total);
   return sum;
 }
@@ -55,6 +59,7 @@ void write(const Sum& sum, std::int32_t row, const Partial& result) {
   result.lse[row] = static_cast<float>(sum.lse);
   result.tail[row] = static_cast<float>(sum.tail);
   result.fault[row] = static_cast<float>(sum.fault);
+  result.drift[row] = static_cast<float>(sum.drift);
 }
 
 std::vector<const Bf16*> exact_rows(const AttendGroup& group, const HeadShape& shape) {
@@ -83,18 +88,28 @@ std::vector<double> value_mean(const LevelView& level, std::int32_t index) {
   return mean;
 }
 
-// ln n + β q·μ + min(w σ, 1) of every cluster of a level.
-void add_level_terms(const float* q, const LevelView& level, double beta, bool fault,
+// The term of a cluster (or list) as a whole: ln n + β q·μ + min(w σ, 1), Δ = min(2 w σ, 2).
+Term mean_term(const internal::MeanQuery& q, const LevelView& level, std::int32_t c, double weight,
+               double beta) {
+  const double variance = weight * internal::sigma_of(level, c);
+  return {.logit = level.ln_count[c] + internal::cluster_dot(q, level, c, beta) +
+                   std::min(variance, static_cast<double>(kTermVarianceCap)),
+          .vector = value_mean(level, c),
+          .tail = true,
+          .drift = std::min(2 * variance, static_cast<double>(kTermDriftCap))};
+}
+
+// Terms of a segment of which no token was ranked: of its clusters, or of its lists, whose drift
+// nobody knows.
+void add_level_terms(const float* q, const LevelView& level, Accounting by, double beta, bool fault,
                      std::vector<Term>& terms) {
   const internal::MeanQuery rounded(q, level.d_k);
   const double weight = internal::variance_weight(q, level, beta);
   for (std::int32_t c = 0; c < level.count; ++c) {
-    terms.push_back({.logit = level.ln_count[c] + internal::cluster_dot(rounded, level, c, beta) +
-                              std::min(weight * internal::sigma_of(level, c),
-                                       static_cast<double>(kTermVarianceCap)),
-                     .vector = value_mean(level, c),
-                     .tail = true,
-                     .fault = fault});
+    Term term = mean_term(rounded, level, c, weight, beta);
+    term.fault = fault;
+    if (by == Accounting::kLists) term.drift = 0;
+    terms.push_back(std::move(term));
   }
 }
 
@@ -116,39 +131,40 @@ void add_ranked_terms(const AttendGroup& group, const HeadShape& shape, std::int
   const internal::MeanQuery rounded(q, shape.d_k);
   const double weight = internal::variance_weight(q, segment.clusters, shape.beta);
   for (std::int32_t c = 0; c < segment.clusters.count; ++c) {
-    const std::vector<double> mean = value_mean(segment.clusters, c);
     if (group.candidate[place.first_cluster + c] == 0) {
-      terms.push_back({.logit = segment.clusters.ln_count[c] +
-                                internal::cluster_dot(rounded, segment.clusters, c, shape.beta) +
-                                std::min(weight * internal::sigma_of(segment.clusters, c),
-                                         static_cast<double>(kTermVarianceCap)),
-                       .vector = mean,
-                       .tail = true,
-                       .fault = fault});
+      terms.push_back(mean_term(rounded, segment.clusters, c, weight, shape.beta));
+      terms.back().fault = fault;
       continue;
     }
+    const std::vector<double> mean = value_mean(segment.clusters, c);
+    const double mean_logit =
+        group.cluster_logit[static_cast<std::int64_t>(h) * size.clusters + place.first_cluster + c];
     const std::int32_t first = segment.clusters.first_row[c];
     const std::int32_t count = segment.clusters.token_count[c];
     std::vector<Term> rest;
     std::vector<double> selected_mean(mean.size(), 0.0);
+    double selected_logit = 0;  // its mean, in the end
     std::int32_t selected_count = 0;
     for (std::int32_t row = first; row < first + count; ++row) {
+      const double logit =
+          group.token_logit[static_cast<std::int64_t>(h) * size.rows + place.first_row + row];
       const auto found = selected.find({place.segment, row});
       if (found == selected.end()) {
-        rest.push_back({.logit = group.token_logit[static_cast<std::int64_t>(h) * size.rows +
-                                                   place.first_row + row],
-                        .vector = {}});
+        rest.push_back({.logit = logit, .vector = {}, .drift = logit - mean_logit});
         continue;
       }
       ++selected_count;
+      selected_logit += (logit - selected_logit) / selected_count;
       const std::vector<double> value = value_of(found->second, shape);
       for (std::size_t j = 0; j < mean.size(); ++j) selected_mean[j] += value[j];
     }
     if (rest.empty()) continue;
-    Term term{.logit = sum_terms(rest, 0).lse, .vector = mean, .tail = true};
+    const Sum sum = sum_terms(rest, 0);
+    Term term{.logit = sum.lse, .vector = mean, .tail = true, .drift = sum.drift};
     term.fault = fault || (group.faulty != nullptr && group.faulty[place.first_cluster + c] != 0);
+    const double gain = static_cast<double>(selected_count) / (count - selected_count);
+    if (selected_count > 0) term.drift -= gain * (mean_logit - selected_logit);
     for (std::size_t j = 0; selected_count > 0 && j < mean.size(); ++j) {
-      const double gain = static_cast<double>(selected_count) / (count - selected_count);
       term.vector[j] = mean[j] + gain * (mean[j] - selected_mean[j] / selected_count);
     }
     terms.push_back(std::move(term));
@@ -189,10 +205,10 @@ void attend_reference(const AttendArgs& args) {
             add_ranked_terms(group, args.shape, h, place, account.fault, selected, terms);
             break;
           case Accounting::kClusters:
-            add_level_terms(q, segment.clusters, args.shape.beta, account.fault, terms);
+            add_level_terms(q, segment.clusters, account.by, args.shape.beta, account.fault, terms);
             break;
           case Accounting::kLists:
-            add_level_terms(q, segment.lists, args.shape.beta, account.fault, terms);
+            add_level_terms(q, segment.lists, account.by, args.shape.beta, account.fault, terms);
             break;
         }
         place.first_cluster += segment.clusters.count;
@@ -208,6 +224,7 @@ void merge_reference(const MergeArgs& args) {
     std::vector<Term> terms;
     double tail = 0;
     double fault = 0;
+    double drift = 0;
     for (std::int32_t p = 0; p < args.part_count; ++p) {
       const Partial& part = args.parts[p];
       const float* out = part.out + static_cast<std::int64_t>(h) * args.d_v;
@@ -218,9 +235,11 @@ void merge_reference(const MergeArgs& args) {
       const double weight = std::exp(static_cast<double>(args.parts[p].lse[h]) - sum.lse);
       tail += weight * static_cast<double>(args.parts[p].tail[h]);
       fault += weight * static_cast<double>(args.parts[p].fault[h]);
+      drift += weight * static_cast<double>(args.parts[p].drift[h]);
     }
     sum.tail = tail;
     sum.fault = fault;
+    sum.drift = drift;
     write(sum, h, args.result);
   }
 }

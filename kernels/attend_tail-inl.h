@@ -24,6 +24,7 @@ struct TailSums {
   float largest[kRowBlock];
   float weight[kRowBlock];  // Σ w
   float fault[kRowBlock];   // Σ w of the terms that stand in for something missing
+  float drift[kRowBlock];   // Σ w Δ
   // [kRows, selected_stride] The vector of the rest of a cluster with selected rows is
   // n/(n-s) ν - Σ_S v/(n-s): what each selected row has to lose. Null: nothing is selected.
   const float* taken_out = nullptr;
@@ -140,23 +141,38 @@ struct SelectedCursor {
   }
 };
 
-// e^(x - largest) of the unselected rows of a cluster, in one vector to be summed.
-HWY_INLINE FloatVec rest_weights(const float* logit, std::int32_t count, std::uint64_t selected,
-                                 float largest) {
+// Σ w Δ of the clusters that are whole: Δ = min(2 w σ, 2). Candidates must weigh nothing yet.
+inline float mean_drift(const LevelView& level, const float* q, float beta, const float* term) {
   const FloatTag d;
+  const FloatVec weight = hn::Set(d, 2 * variance_weight(d, q, level, beta));
+  FloatVec sum = hn::Zero(d);
+  for (std::int32_t c = 0; c < level.count; c += kLanes) {
+    const FloatVec drift =
+        hn::Min(hn::Mul(weight, load_fp16(d, level.sigma + c)), hn::Set(d, kTermDriftCap));
+    sum = hn::MulAdd(load_first(d, term + c, level.count - c, 0), drift, sum);
+  }
+  return sum_lanes(d, sum);
+}
+
+// w = e^(x - largest) of the unselected rows of a cluster, in one vector to be summed; w (x - mean)
+// of each is added to `drift`.
+HWY_INLINE FloatVec rest_weights(const float* logit, std::int32_t count, std::uint64_t selected,
+                                 float largest, float mean, FloatVec& drift) {
+  const FloatTag d;
+  constexpr float kNothing = -1e30f;  // weighs 0, also times itself
   const FloatVec reference = hn::Set(d, largest);
   FloatVec sum = hn::Zero(d);
   for (std::int32_t i = 0; i < count; i += kLanes) {
-    const FloatVec x = load_first(d, logit + i, count - i, -HUGE_VALF);
-    const FloatVec weight = exp_lanes(d, hn::Sub(x, reference));
+    const FloatVec x = load_first(d, logit + i, count - i, kNothing);
+    FloatVec weight = exp_lanes(d, hn::Sub(x, reference));
     const std::uint64_t bits = selected >> i;
-    if ((bits & ((std::uint64_t{1} << kLanes) - 1)) == 0) {
-      sum = hn::Add(sum, weight);
-    } else {
+    if ((bits & ((std::uint64_t{1} << kLanes) - 1)) != 0) {
       std::uint8_t bytes[8];
       std::memcpy(bytes, &bits, sizeof(bytes));
-      sum = hn::Add(sum, hn::IfThenZeroElse(hn::LoadMaskBits(d, bytes), weight));
+      weight = hn::IfThenZeroElse(hn::LoadMaskBits(d, bytes), weight);
     }
+    sum = hn::Add(sum, weight);
+    drift = hn::MulAdd(weight, hn::Sub(x, hn::Set(d, mean)), drift);
   }
   return sum;
 }
@@ -187,16 +203,22 @@ class LaneSums {
   int count_ = 0;
 };
 
-// Puts the weights of the candidates' rests into term[r * terms + c] for rows from first_row on.
+// Puts the weights of the candidates' rests into term[r * terms + c] for rows from first_row on,
+// and adds their drift to drift[r] as if no row of theirs were selected.
 template <int kRows>
 HWY_INLINE void rest_terms(const AttendGroup& group, std::int32_t first_row, const TailShape& tail,
-                           const float* largest, float* term) {
+                           const float* largest, float* term, float* drift) {
+  const FloatTag d;
   LaneSums sums;
+  FloatVec drifts[kRows];
+  for (FloatVec& v : drifts) v = hn::Zero(d);
   SelectedCursor cursor{group};
   for_each_segment(group, [&](std::int32_t s, const HeadIndex& segment, const Offsets& at) {
     if (accounting(group, s) != Accounting::kTokens) return;
     const float* logit =
         group.token_logit + static_cast<std::int64_t>(first_row) * tail.size.rows + at.rows;
+    const float* mean = group.cluster_logit +
+                        static_cast<std::int64_t>(first_row) * tail.size.clusters + at.clusters;
     for_candidate_runs(
         group.candidate + at.clusters, segment.clusters.count,
         [&](std::int32_t c, std::int32_t end) {
@@ -211,13 +233,16 @@ HWY_INLINE void rest_terms(const AttendGroup& group, std::int32_t first_row, con
             for (int r = 0; r < kRows; ++r) {
               if (largest[r] == -HUGE_VALF) continue;
               sums.add(rest_weights(logit + r * static_cast<std::int64_t>(tail.size.rows) + first,
-                                    count, selected, largest[r]),
+                                    count, selected, largest[r],
+                                    mean[r * static_cast<std::int64_t>(tail.size.clusters) + c],
+                                    drifts[r]),
                        term + r * tail.terms + at.clusters + c);
             }
           }
         });
   });
   sums.flush();
+  for (int r = 0; r < kRows; ++r) drift[r] += sum_lanes(d, drifts[r]);
 }
 
 // Shares of the tail and of what stands in for missing data.
@@ -248,11 +273,19 @@ inline void sum_terms(const AttendGroup& group, const TailShape& tail, const flo
   });
 }
 
+// The mean of the rows of a cluster that `bits` marks.
+inline float mean_of_selected(const float* logit, std::uint64_t bits, std::int32_t taken) {
+  float sum = 0;
+  for (; bits != 0; bits &= bits - 1) sum += logit[__builtin_ctzll(bits)];
+  return sum / static_cast<float>(taken);
+}
+
 // Gives the clusters with selected rows their factor n/(n-s), and every selected row its share of
-// what is taken out: taken_out[r * selected_stride + k] of row k of S.
+// what is taken out: taken_out[r * selected_stride + k] of row k of S. The drift of such a rest is
+// from the mean of what is left.
 template <int kRows>
-HWY_INLINE void split_rests(const AttendGroup& group, const TailShape& tail, float* term,
-                            float* taken_out) {
+HWY_INLINE void split_rests(const AttendGroup& group, std::int32_t first_row, const TailShape& tail,
+                            float* term, float* taken_out, float* drift) {
   SelectedCursor cursor{group};
   std::fill_n(taken_out, kRows * tail.selected_stride, 0.0f);
   for_each_segment(group, [&](std::int32_t s, const HeadIndex& segment, const Offsets& at) {
@@ -260,12 +293,18 @@ HWY_INLINE void split_rests(const AttendGroup& group, const TailShape& tail, flo
     for (std::int32_t c = 0; c < segment.clusters.count && cursor.next < group.selected_count;
          ++c) {
       const std::int32_t count = segment.clusters.token_count[c];
-      const std::uint64_t bits = cursor.take(s, segment.clusters.first_row[c], count);
+      const std::int32_t first = segment.clusters.first_row[c];
+      const std::uint64_t bits = cursor.take(s, first, count);
       const std::int32_t taken = __builtin_popcountll(bits);
       if (taken == 0 || taken == count) continue;
       const float per_row = 1.0f / static_cast<float>(count - taken);
       for (int r = 0; r < kRows; ++r) {
         float& weight = term[r * tail.terms + at.clusters + c];
+        const std::int64_t h = first_row + r;
+        const float* logit = group.token_logit + h * tail.size.rows + at.rows + first;
+        drift[r] -= weight * static_cast<float>(taken) * per_row *
+                    (group.cluster_logit[h * tail.size.clusters + at.clusters + c] -
+                     mean_of_selected(logit, bits, taken));
         std::fill_n(taken_out + r * tail.selected_stride + cursor.next - taken, taken,
                     weight * per_row);
         weight *= static_cast<float>(count) * per_row;
@@ -306,14 +345,20 @@ HWY_NOINLINE void make_tail(const HeadShape& shape, const AttendGroup& group,
     } else {
       weigh(of_row, tail.terms, sums.largest[r]);
     }
+    const float* q = group.q + static_cast<std::int64_t>(first_row + r) * shape.d_k;
+    sums.drift[r] = 0;
+    for_each_segment(group, [&](std::int32_t s, const HeadIndex& segment, const Offsets& at) {
+      if (accounting(group, s) == Accounting::kLists) return;
+      sums.drift[r] += mean_drift(segment.clusters, q, shape.beta, of_row + at.clusters);
+    });
   }
-  rest_terms<kRows>(group, first_row, tail, sums.largest, term);
+  rest_terms<kRows>(group, first_row, tail, sums.largest, term, sums.drift);
   for (int r = 0; r < kRows; ++r) {
     sum_terms(group, tail, term + r * tail.terms, sums.weight[r], sums.fault[r]);
     std::fill_n(sums.out[r], shape.d_v, 0.0f);
   }
   if (group.selected_count > 0) {
-    split_rests<kRows>(group, tail, term, taken_out);
+    split_rests<kRows>(group, first_row, tail, term, taken_out, sums.drift);
     sums.taken_out = taken_out;
     sums.selected_stride = tail.selected_stride;
   }

@@ -12,6 +12,7 @@
 #include "common/check.h"
 #include "hwy/highway.h"
 #include "kernels/attend_sums-inl.h"
+#include "kernels/describe_slope-inl.h"
 #include "kernels/rotation.h"
 #include "kernels/segment_build.h"
 #include "kernels/simd-inl.h"
@@ -286,7 +287,9 @@ void encode(const DescribeArgs& args, const float* means) {
 
 void describe_target(const DescribeArgs& args) {
   describe_level(args, args.partition->list_rows, args.lists);
-  encode(args, describe_level(args, args.partition->cluster_rows, args.clusters).data());
+  const Floats means = describe_level(args, args.partition->cluster_rows, args.clusters);
+  if (args.clusters.slope != nullptr) describe_slope(args, means.data());
+  encode(args, means.data());
 }
 
 }  // namespace HWY_NAMESPACE

@@ -31,6 +31,7 @@ struct HeadShape {
 // Constants of the contract.
 constexpr float kVoteVarianceCap = 4;         // on w σ, in levels and votes
 constexpr float kTermVarianceCap = 1;         // on w σ, in tail terms
+constexpr float kTermDriftCap = 2;            // on 2 w σ, in the drift of tail terms
 constexpr float kVoteExponentCap = 80;        // on logit - R in votes
 constexpr float kLeastExponent = -87;         // e^x is 0 below: fp32 ends there
 constexpr std::int32_t kMaxQueryTokens = 16;  // of one call

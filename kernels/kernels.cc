@@ -11,6 +11,7 @@ const Kernels& reference_kernels() {
       .rank = rank_reference,
       .attend = attend_reference,
       .merge = merge_reference,
+      .add_slope = add_slope_reference,
       .page_gather = page_gather_reference,
   };
   return kTable;
@@ -25,6 +26,7 @@ const Kernels& cpu_kernels() {
       .rank = rank_cpu,
       .attend = attend_cpu,
       .merge = merge_cpu,
+      .add_slope = add_slope_cpu,
       .page_gather = page_gather_cpu,
   };
   return kTable;

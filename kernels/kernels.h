@@ -5,6 +5,7 @@
 #include "kernels/page_gather.h"
 #include "kernels/segment_build.h"
 #include "kernels/select.h"
+#include "kernels/slope.h"
 
 namespace icefield {
 
@@ -17,6 +18,7 @@ struct Kernels {
   void (*rank)(const RankArgs& args);
   void (*attend)(const AttendArgs& args);
   void (*merge)(const MergeArgs& args);
+  void (*add_slope)(const AddSlopeArgs& args);
   void (*page_gather)(const PageGatherArgs& args);
 };
 

@@ -11,7 +11,7 @@ void merge_cpu(const MergeArgs& args) {
     float* out = result.out + static_cast<std::int64_t>(h) * args.d_v;
     std::fill_n(out, args.d_v, 0.0f);
     result.lse[h] = -HUGE_VALF;
-    result.tail[h] = result.fault[h] = 0;
+    result.tail[h] = result.fault[h] = result.drift[h] = 0;
     float largest = -HUGE_VALF;
     for (std::int32_t p = 0; p < args.part_count; ++p) {
       largest = std::max(largest, args.parts[p].lse[h]);
@@ -29,6 +29,7 @@ void merge_cpu(const MergeArgs& args) {
       for (std::int32_t j = 0; j < args.d_v; ++j) out[j] += weight * in[j];
       result.tail[h] += weight * part.tail[h];
       result.fault[h] += weight * part.fault[h];
+      result.drift[h] += weight * part.drift[h];
     }
   }
 }

@@ -48,8 +48,8 @@ struct DescribeArgs {
   MutableCodesView codes;     // out: codes and scales; checks are the caller's
 };
 
-// Means, variance scalars, variance shapes and codes as docs/formats/attention.md step 2 defines
-// them. A code's scale is the one of least squared error.
+// Means, variance scalars, variance shapes, the slope where the view has one, and codes, as
+// docs/formats/attention.md step 2 defines them. A code's scale is the one of least squared error.
 void describe_reference(const DescribeArgs& args);
 void describe_cpu(const DescribeArgs& args);
 

@@ -279,6 +279,42 @@ std::vector<std::vector<double>> describe_level(const DescribeArgs& args,
   return means;
 }
 
+// M = (s/n) Σ (k - μ)(v - ν)ᵀ over every kSlopeStride-th stored row, means as stored.
+void describe_slope(const DescribeArgs& args, const std::vector<std::vector<double>>& means) {
+  const MutableLevelView& level = args.clusters;
+  const auto d_v = static_cast<std::size_t>(args.d_v);
+  std::vector<double> slope(static_cast<std::size_t>(args.d_k) * d_v, 0.0);
+  double keys = 0;
+  double values = 0;
+  std::int32_t count = 0;
+  std::int32_t row = args.first_indexed_row;
+  for (std::size_t c = 0; c < means.size(); ++c) {
+    for (const std::int32_t end = row + args.partition->cluster_rows[c]; row < end; ++row) {
+      if (row % internal::kSlopeStride != 0) continue;
+      ++count;
+      const Bf16* key = args.rows + static_cast<std::int64_t>(row) * (args.d_k + args.d_v);
+      for (std::size_t j = 0; j < d_v; ++j) {
+        const double mean =
+            static_cast<double>(level.value_scale[c]) * level.value_means[c * d_v + j];
+        const double value = bf16_to_float(key[static_cast<std::size_t>(args.d_k) + j]) - mean;
+        for (std::size_t k = 0; k < means[c].size(); ++k) {
+          slope[k * d_v + j] += (bf16_to_float(key[k]) - means[c][k]) * value;
+        }
+        values += value * value;
+      }
+      for (std::size_t k = 0; k < means[c].size(); ++k) {
+        keys += (bf16_to_float(key[k]) - means[c][k]) * (bf16_to_float(key[k]) - means[c][k]);
+      }
+    }
+  }
+  const double sums = std::inner_product(slope.begin(), slope.end(), slope.begin(), 0.0);
+  const double factor = internal::slope_share(keys, values, sums, count) / count;
+  for (std::size_t k = 0; k < static_cast<std::size_t>(args.d_k); ++k) {
+    level.slope_scale[k] =
+        internal::quantise_slope(slope.data() + k * d_v, args.d_v, factor, level.slope + k * d_v);
+  }
+}
+
 // The scale of least squared error: for every number of dimensions that take the outer level (the
 // largest ones, for any scale) the best scale is known in closed form.
 double best_scale(std::vector<double> magnitudes) {
@@ -358,6 +394,7 @@ void describe_reference(const DescribeArgs& args) {
   describe_level(args, args.partition->list_rows, args.lists);
   const std::vector<std::vector<double>> means =
       describe_level(args, args.partition->cluster_rows, args.clusters);
+  if (args.clusters.slope != nullptr) describe_slope(args, means);
   std::int32_t row = args.first_indexed_row;
   for (std::size_t c = 0; c < means.size(); ++c) {
     for (const std::int32_t end = row + args.partition->cluster_rows[c]; row < end; ++row) {

@@ -23,8 +23,9 @@ constexpr std::int32_t kMaxSegmentTokens = kSegmentTokens.back();
 // Clusters.
 constexpr std::int32_t kListTokens = 64;            // mean size of a list
 constexpr std::int32_t kOneListBelowTokens = 1024;  // shorter segments have one list per extent
-constexpr std::int32_t kClusterTokens = 16;         // mean size of a cluster
+constexpr std::int32_t kClusterTokens = 19;         // mean size of a cluster
 constexpr std::int32_t kMaxClusterTokens = 48;
+constexpr std::int32_t kSlopeTokens = kMaxSegmentTokens;  // shorter segments carry no slope
 
 // Panels: runs of clusters (L0, L1) or tokens (L2) whose numbers are interleaved for SIMD.
 constexpr std::int32_t kClusterPanel = 32;
@@ -40,7 +41,7 @@ constexpr std::int32_t kCodeGroup = 16;  // dimensions whose codes of one row sh
 constexpr std::int32_t code_level(std::uint32_t code) {
   return 2 * static_cast<std::int32_t>(code) - 3;
 }
-constexpr float kCodeThreshold = 2;  // × scale: midpoint of the positive levels
+constexpr float kCodeThreshold = 2;                  // × scale: midpoint of the positive levels
 constexpr std::uint64_t kRotationSeed = 0x1cef1e1d;  // signs of the randomised Hadamard rotation
 
 constexpr std::int32_t kMaxHeadDim = 256;

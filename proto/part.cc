@@ -9,7 +9,8 @@ namespace {
 
 constexpr std::uint32_t kPartMagic = 0x50454349;  // "ICEP"
 
-// docs/formats/part.md. Followed by the head table, then (L0, L1) γ, then one block per head.
+// docs/formats/part.md. Followed by the head table, then (L0, L1) γ, (L1 of long segments) slopes,
+// then one block per head.
 struct PartHeader {
   std::uint32_t magic = kPartMagic;
   std::uint16_t version = kLayoutVersion;
@@ -75,17 +76,31 @@ CodesOffsets codes_offsets(std::int32_t rows, std::int32_t d_k) {
 
 bool has_gamma(PartKind kind) { return kind == PartKind::kLists || kind == PartKind::kClusters; }
 
-std::int64_t gamma_offset(std::int32_t kv_head_count) {
-  return round_up(
-      static_cast<std::int64_t>(sizeof(PartHeader) +
-                                sizeof(HeadEntry) * static_cast<std::size_t>(kv_head_count)),
-      kPartAlign);
+bool has_slope(PartKind kind, std::int32_t row_count) {
+  return kind == PartKind::kClusters && row_count >= kSlopeTokens;
 }
 
-std::int64_t blocks_offset(PartKind kind, std::int32_t kv_head_count, std::int32_t d_k) {
-  const std::int64_t gamma = gamma_offset(kv_head_count);
-  if (!has_gamma(kind)) return gamma;
-  return round_up(gamma + static_cast<std::int64_t>(kv_head_count) * d_k * 4, kPartAlign);
+// Offsets of what stands between the head table and the blocks.
+struct SharedOffsets {
+  std::int64_t gamma, slope_scale, slope, blocks;
+};
+
+SharedOffsets shared_offsets(PartKind kind, const PartShape& shape) {
+  const std::int64_t heads = shape.kv_head_count;
+  SharedOffsets offsets{};
+  offsets.gamma = round_up(static_cast<std::int64_t>(sizeof(PartHeader)) +
+                               heads * static_cast<std::int64_t>(sizeof(HeadEntry)),
+                           kPartAlign);
+  offsets.slope_scale = offsets.gamma;
+  if (has_gamma(kind)) {
+    offsets.slope_scale = round_up(offsets.gamma + heads * shape.d_k * 4, kPartAlign);
+  }
+  offsets.slope = offsets.blocks = offsets.slope_scale;
+  if (has_slope(kind, shape.row_count)) {
+    offsets.slope = round_up(offsets.slope_scale + heads * shape.d_k * 4, kPartAlign);
+    offsets.blocks = round_up(offsets.slope + heads * shape.d_v * shape.d_k, kPartAlign);
+  }
+  return offsets;
 }
 
 std::int64_t block_bytes(PartKind kind, std::int32_t count, const PartShape& shape) {
@@ -100,7 +115,7 @@ std::int64_t block_bytes(PartKind kind, std::int32_t count, const PartShape& sha
 AlignedBytes make_part(PartKind kind, const PartShape& shape,
                        std::span<const std::int32_t> counts) {
   ICE_CHECK(counts.size() == static_cast<std::size_t>(shape.kv_head_count));
-  std::int64_t at = blocks_offset(kind, shape.kv_head_count, shape.d_k);
+  std::int64_t at = shared_offsets(kind, shape).blocks;
   std::vector<HeadEntry> table;
   for (const std::int32_t count : counts) {
     table.push_back(
@@ -128,6 +143,16 @@ HeadEntry head_entry(const std::byte* part, std::int32_t head_index) {
                          sizeof(HeadEntry) * static_cast<std::size_t>(head_index));
 }
 
+PartShape shape_of(const PartHeader& header) {
+  return {.layer = header.layer,
+          .first_kv_head = header.first_kv_head,
+          .kv_head_count = header.kv_head_count,
+          .d_k = header.d_k,
+          .d_v = header.d_v,
+          .row_count = static_cast<std::int32_t>(header.row_count),
+          .first_indexed_row = header.first_indexed_row};
+}
+
 // Views over a part whose header and table are known to be right. B is std::byte or its const.
 template <class View, class B>
 View level_at(B* part, const PartHeader& header, std::int32_t head_index) {
@@ -149,8 +174,14 @@ View level_at(B* part, const PartHeader& header, std::int32_t head_index) {
   place(view.sigma, block + offsets.sigma);
   place(view.token_count, block + offsets.token_count);
   place(view.first_row, block + offsets.first_row);
-  place(view.gamma, part + gamma_offset(header.kv_head_count) +
-                        static_cast<std::int64_t>(head_index) * view.d_k * 4);
+  const auto kind = static_cast<PartKind>(header.kind);
+  const SharedOffsets shared = shared_offsets(kind, shape_of(header));
+  const std::int64_t head = head_index;
+  place(view.gamma, part + shared.gamma + head * view.d_k * 4);
+  if (has_slope(kind, static_cast<std::int32_t>(header.row_count))) {
+    place(view.slope_scale, part + shared.slope_scale + head * view.d_k * 4);
+    place(view.slope, part + shared.slope + head * view.d_v * view.d_k);
+  }
   return view;
 }
 
@@ -175,16 +206,6 @@ View codes_at(B* part, const PartHeader& header, std::int32_t head_index) {
 
 Status bad_part(PartKind kind, const std::string& what) {
   return Status(Code::kInvalidArgument, std::string(to_string(kind)) + " part: " + what);
-}
-
-PartShape shape_of(const PartHeader& header) {
-  return {.layer = header.layer,
-          .first_kv_head = header.first_kv_head,
-          .kv_head_count = header.kv_head_count,
-          .d_k = header.d_k,
-          .d_v = header.d_v,
-          .row_count = static_cast<std::int32_t>(header.row_count),
-          .first_indexed_row = header.first_indexed_row};
 }
 
 Status check_header(ConstByteSpan part, PartKind kind, const PartHeader& header) {
@@ -226,7 +247,7 @@ Result<PartHeader> check_part(ConstByteSpan part, PartKind kind) {
   const auto header = load<PartHeader>(part.data());
   ICE_TRY(check_header(part, kind, header));
   const PartShape shape = shape_of(header);
-  std::int64_t at = blocks_offset(kind, shape.kv_head_count, shape.d_k);
+  std::int64_t at = shared_offsets(kind, shape).blocks;
   if (at > static_cast<std::int64_t>(part.size())) return bad_part(kind, "head table cut off");
   for (std::int32_t head = 0; head < shape.kv_head_count; ++head) {
     const HeadEntry entry = head_entry(part.data(), head);
@@ -278,6 +299,9 @@ Status check_numbers(const LevelView& level, PartKind kind) {
   }
   for (std::int32_t j = 0; j < level.d_k; ++j) {
     if (!is_variance(level.gamma[j])) return bad_part(kind, "impossible variance shape");
+  }
+  for (std::int32_t j = 0; level.slope != nullptr && j < level.d_k; ++j) {
+    if (!is_variance(level.slope_scale[j])) return bad_part(kind, "impossible slope");
   }
   return Status();
 }

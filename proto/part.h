@@ -36,6 +36,10 @@ struct BasicLevelView {
   Qualify<std::uint16_t>* token_count = nullptr;  // [padded]
   Qualify<std::uint16_t>* first_row = nullptr;    // [padded] first stored row
   Qualify<float>* gamma = nullptr;                // [d_k] variance shape
+  // How values follow keys inside clusters: scale × int8. Null in L0 and in segments of fewer than
+  // kSlopeTokens.
+  Qualify<std::int8_t>* slope = nullptr;  // [d_k, d_v]
+  Qualify<float>* slope_scale = nullptr;  // [d_k]
 
   static std::int32_t padded(std::int32_t count) {
     return static_cast<std::int32_t>(round_up(count, kClusterPanelGrain));
@@ -83,8 +87,8 @@ struct BasicCodesView {
   // The word that holds dimensions dim / 16 × 16 to + 15 of a row. Dimension 4 k + b of these stands
   // at bit 8 b + 2 k: a shift by 2 k and a mask give four neighbouring dimensions in four bytes.
   Qualify<std::uint32_t>& code_word(std::int32_t row, std::int32_t dim) const {
-    return codes[static_cast<std::int64_t>(row / kCodePanel) * d_k +
-                 dim / kCodeGroup * kCodePanel + row % kCodePanel];
+    return codes[static_cast<std::int64_t>(row / kCodePanel) * d_k + dim / kCodeGroup * kCodePanel +
+                 row % kCodePanel];
   }
   static int code_shift(std::int32_t dim) {
     return 8 * (dim % 4) + kCodeBits * (dim % kCodeGroup / 4);

@@ -19,6 +19,7 @@ Context Context::fork() const {
   copy.approx_tag_ = approx_tag_;
   copy.seal_not_before_ = seal_not_before_;
   copy.tables_ = tables_;
+  copy.slopes_ = slopes_;
   return copy;
 }
 
@@ -47,7 +48,10 @@ void Context::keep_sink() {
 
 void Context::rebuild_tables() {
   tables_.clear();
-  if (dense() || segments_.empty()) return;
+  if (dense() || segments_.empty()) {
+    slopes_ = nullptr;
+    return;
+  }
   // The window starts at the end of the last segment, or one extent before it.
   const std::int64_t last_extent = sealed_tokens() - kExtentRows;
   ICE_CHECK(rows_.begin() == last_extent || rows_.begin() == sealed_tokens());
@@ -61,6 +65,19 @@ void Context::rebuild_tables() {
       }
     }
   }
+  rebuild_slopes();
+}
+
+void Context::rebuild_slopes() {
+  std::vector<std::uint32_t> numbers;
+  for (std::size_t s = 0; s < segments_.size(); ++s) {
+    if (tables_[0][s].clusters.slope != nullptr) numbers.push_back(segments_[s]->number);
+  }
+  if (slopes_ != nullptr && slopes_->segments == numbers) return;
+  auto slopes = std::make_shared<Slopes>();
+  slopes->segments = std::move(numbers);
+  for (const std::vector<HeadIndex>& table : tables_) slopes->heads.push_back(mean_slope(table));
+  slopes_ = std::move(slopes);
 }
 
 void Context::append_exact_runs(std::int32_t layer, std::int32_t kv_head,
@@ -76,6 +93,12 @@ void Context::append_exact_runs(std::int32_t layer, std::int32_t kv_head,
 std::span<const HeadIndex> Context::table(std::int32_t layer, std::int32_t kv_head) const {
   if (tables_.empty()) return {};
   return tables_[static_cast<std::size_t>(layer * shape_.kv_head_count + kv_head)];
+}
+
+const HeadSlope& Context::slope(std::int32_t layer, std::int32_t kv_head) const {
+  static const HeadSlope kNone;
+  if (slopes_ == nullptr) return kNone;
+  return slopes_->heads[static_cast<std::size_t>(layer * shape_.kv_head_count + kv_head)];
 }
 
 }  // namespace icefield

@@ -10,6 +10,7 @@
 #include "cluster_index/segment/pieces.h"
 #include "cluster_index/segment/segment_index.h"
 #include "common/ids.h"
+#include "kernels/slope.h"
 #include "worker/exact_rows.h"
 
 namespace icefield {
@@ -49,6 +50,9 @@ class Context {
   // is dense.
   std::span<const HeadIndex> table(std::int32_t layer, std::int32_t kv_head) const;
 
+  // The slope of that part; empty when no segment carries one.
+  const HeadSlope& slope(std::int32_t layer, std::int32_t kv_head) const;
+
  private:
   friend class Worker;
   friend class Step;
@@ -62,6 +66,7 @@ class Context {
   void append_tokens(std::span<const std::uint32_t> tokens);
   void keep_sink();       // copies the sink out of the rows
   void rebuild_tables();  // after segments or the window have changed
+  void rebuild_slopes();  // after segments have changed
 
   KvShape shape_;  // of the slice
   std::int64_t end_ = 0;
@@ -73,6 +78,13 @@ class Context {
   std::optional<std::uint64_t> approx_tag_;
   std::int64_t seal_not_before_ = 0;            // tokens; after a seal that failed
   std::vector<std::vector<HeadIndex>> tables_;  // [layer, KV head]
+
+  // Slopes [layer, KV head], shared by forks, and the segments that they are the mean of.
+  struct Slopes {
+    std::vector<std::uint32_t> segments;
+    std::vector<HeadSlope> heads;
+  };
+  std::shared_ptr<const Slopes> slopes_;
 };
 
 }  // namespace icefield

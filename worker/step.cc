@@ -402,6 +402,15 @@ void Step::attend_selected(std::int32_t layer, std::size_t group, float* out) {
                  .part_count = 2,
                  .parts = parts,
                  .result = work.merged.view()});
+  const HeadSlope& slope = items_[item_of(group)].context->slope(layer, kv_head_of(group));
+  if (tail && !slope.empty()) {
+    kernels.add_slope({.shape = shape,
+                       .slope = slope.view(),
+                       .row_count = work.row_count,
+                       .q = work.q.data(),
+                       .drift = work.merged.drift.data(),
+                       .out = work.merged.out.data()});
+  }
   write_rows(group, work.merged, out);
 }
 

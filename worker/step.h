@@ -63,15 +63,16 @@ struct StepReport {
 
 // A partial result with memory of its own.
 struct PartialRows {
-  std::vector<float> out, lse, tail, fault;
+  std::vector<float> out, lse, tail, fault, drift;
 
   void resize(std::int32_t rows, std::int32_t d_v) {
     out.resize(static_cast<std::size_t>(rows) * static_cast<std::size_t>(d_v));
     lse.resize(static_cast<std::size_t>(rows));
     tail.resize(static_cast<std::size_t>(rows));
     fault.resize(static_cast<std::size_t>(rows));
+    drift.resize(static_cast<std::size_t>(rows));
   }
-  Partial view() { return {out.data(), lse.data(), tail.data(), fault.data()}; }
+  Partial view() { return {out.data(), lse.data(), tail.data(), fault.data(), drift.data()}; }
 };
 
 // Memory of one group, (context, KV head), reused from layer to layer and step to step.

@@ -356,6 +356,9 @@ std::int64_t Worker::hot_bytes(std::span<const Context* const> contexts) const {
       bytes += static_cast<std::int64_t>(context->sink_->size() * sizeof(Bf16));
     }
     if (context->dense()) continue;  // its segments are attached for others
+    if (context->slopes_ != nullptr && seen.insert(context->slopes_.get()).second) {
+      for (const HeadSlope& head : context->slopes_->heads) bytes += head.bytes();
+    }
     for (const auto& segment : context->segments_) {
       if (seen.insert(segment.get()).second) bytes += segment->index->bytes();
     }

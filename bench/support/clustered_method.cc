@@ -53,6 +53,7 @@ void ClusteredIndex::build(const Kernels& kernels, const KeySet& set) {
     }
   }
   size = table_size(segments.data(), static_cast<std::int32_t>(segments.size()));
+  slope = mean_slope(segments);
 }
 
 std::int32_t ClusteredIndex::token_of(const TableRow& place) const {
@@ -81,7 +82,8 @@ std::int64_t ClusteredIndex::bytes() const {
 
 std::int64_t ClusteredIndex::tail_bytes() const {
   constexpr std::int64_t kScale = 4;
-  return static_cast<std::int64_t>(size.clusters) * (segments[0].clusters.d_v + kScale);
+  return static_cast<std::int64_t>(size.clusters) * (segments[0].clusters.d_v + kScale) +
+         slope.bytes();
 }
 
 ClusteredMethod::ClusteredMethod(const Kernels& kernels, const KeySet& set, std::int32_t breadth)
@@ -180,6 +182,13 @@ void ClusteredMethod::attend(const MethodQuery& query, Partial result) {
                           .scratch = scratch_.data(),
                           .result = result};
   kernels_.attend({.shape = shape_, .group_count = 1, .groups = &group});
+  if (index_.slope.empty()) return;
+  kernels_.add_slope({.shape = shape_,
+                      .slope = index_.slope.view(),
+                      .row_count = set_.group,
+                      .q = query.q,
+                      .drift = result.drift,
+                      .out = result.out});
 }
 
 std::vector<std::int32_t> ClusteredMethod::selected() const {

@@ -15,6 +15,7 @@ struct ClusteredIndex {
   std::vector<HeadIndex> segments;
   std::vector<std::int32_t> first_token;  // of each segment
   TableSize size;
+  HeadSlope slope;  // of all segments together
 
   // Cuts [0, set.end_indexed), a multiple of 256, into the segments that the product would seal.
   void build(const Kernels& kernels, const KeySet& set);

@@ -13,14 +13,15 @@ namespace icefield {
 
 // Partial results of G rows.
 struct PartialBuffer {
-  std::vector<float> out, lse, tail, fault;
+  std::vector<float> out, lse, tail, fault, drift;
 
   PartialBuffer(std::int32_t rows, std::int32_t d_v)
       : out(static_cast<std::size_t>(rows * d_v), NAN),
         lse(static_cast<std::size_t>(rows), NAN),
         tail(lse),
-        fault(lse) {}
-  Partial view() { return {out.data(), lse.data(), tail.data(), fault.data()}; }
+        fault(lse),
+        drift(lse) {}
+  Partial view() { return {out.data(), lse.data(), tail.data(), fault.data(), drift.data()}; }
 };
 
 // One group over one segment table. The arrays are poisoned with NaN before every kernel call.

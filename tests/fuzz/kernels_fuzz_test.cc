@@ -103,6 +103,7 @@ void expect_same_attention(const PartialBuffer& ours, const PartialBuffer& their
     }
     EXPECT_NEAR(ours.lse[h], theirs.lse[h], 1e-4f * (1 + std::abs(theirs.lse[h])));
     EXPECT_NEAR(ours.tail[h], theirs.tail[h], 2e-3f);
+    EXPECT_NEAR(ours.drift[h], theirs.drift[h], 2e-3f * (1 + std::abs(theirs.drift[h])));
   }
 }
 

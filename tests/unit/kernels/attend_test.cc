@@ -71,6 +71,7 @@ void expect_equal(const PartialBuffer& a, const PartialBuffer& b, double toleran
     EXPECT_NEAR(a.lse[h], b.lse[h], tolerance * (1 + std::abs(static_cast<double>(b.lse[h]))));
     EXPECT_NEAR(a.tail[h], b.tail[h], tolerance * 10);
     EXPECT_NEAR(a.fault[h], b.fault[h], tolerance * 10);
+    EXPECT_NEAR(a.drift[h], b.drift[h], tolerance * 10);
   }
 }
 
@@ -112,6 +113,7 @@ TEST_P(Attend, EverythingSelectedIsFullAttention) {
     EXPECT_NEAR(merged.lse[h], full.lse[h], 1e-4);
     EXPECT_EQ(merged.tail[h], 0.0f);
     EXPECT_EQ(merged.fault[h], 0.0f);
+    EXPECT_EQ(merged.drift[h], 0.0f);
   }
 }
 
@@ -294,22 +296,25 @@ TEST(Merge, ShardsWithoutTermsAreIgnored) {
   PartialBuffer empty(1, 64);
   std::fill(empty.out.begin(), empty.out.end(), 0.0f);
   empty.lse = {-std::numeric_limits<float>::infinity()};
-  empty.tail = empty.fault = {0.0f};
+  empty.tail = empty.fault = empty.drift = {0.0f};
   PartialBuffer full(1, 64);
   std::fill(full.out.begin(), full.out.end(), 2.0f);
   full.lse = {3.0f};
   full.tail = {0.25f};
   full.fault = {0.125f};
+  full.drift = {0.75f};
   for (const Kernels* kernels : {&cpu_kernels(), &reference_kernels()}) {
     const PartialBuffer merged = merge(*kernels, 64, {&empty, &full, &empty});
     EXPECT_FLOAT_EQ(merged.out[5], 2.0f);
     EXPECT_FLOAT_EQ(merged.lse[0], 3.0f);
     EXPECT_FLOAT_EQ(merged.tail[0], 0.25f);
     EXPECT_FLOAT_EQ(merged.fault[0], 0.125f);
+    EXPECT_FLOAT_EQ(merged.drift[0], 0.75f);
     const PartialBuffer nothing = merge(*kernels, 64, {&empty, &empty});
     EXPECT_EQ(nothing.lse[0], -std::numeric_limits<float>::infinity());
     EXPECT_EQ(nothing.out[0], 0.0f);
     EXPECT_EQ(nothing.fault[0], 0.0f);
+    EXPECT_EQ(nothing.drift[0], 0.0f);
   }
 }
 

@@ -132,6 +132,14 @@ TEST_P(SegmentBuild, StatisticsAgreeWithTheReference) {
     for (std::int32_t j = 0; j < c.d_k; ++j) {
       EXPECT_NEAR(ours.gamma[j], theirs.gamma[j], 1e-3f * theirs.gamma[j] + 1e-7f);
     }
+    ASSERT_EQ(ours.slope != nullptr, theirs.slope != nullptr);
+    for (std::int32_t k = 0; ours.slope != nullptr && k < c.d_k; ++k) {
+      EXPECT_NEAR(ours.slope_scale[k], theirs.slope_scale[k], 2e-2f * theirs.slope_scale[k]);
+      for (std::int32_t j = 0; j < c.d_v; ++j) {
+        const std::int64_t at = static_cast<std::int64_t>(k) * c.d_v + j;
+        ASSERT_LE(std::abs(ours.slope[at] - theirs.slope[at]), 2);
+      }
+    }
   }
 }
 

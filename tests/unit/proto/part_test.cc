@@ -123,6 +123,39 @@ TEST(Part, EveryArrayStartsAtAMultipleOf64) {
   }
 }
 
+// L1 of the longest segments has a slope for every head; nothing else has.
+TEST(Part, SlopesAreReadBackWhereTheyAre) {
+  PartShape shape = kShape;
+  shape.row_count = kSlopeTokens;
+  shape.first_indexed_row = 0;
+  const std::int32_t counts[] = {kSlopeTokens / 16, kSlopeTokens / 16};
+  AlignedBytes bytes = make_level_part(PartKind::kClusters, shape, counts);
+  for (std::int32_t head = 0; head < 2; ++head) {
+    MutableLevelView level = mutable_level(bytes, head);
+    ASSERT_NE(level.slope, nullptr);
+    for (std::int32_t c = 0; c < level.count; ++c) {
+      level.first_row[c] = static_cast<std::uint16_t>(c * 16);
+      level.token_count[c] = 16;
+      level.ln_count[c] = std::log(16.0f);
+    }
+    level.slope[0] = static_cast<std::int8_t>(1 + head);
+    level.slope[64 * 128 - 1] = -5;
+    level.slope_scale[63] = 0.5f;
+  }
+  const LevelPart part = parse_level_part(bytes, PartKind::kClusters).value();
+  EXPECT_EQ(part.heads[0].slope[0], 1);
+  EXPECT_EQ(part.heads[1].slope[0], 2);
+  EXPECT_EQ(part.heads[1].slope[64 * 128 - 1], -5);
+  EXPECT_EQ(part.heads[1].slope_scale[63], 0.5f);
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(part.heads[1].slope) % 64, 0u);
+  mutable_level(bytes, 1).slope_scale[3] = NAN;
+  EXPECT_EQ(parse(bytes, PartKind::kClusters).code(), Code::kInvalidArgument);
+  AlignedBytes shorter = make(PartKind::kClusters);
+  EXPECT_EQ(mutable_level(shorter, 0).slope, nullptr);
+  AlignedBytes lists = make_level_part(PartKind::kLists, shape, counts);
+  EXPECT_EQ(mutable_level(lists, 0).slope, nullptr);
+}
+
 TEST(Part, CodesAndOrderAreReadBack) {
   const AlignedBytes codes_bytes = make(PartKind::kCodes);
   const CodesView codes = parse_codes_part(codes_bytes).value().heads[1];

@@ -73,7 +73,7 @@ TEST_F(WorkerTest, SmallBudgetsApproximateFullAttentionAndSaySo) {
     EXPECT_EQ(report.coverage_min, 1.0f);
     EXPECT_FALSE(context.exact());
   }
-  EXPECT_LT(before, 0.02);
+  EXPECT_LT(before, 0.03);
 }
 
 TEST_F(WorkerTest, ReferenceKernelsGiveTheSameSteps) {
@@ -421,6 +421,12 @@ TEST_F(WorkerTest, HotBytesCountPoolWindowSinkAndIndexOnce) {
   EXPECT_EQ(fixture.worker->hot_bytes(both), bytes) << "forks share what they have in common";
   std::int64_t index = 0;
   for (const auto& segment : context.segments()) index += segment->index->bytes();
+  for (std::int32_t layer = 0; layer < kShape.layer_count; ++layer) {
+    for (std::int32_t head = 0; head < kShape.kv_head_count; ++head) {
+      EXPECT_FALSE(context.slope(layer, head).empty()) << "the first segment carries one";
+      index += context.slope(layer, head).bytes();
+    }
+  }
   EXPECT_EQ(bytes,
             index + (kSinkTokens + 256) * kShape.token_bytes() + fixture.worker->hot_bytes({}));
   EXPECT_LT(fixture.worker->hot_bytes({}), 1 << 20);
