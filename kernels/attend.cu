@@ -1,0 +1,661 @@
+// Attention on the GPU: exact rows through tensor cores, split over blocks; the tail's means in the
+// same launch; the splits merged by their largest logits.
+//
+// A warp takes 16 rows at a time through its own ring of shared memory, so that the main loop has
+// no barrier of the block. Queries and weights are multiplied as two bf16 numbers each (x = high +
+// low), which keeps about 16 bits of them: rows are bf16 anyway.
+#include "kernels/attend_cuda.h"
+#include "kernels/launch.h"
+#include "kernels/tail.h"
+
+namespace icefield {
+namespace gpu {
+namespace {
+
+constexpr int kAttendThreads = 32 * kAttendWarps;
+constexpr int kPad = 16;  // bytes after each row in shared memory: no bank conflicts of ldmatrix
+
+template <int kDim>
+struct Shape {
+  static constexpr int kRowBytes = 4 * kDim;  // K and V
+  static constexpr int kRowChunks = kRowBytes / 16;
+  static constexpr int kRowPitch = kRowBytes + kPad;
+  static constexpr int kStageBytes = kTileRows * kRowPitch;
+  static constexpr int kStages = kDim >= 256 ? 2 : kDim >= 96 ? 3 : 4;
+  static constexpr int kQueryPitch = 2 * kDim + kPad;
+  static constexpr int kQueryBytes = kQueryTile * kQueryPitch;  // high or low halves
+  static constexpr int kRingBytes = kAttendWarps * kStages * kStageBytes;
+  static constexpr int kOutBytes = kQueryTile * kDim * 4;  // uses the rings' memory at the end
+  static constexpr int kStatBytes = kAttendWarps * kQueryTile * 16;
+  static constexpr int kSharedBytes = 2 * kQueryBytes + kRingBytes + kStatBytes;
+  static_assert(kOutBytes <= kRingBytes);
+};
+
+// Largest logit, Σ e^(t - largest), and what of that sum is tail and fault.
+struct Stat {
+  float largest;
+  float total;
+  float tail;
+  float fault;
+};
+
+// Sums of 16 query rows in a warp. A lane has rows lane / 4 and lane / 4 + 8, of each the columns
+// 8 n + 2 (lane % 4) + 0, 1; its totals are a part of the row's, which four lanes share.
+template <int kDim>
+struct Sums {
+  float out[kDim / 8][4];
+  Stat stat[2];
+};
+
+template <int kDim>
+ICE_DEVICE void clear(Sums<kDim>& sums) {
+  ICE_UNROLL
+  for (int n = 0; n < kDim / 8; ++n) {
+    ICE_UNROLL
+    for (int e = 0; e < 4; ++e) sums.out[n][e] = 0;
+  }
+  sums.stat[0] = sums.stat[1] = {kMinusInfinity, 0, 0, 0};
+}
+
+// e^(x - largest), 0 for x = -inf whatever the largest.
+ICE_DEVICE float weight_of(float x, float largest) {
+  return x == kMinusInfinity ? 0.0f : exponential(x - largest);
+}
+
+ICE_DEVICE float quad_max(float value) {
+  value = max_of(value, shuffle_xor(value, 1));
+  return max_of(value, shuffle_xor(value, 2));
+}
+ICE_DEVICE float quad_sum(float value) {
+  value += shuffle_xor(value, 1);
+  return value + shuffle_xor(value, 2);
+}
+
+// Moves row half `i` of the sums to a new largest logit.
+template <int kDim>
+ICE_DEVICE void raise_largest(Sums<kDim>& sums, int i, float logit) {
+  Stat& stat = sums.stat[i];
+  const float largest = max_of(stat.largest, quad_max(logit));
+  if (largest == stat.largest) return;  // the same for the four lanes of a row
+  const float factor = weight_of(stat.largest, largest);
+  stat.largest = largest;
+  stat.total *= factor;
+  stat.tail *= factor;
+  stat.fault *= factor;
+  ICE_UNROLL
+  for (int n = 0; n < kDim / 8; ++n) {
+    sums.out[n][2 * i] *= factor;
+    sums.out[n][2 * i + 1] *= factor;
+  }
+}
+
+// Packs weights, laid out as accumulators of two blocks of 8 columns, as the left operand of a
+// product with 16 rows of values.
+struct Weights {
+  unsigned high[4];
+  unsigned low[4];
+};
+ICE_DEVICE Weights pack_weights(const float weight[2][4]) {
+  Weights packed;
+  ICE_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const float a = weight[i / 2][i % 2 * 2];
+    const float b = weight[i / 2][i % 2 * 2 + 1];
+    const unsigned high = pack_bf16(a, b);
+    packed.high[i] = high;
+    packed.low[i] = pack_bf16(a - bf16_value(static_cast<Bf16>(high & 0xffffu)),
+                              b - bf16_value(static_cast<Bf16>(high >> 16)));
+  }
+  return packed;
+}
+
+// out += weights · values; `values` are 16 rows in shared memory, `pitch` bytes apart.
+template <int kDim>
+ICE_DEVICE void add_values(const Weights& weights, const std::byte* values, int pitch,
+                           Sums<kDim>& sums) {
+  const int lane = lane_index();
+  const std::byte* at = values + (lane % 16) * pitch + lane / 16 * 16;
+  ICE_UNROLL
+  for (int n = 0; n < kDim / 16; ++n) {
+    unsigned b[4];
+    load_matrices_transposed(b, at + n * 32);
+    multiply_add(sums.out[2 * n], weights.high, b[0], b[1]);
+    multiply_add(sums.out[2 * n], weights.low, b[0], b[1]);
+    multiply_add(sums.out[2 * n + 1], weights.high, b[2], b[3]);
+    multiply_add(sums.out[2 * n + 1], weights.low, b[2], b[3]);
+  }
+}
+
+// Query rows [first, first + 16) to shared memory as two bf16 halves; zeros beyond the group's.
+template <int kDim>
+ICE_DEVICE void load_queries(const GpuAttendGroup& group, int first, std::byte* shared) {
+  for (int i = thread(); i < kQueryTile * kDim / 2; i += thread_count()) {
+    const int h = i / (kDim / 2);
+    const int j = i % (kDim / 2) * 2;
+    float x[2] = {0, 0};
+    if (first + h < group.row_count) {
+      const float* q = group.q + static_cast<std::int64_t>(first + h) * kDim + j;
+      x[0] = read(q);
+      x[1] = read(q + 1);
+    }
+    const unsigned high = pack_bf16(x[0], x[1]);
+    const unsigned low = pack_bf16(x[0] - bf16_value(static_cast<Bf16>(high & 0xffffu)),
+                                   x[1] - bf16_value(static_cast<Bf16>(high >> 16)));
+    std::byte* at = shared + h * Shape<kDim>::kQueryPitch + 2 * j;
+    *reinterpret_cast<unsigned*>(at) = high;
+    *reinterpret_cast<unsigned*>(at + Shape<kDim>::kQueryBytes) = low;
+  }
+}
+
+// logit[n][e] = q · k for the 16 keys in shared memory.
+template <int kDim>
+ICE_DEVICE void key_products(const std::byte* queries, const std::byte* rows, float logit[2][4]) {
+  using S = Shape<kDim>;
+  const int lane = lane_index();
+  const std::byte* q = queries + (lane % 16) * S::kQueryPitch + lane / 16 * 16;
+  const std::byte* k = rows + (lane % 8 + lane / 16 * 8) * S::kRowPitch + lane / 8 % 2 * 16;
+  ICE_UNROLL
+  for (int e = 0; e < 8; ++e) logit[e / 4][e % 4] = 0;
+#ifdef __CUDACC__
+#pragma unroll 4  // all 16 steps of d = 256 would not fit the registers
+#endif
+  for (int step = 0; step < kDim / 16; ++step) {
+    unsigned high[4];
+    unsigned low[4];
+    unsigned keys[4];
+    load_matrices(high, q + step * 32);
+    load_matrices(low, q + S::kQueryBytes + step * 32);
+    load_matrices(keys, k + step * 32);
+    multiply_add(logit[0], high, keys[0], keys[1]);
+    multiply_add(logit[0], low, keys[0], keys[1]);
+    multiply_add(logit[1], high, keys[2], keys[3]);
+    multiply_add(logit[1], low, keys[2], keys[3]);
+  }
+}
+
+// What the lanes of a warp need to know about their share of the rows.
+struct RowWork {
+  const GpuAttendGroup& group;
+  int first_query;
+  int count;       // rows of the group
+  int visible[2];  // that this lane's two query rows see
+  bool tail;       // selected rows are taken out of the rests of their clusters
+};
+
+// The row that lane % 16 copies of a tile; beyond the last row, the last: its weight is 0.
+ICE_DEVICE const Bf16* row_of(const RowWork& work, int tile) {
+  const int i = tile * kTileRows + lane_index() % kTileRows;
+  return read(work.group.rows + (i < work.count ? i : work.count - 1));
+}
+
+template <int kDim>
+ICE_DEVICE void copy_tile(const Bf16* row, std::byte* stage) {
+  using S = Shape<kDim>;
+  constexpr int kChunks = kTileRows * S::kRowChunks;
+  static_assert(kChunks % 32 == 0);
+  const auto address = reinterpret_cast<unsigned long long>(row);
+#ifdef __CUDACC__
+#pragma unroll 8  // all 32 copies of d = 256 would not fit the registers
+#endif
+  for (int i = 0; i < kChunks / 32; ++i) {
+    const TileChunk at = tile_chunk(i * 32 + lane_index(), S::kRowChunks);
+    const auto from = reinterpret_cast<const std::byte*>(shuffle(address, at.row));
+    copy_async16(stage + at.row * S::kRowPitch + at.chunk * 16, from + at.chunk * 16);
+  }
+}
+
+// Logits of the rests that the tile's rows are taken out of, and the rows' shares in them.
+struct RestTerms {
+  float logit[2][4];
+  float share[2][2];  // of the lane's four rows
+};
+ICE_DEVICE void load_rests(const RowWork& work, int tile, RestTerms& rests) {
+  const GpuAttendGroup& group = work.group;
+  const std::int64_t terms = group.size.clusters + group.size.lists;
+  ICE_UNROLL
+  for (int n = 0; n < 2; ++n) {
+    ICE_UNROLL
+    for (int e = 0; e < 2; ++e) {
+      const int i = tile * kTileRows + accumulator_column(lane_index(), n, e);
+      SelectedShare share;
+      if (work.tail && i < work.count) share = group.shares[i];
+      rests.share[n][e] = share.share;
+      ICE_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const int h = work.first_query + accumulator_row(lane_index(), 2 * half);
+        const bool used = share.share > 0 && h < group.row_count;
+        rests.logit[n][2 * half + e] =
+            used ? group.term_logit[h * terms + share.cluster] : kMinusInfinity;
+      }
+    }
+  }
+}
+
+// One tile of exact rows: logits to weights, weights times values.
+template <int kDim>
+ICE_DEVICE void add_tile(const RowWork& work, float beta, int tile, const std::byte* queries,
+                         const std::byte* stage, Sums<kDim>& sums) {
+  RestTerms rests;
+  if (work.tail) load_rests(work, tile, rests);
+  float logit[2][4];
+  key_products<kDim>(queries, stage, logit);
+  ICE_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    float largest = kMinusInfinity;
+    ICE_UNROLL
+    for (int n = 0; n < 2; ++n) {
+      ICE_UNROLL
+      for (int e = 0; e < 2; ++e) {
+        const int i = tile * kTileRows + accumulator_column(lane_index(), n, e);
+        float& x = logit[n][2 * half + e];
+        x = i < work.visible[half] ? beta * x : kMinusInfinity;
+        largest = max_of(largest, x);
+        if (work.tail) largest = max_of(largest, rests.logit[n][2 * half + e]);
+      }
+    }
+    raise_largest(sums, half, largest);
+    Stat& stat = sums.stat[half];
+    ICE_UNROLL
+    for (int n = 0; n < 2; ++n) {
+      ICE_UNROLL
+      for (int e = 0; e < 2; ++e) {
+        float& x = logit[n][2 * half + e];
+        x = weight_of(x, stat.largest);
+        stat.total += x;
+        if (work.tail) {
+          x -= rests.share[n][e] * weight_of(rests.logit[n][2 * half + e], stat.largest);
+        }
+      }
+    }
+  }
+  add_values(pack_weights(logit), stage + 2 * kDim, Shape<kDim>::kRowPitch, sums);
+}
+
+// This warp's share of the exact rows.
+template <int kDim>
+ICE_DEVICE void add_rows(const RowWork& work, float beta, int split, int splits,
+                         const std::byte* queries, std::byte* ring, Sums<kDim>& sums) {
+  using S = Shape<kDim>;
+  const int tiles = div_up(work.count, kTileRows);
+  const int warp = split * kAttendWarps + warp_index();
+  const int begin = share_begin(tiles, warp, splits * kAttendWarps);
+  const int end = share_begin(tiles, warp + 1, splits * kAttendWarps);
+  if (begin == end) return;
+  // Pointers are read one tile before the copy that needs them.
+  const Bf16* next = row_of(work, begin);
+  for (int i = 0; i < S::kStages - 1; ++i) {
+    if (begin + i < end) {
+      copy_tile<kDim>(next, ring + i * S::kStageBytes);
+      next = row_of(work, begin + i + 1);
+    }
+    copy_commit();
+  }
+  for (int tile = begin; tile < end; ++tile) {
+    copy_wait<S::kStages - 2>();
+    sync_warp();
+    // The stage that is filled now was read in the last round, by all lanes.
+    const int ahead = tile + S::kStages - 1;
+    if (ahead < end) {
+      copy_tile<kDim>(next, ring + (ahead - begin) % S::kStages * S::kStageBytes);
+      next = row_of(work, ahead + 1);
+    }
+    copy_commit();
+    add_tile(work, beta, tile, queries, ring + (tile - begin) % S::kStages * S::kStageBytes, sums);
+  }
+  copy_wait<0>();
+}
+
+// ------------------------------------------------------------------------------------- means
+
+// The value means of 16 clusters as bf16 (exact) to shared memory; zeros beyond the level's.
+template <int kDim>
+ICE_DEVICE void load_means(const LevelView& level, int first, std::byte* stage) {
+  constexpr int kRowChunks = kDim / 16;
+  for (int i = lane_index(); i < kTileRows * kRowChunks; i += 32) {
+    const TileChunk at = tile_chunk(i, kRowChunks);
+    int4 bytes = {0, 0, 0, 0};
+    if (first + at.row < level.count) {
+      bytes = read(reinterpret_cast<const int4*>(
+          level.value_means + static_cast<std::int64_t>(first + at.row) * kDim + at.chunk * 16));
+    }
+    const int words[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
+    unsigned packed[8];
+    ICE_UNROLL
+    for (int j = 0; j < 8; ++j) {
+      const unsigned two = static_cast<unsigned>(words[j / 2]) >> (16 * (j % 2));
+      packed[j] = pack_bf16(static_cast<float>(static_cast<std::int8_t>(two)),
+                            static_cast<float>(static_cast<std::int8_t>(two >> 8)));
+    }
+    auto* to = reinterpret_cast<uint4*>(stage + at.row * Shape<kDim>::kQueryPitch + at.chunk * 32);
+    to[0] = {packed[0], packed[1], packed[2], packed[3]};
+    to[1] = {packed[4], packed[5], packed[6], packed[7]};
+  }
+}
+
+// One level's terms of a segment: `first_term` is where they begin in the group's terms.
+template <int kDim>
+ICE_DEVICE void add_means(const GpuAttendGroup& group, const LevelView& level, int first_term,
+                          int first_query, std::byte* stage, Sums<kDim>& sums) {
+  const std::int64_t terms = group.size.clusters + group.size.lists;
+  for (int first = warp_index() * kTileRows; first < level.count;
+       first += kAttendWarps * kTileRows) {
+    sync_warp();
+    load_means<kDim>(level, first, stage);
+    float weight[2][4];
+    ICE_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int h = first_query + accumulator_row(lane_index(), 2 * half);
+      float largest = kMinusInfinity;
+      ICE_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int c = first + accumulator_column(lane_index(), i / 2, i % 2);
+        const bool used = c < level.count && h < group.row_count;
+        const float t = used ? group.term_logit[h * terms + first_term + c] : kMinusInfinity;
+        weight[i / 2][2 * half + i % 2] = t;
+        largest = max_of(largest, t);
+      }
+      raise_largest(sums, half, largest);
+      Stat& stat = sums.stat[half];
+      ICE_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int c = first + accumulator_column(lane_index(), i / 2, i % 2);
+        float& x = weight[i / 2][2 * half + i % 2];
+        x = weight_of(x, stat.largest);
+        TermWeight term;
+        if (c < level.count) term = group.weights[first_term + c];
+        stat.total += x;
+        stat.tail += x;
+        if (term.fault != 0) stat.fault += x;
+        x *= term.scale;
+      }
+    }
+    sync_warp();
+    add_values(pack_weights(weight), stage, Shape<kDim>::kQueryPitch, sums);
+  }
+}
+
+// ------------------------------------------------------------------------------------ splits
+
+// Where a split's partial results stand: [splits, G] Stat, then [splits, G, d] sums.
+struct PartialPlace {
+  Stat* stats;
+  float* out;
+};
+ICE_DEVICE PartialPlace partial_place(const GpuAttendGroup& group, int splits, int split, int dim) {
+  Stat* stats = reinterpret_cast<Stat*>(group.partial);
+  float* out =
+      reinterpret_cast<float*>(stats + static_cast<std::int64_t>(splits) * group.row_count);
+  const std::int64_t first = static_cast<std::int64_t>(split) * group.row_count;
+  return {stats + first, out + first * dim};
+}
+
+// Adds the sums of the block's warps, in their order, and writes them for the merge.
+template <int kDim>
+ICE_DEVICE void write_partial(const GpuAttendGroup& group, int first_query, int split, int splits,
+                              std::byte* ring, Stat* stats, Sums<kDim>& sums) {
+  const int lane = lane_index();
+  ICE_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    Stat& stat = sums.stat[half];
+    stat.total = quad_sum(stat.total);
+    stat.tail = quad_sum(stat.tail);
+    stat.fault = quad_sum(stat.fault);
+    if (lane % 4 == 0) stats[warp_index() * kQueryTile + lane / 4 + 8 * half] = stat;
+  }
+  float* out = reinterpret_cast<float*>(ring);
+  sync_threads();  // the rings are free from here on
+  for (int i = thread(); i < kQueryTile * kDim; i += thread_count()) out[i] = 0;
+  float factor[2];
+  ICE_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    float largest = kMinusInfinity;
+    for (int w = 0; w < kAttendWarps; ++w) {
+      largest = max_of(largest, stats[w * kQueryTile + lane / 4 + 8 * half].largest);
+    }
+    factor[half] = weight_of(sums.stat[half].largest, largest);
+  }
+  for (int w = 0; w < kAttendWarps; ++w) {
+    sync_threads();
+    if (w != warp_index()) continue;
+    ICE_UNROLL
+    for (int n = 0; n < kDim / 8; ++n) {
+      ICE_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        out[accumulator_row(lane, e) * kDim + accumulator_column(lane, n, e)] +=
+            sums.out[n][e] * factor[e / 2];
+      }
+    }
+  }
+  sync_threads();
+  const PartialPlace place = partial_place(group, splits, split, kDim);
+  const int rows = group.row_count - first_query;
+  const int used = rows < kQueryTile ? rows : kQueryTile;
+  for (int i = thread(); i < used * kDim; i += thread_count()) {
+    place.out[static_cast<std::int64_t>(first_query) * kDim + i] = out[i];
+  }
+  if (thread() < used) {
+    Stat all = {kMinusInfinity, 0, 0, 0};
+    for (int w = 0; w < kAttendWarps; ++w) {
+      all.largest = max_of(all.largest, stats[w * kQueryTile + thread()].largest);
+    }
+    for (int w = 0; w < kAttendWarps; ++w) {
+      const Stat& stat = stats[w * kQueryTile + thread()];
+      const float weight = weight_of(stat.largest, all.largest);
+      all.total += weight * stat.total;
+      all.tail += weight * stat.tail;
+      all.fault += weight * stat.fault;
+    }
+    place.stats[first_query + thread()] = all;
+  }
+}
+
+// Grid: (row splits + segments, tiles of 16 query rows, groups), four warps. The first blocks share
+// the exact rows, 16 at a time and warp; each of the others does the tail of one segment.
+// Bound: the bytes of the rows. In flight per multiprocessor: 64 KB of them at d = 128 (2 stages of
+// 8 KB for each of 4 warps, once on sm_80, twice on sm_90); 20 KB hide the latency of an H100's
+// memory at full rate. Tensor cores: 64 products of 4 096 operations for 8 KB, a sixth of the rate
+// at full bandwidth. Estimate 85 to 90 % of the bandwidth for long runs of rows.
+template <int kDim>
+ICE_KERNEL __launch_bounds__(kAttendThreads)
+    attend_kernel(const GpuAttendGroup* groups, float beta, int row_split_count, int split_count) {
+  using S = Shape<kDim>;
+  const GpuAttendGroup& group = groups[blockIdx.z];
+  const int first_query = static_cast<int>(blockIdx.y) * kQueryTile;
+  const int split = static_cast<int>(blockIdx.x);
+  if (first_query >= group.row_count) return;
+  std::byte* queries = shared_memory();
+  std::byte* rings = queries + 2 * S::kQueryBytes;
+  std::byte* ring = rings + warp_index() * S::kStages * S::kStageBytes;
+  Stat* stats = reinterpret_cast<Stat*>(rings + S::kRingBytes);
+  Sums<kDim> sums;
+  clear(sums);
+  if (split < row_split_count) {
+    load_queries<kDim>(group, first_query, queries);
+    RowWork work{.group = group,
+                 .first_query = first_query,
+                 .count = *group.exact_count,
+                 .visible = {0, 0},
+                 .tail = group.segment_count > 0};
+    ICE_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int h = first_query + accumulator_row(lane_index(), 2 * half);
+      const bool hides = group.hidden != nullptr && h < group.row_count;
+      work.visible[half] = work.count - (hides ? group.hidden[h] : 0);
+    }
+    sync_threads();
+    add_rows<kDim>(work, beta, split, row_split_count, queries, ring, sums);
+  } else if (split - row_split_count < group.segment_count) {
+    const int s = split - row_split_count;
+    const GpuSegment& segment = group.segments[s];
+    if (group.accounts != nullptr && group.accounts[s].by == Accounting::kLists) {
+      add_means<kDim>(group, segment.index.lists, group.size.clusters + segment.first_list,
+                      first_query, ring, sums);
+    } else {
+      add_means<kDim>(group, segment.index.clusters, segment.first_cluster, first_query, ring,
+                      sums);
+    }
+  }
+  sync_threads();
+  write_partial(group, first_query, split, split_count, rings, stats, sums);
+}
+
+// ------------------------------------------------------------------------------------- merge
+
+constexpr int kMergeThreads = 128;
+
+// Grid: (query rows, groups), a thread per dimension. Bound: latency of one read of the partial
+// results, 1.3 MB for 8 groups of 8 rows in 40 splits: about 3 us.
+ICE_KERNEL __launch_bounds__(kMergeThreads)
+    merge_splits_kernel(const GpuAttendGroup* groups, int split_count, int dim) {
+  const GpuAttendGroup& group = groups[blockIdx.y];
+  const int h = static_cast<int>(blockIdx.x);
+  if (h >= group.row_count) return;
+  Stat all = {kMinusInfinity, 0, 0, 0};
+  for (int split = 0; split < split_count; ++split) {
+    all.largest =
+        max_of(all.largest, partial_place(group, split_count, split, dim).stats[h].largest);
+  }
+  for (int split = 0; split < split_count; ++split) {
+    const Stat stat = partial_place(group, split_count, split, dim).stats[h];
+    const float weight = weight_of(stat.largest, all.largest);
+    all.total += weight * stat.total;
+    all.tail += weight * stat.tail;
+    all.fault += weight * stat.fault;
+  }
+  const float inverse = all.total > 0 ? 1.0f / all.total : 0.0f;
+  for (int j = thread(); j < dim; j += thread_count()) {
+    float sum = 0;
+    for (int split = 0; split < split_count; ++split) {
+      const PartialPlace place = partial_place(group, split_count, split, dim);
+      const float largest = place.stats[h].largest;
+      if (largest == kMinusInfinity) continue;  // nothing in this split: its sums may be anything
+      sum += weight_of(largest, all.largest) * place.out[static_cast<std::int64_t>(h) * dim + j];
+    }
+    group.result.out[static_cast<std::int64_t>(h) * dim + j] = sum * inverse;
+  }
+  if (thread() == 0) {
+    group.result.lse[h] = all.total > 0 ? all.largest + logarithm(all.total) : kMinusInfinity;
+    group.result.tail[h] = all.tail * inverse;
+    group.result.fault[h] = all.fault * inverse;
+  }
+}
+
+template <int kDim>
+Status attend_with(const GpuAttendArgs& args, Stream stream) {
+  const std::int32_t query_tiles = div_up(args.capacity.row_count, kQueryTile);
+  const std::int32_t splits = gpu_attend_splits(args);
+  return start({.grid_x = splits,
+                .grid_y = query_tiles,
+                .grid_z = args.group_count,
+                .threads = kAttendThreads,
+                .shared_bytes = Shape<kDim>::kSharedBytes,
+                .stream = stream},
+               attend_kernel<kDim>, args.groups, args.shape.beta, splits - args.capacity.segments,
+               splits);
+}
+
+Status attend_rows(const GpuAttendArgs& args, Stream stream) {
+  switch (args.shape.d_k) {
+    case 64: return attend_with<64>(args, stream);
+    case 80: return attend_with<80>(args, stream);
+    case 96: return attend_with<96>(args, stream);
+    case 128: return attend_with<128>(args, stream);
+    case 256: return attend_with<256>(args, stream);
+    default:
+      return Status(Code::kUnimplemented, "head dimension " + std::to_string(args.shape.d_k));
+  }
+}
+
+// ---------------------------------------------------------------------- merge, gather of callers
+
+// Grid: (query rows, groups), a thread per dimension. Bound: latency, about 2 us.
+ICE_KERNEL __launch_bounds__(kMergeThreads) merge_kernel(const GpuMergeGroup* groups, int dim) {
+  const GpuMergeGroup& group = groups[blockIdx.y];
+  const int h = static_cast<int>(blockIdx.x);
+  if (h >= group.row_count) return;
+  float largest = kMinusInfinity;
+  for (int p = 0; p < group.part_count; ++p) largest = max_of(largest, group.parts[p].lse[h]);
+  float total = 0;
+  for (int p = 0; p < group.part_count; ++p) total += weight_of(group.parts[p].lse[h], largest);
+  const float inverse = total > 0 ? 1.0f / total : 0.0f;
+  for (int j = thread(); j < dim; j += thread_count()) {
+    float sum = 0;
+    for (int p = 0; p < group.part_count; ++p) {
+      const float weight = weight_of(group.parts[p].lse[h], largest);
+      if (weight > 0) sum += weight * group.parts[p].out[static_cast<std::int64_t>(h) * dim + j];
+    }
+    group.result.out[static_cast<std::int64_t>(h) * dim + j] = sum * inverse;
+  }
+  if (thread() > 0) return;
+  float tail = 0;
+  float fault = 0;
+  for (int p = 0; p < group.part_count; ++p) {
+    const float weight = weight_of(group.parts[p].lse[h], largest);
+    if (weight > 0) {
+      tail += weight * group.parts[p].tail[h];
+      fault += weight * group.parts[p].fault[h];
+    }
+  }
+  group.result.lse[h] = total > 0 ? largest + logarithm(total) : kMinusInfinity;
+  group.result.tail[h] = tail * inverse;
+  group.result.fault[h] = fault * inverse;
+}
+
+constexpr int kGatherThreads = 256;
+
+// Grid: as many warps as pages, up to 4 096 blocks; a warp copies a page. Bound: bandwidth of
+// wherever the pages are; estimate 90 % of it from pages of 512 bytes on.
+ICE_KERNEL __launch_bounds__(kGatherThreads)
+    page_gather_kernel(const std::byte* const* pages, std::byte* out, std::int64_t page_bytes,
+                       int page_count) {
+  const int warps = static_cast<int>(gridDim.x) * warp_count();
+  for (int p = static_cast<int>(blockIdx.x) * warp_count() + warp_index(); p < page_count;
+       p += warps) {
+    const auto* from = reinterpret_cast<const uint4*>(read(pages + p));
+    auto* to = reinterpret_cast<uint4*>(out + p * page_bytes);
+    for (std::int64_t i = lane_index(); i < page_bytes / 16; i += 32) to[i] = from[i];
+  }
+}
+
+}  // namespace
+}  // namespace gpu
+
+Status attend_cuda(const GpuAttendArgs& args, Stream stream) {
+  if (args.shape.d_k != args.shape.d_v) {
+    return Status(Code::kUnimplemented, "head dimensions " + std::to_string(args.shape.d_k) +
+                                            " and " + std::to_string(args.shape.d_v) + " differ");
+  }
+  if (args.capacity.row_count < 1 || args.capacity.row_count > kGpuMaxQueryRows) {
+    return Status(Code::kInvalidArgument, std::to_string(args.capacity.row_count) + " query rows");
+  }
+  if (args.capacity.segments > 0) ICE_TRY(gpu::tail_terms(args, stream));
+  ICE_TRY(gpu::attend_rows(args, stream));
+  return gpu::start({.grid_x = args.capacity.row_count,
+                     .grid_y = args.group_count,
+                     .threads = gpu::kMergeThreads,
+                     .stream = stream},
+                    gpu::merge_splits_kernel, args.groups, gpu_attend_splits(args), args.shape.d_v);
+}
+
+Status merge_cuda(const GpuMergeArgs& args, Stream stream) {
+  return gpu::start({.grid_x = args.max_row_count,
+                     .grid_y = args.group_count,
+                     .threads = gpu::kMergeThreads,
+                     .stream = stream},
+                    gpu::merge_kernel, args.groups, args.d_v);
+}
+
+Status page_gather_cuda(const PageGatherArgs& args, Stream stream) {
+  if (args.page_bytes % 16 != 0) {
+    return Status(Code::kInvalidArgument, "pages of " + std::to_string(args.page_bytes) + " bytes");
+  }
+  constexpr std::int32_t kMaxBlocks = 4096;
+  const std::int32_t blocks = gpu::div_up(args.page_count, gpu::kGatherThreads / 32);
+  return gpu::start({.grid_x = blocks < kMaxBlocks ? blocks : kMaxBlocks,
+                     .threads = gpu::kGatherThreads,
+                     .stream = stream},
+                    gpu::page_gather_kernel, args.pages, args.out, args.page_bytes,
+                    args.page_count);
+}
+
+}  // namespace icefield
