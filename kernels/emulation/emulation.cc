@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/bytes.h"
 #include "kernels/emulation/runtime.h"
 
 #ifdef __SANITIZE_ADDRESS__
@@ -44,7 +45,7 @@ struct Machine {
   Order order = Order::kForward;
   std::vector<std::unique_ptr<Fiber>> fibers;
   std::vector<Warp> warps;
-  std::vector<std::max_align_t> shared;
+  AlignedBytes shared;
   const std::function<void()>* body = nullptr;
   ucontext_t scheduler;
   unsigned current = 0;
@@ -173,9 +174,7 @@ void run_grid(Index3 grid, unsigned threads, std::size_t shared_bytes,
       for (unsigned x = 0; x < grid.x; ++x) {
         block_index = {.x = x, .y = y, .z = z};
         // New memory each time, so that the address sanitizer sees what goes beyond its end.
-        machine.shared = std::vector<std::max_align_t>(
-            (shared_bytes + sizeof(std::max_align_t) - 1) / sizeof(std::max_align_t));
-        std::memset(machine.shared.data(), 0xff, machine.shared.size() * sizeof(std::max_align_t));
+        machine.shared = AlignedBytes(shared_bytes, std::byte{0xff});
         run_block(threads);
       }
     }
@@ -198,7 +197,7 @@ void launch(Index3 grid, unsigned threads, std::size_t shared_bytes, std::functi
   submit([=, body = std::move(body)] { run_grid(grid, threads, shared_bytes, body); });
 }
 
-std::byte* shared_memory() { return reinterpret_cast<std::byte*>(machine.shared.data()); }
+std::byte* shared_memory() { return machine.shared.data(); }
 void wait_for_block() { wait(State::kAtBlock); }
 void wait_for_warp() { wait(State::kAtWarp); }
 

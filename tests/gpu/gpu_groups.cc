@@ -8,11 +8,6 @@
 namespace icefield {
 namespace {
 
-void check_ok(const Status& status) {
-  if (!status.ok()) std::fprintf(stderr, "%s\n", status.to_string().c_str());
-  ICE_CHECK(status.ok());
-}
-
 // A view whose arrays stand in `host`, as the same view of the copy `gpu`.
 template <class View>
 View moved(View view, const AlignedBytes& host, const std::byte* gpu) {
@@ -42,29 +37,30 @@ std::vector<std::byte> plain(const AlignedBytes& bytes) { return {bytes.begin(),
 
 }  // namespace
 
-GpuArena::GpuArena() : stream_(GpuStream::create().value()) {}
+namespace {
 
-void GpuArena::wait() const { check_ok(stream_.wait()); }
-
-void* GpuArena::raw(std::int64_t bytes, int poison) {
-  // Every array has memory of its own, so that checkers see what goes beyond an end.
-  blocks_.push_back(GpuMemory::allocate(std::max<std::int64_t>(bytes, 16)).value());
-  check_ok(fill_on_gpu(blocks_.back().data(), poison, std::max<std::int64_t>(bytes, 16), stream()));
-  return blocks_.back().data();
+std::vector<std::vector<Bf16>> random_segments(std::uint64_t seed,
+                                               const std::vector<std::int32_t>& lengths,
+                                               std::int32_t d) {
+  SeededRng rng(seed);
+  std::vector<std::vector<Bf16>> segments;
+  for (const std::int32_t length : lengths) segments.push_back(random_rows(rng, length, d, d));
+  return segments;
 }
 
-void GpuArena::copy(void* to, const void* from, std::size_t bytes) const {
-  check_ok(copy_on_gpu(to, from, static_cast<std::int64_t>(bytes), stream()));
-  wait();
-}
+}  // namespace
 
 World::World(std::uint64_t seed, const std::vector<std::int32_t>& lengths, std::int32_t d,
+             std::int32_t query_rows)
+    : World(random_segments(seed, lengths, d), d, query_rows) {}
+
+World::World(const std::vector<std::vector<Bf16>>& segments, std::int32_t d,
              std::int32_t query_rows) {
-  SeededRng rng(seed);
+  SeededRng rng(segments.size() * 100 + static_cast<std::uint64_t>(d + query_rows));
   shape = {.d_k = d, .d_v = d, .beta = 1.0f / std::sqrt(static_cast<float>(d))};
-  for (const std::int32_t length : lengths) {
-    heads.push_back(HeadFixture::make(reference_kernels(), random_rows(rng, length, d, d), d, d,
-                                      heads.empty() ? kSinkTokens : 0));
+  for (const std::vector<Bf16>& segment : segments) {
+    heads.push_back(
+        HeadFixture::make(reference_kernels(), segment, d, d, heads.empty() ? kSinkTokens : 0));
     table.push_back(heads.back()->index);
     rows.push_back(heads.back()->stored_rows.data());
   }
@@ -72,6 +68,31 @@ World::World(std::uint64_t seed, const std::vector<std::int32_t>& lengths, std::
   q = random_queries(rng, heads.empty() ? other : heads[rng.below(heads.size())]->rows, query_rows,
                      d, d);
   for (std::int32_t h = 0; h < query_rows; ++h) exact_lse.push_back(3 + normal(rng));
+}
+
+void World::split_clusters(std::size_t s) {
+  HeadFixture& head = *heads[s];
+  const std::int32_t indexed = head.index.indexed_rows();
+  head.partition.cluster_rows.assign(static_cast<std::size_t>(indexed), 1);
+  const auto row_count = static_cast<std::int32_t>(head.partition.order.size());
+  head.clusters = make_level_part(PartKind::kClusters,
+                                  {.kv_head_count = 1,
+                                   .d_k = shape.d_k,
+                                   .d_v = shape.d_v,
+                                   .row_count = row_count,
+                                   .first_indexed_row = head.index.first_row},
+                                  std::span(&indexed, 1));
+  reference_kernels().describe({.d_k = shape.d_k,
+                                .d_v = shape.d_v,
+                                .row_count = row_count,
+                                .first_indexed_row = head.index.first_row,
+                                .rows = head.stored_rows.data(),
+                                .partition = &head.partition,
+                                .lists = mutable_level(head.lists, 0),
+                                .clusters = mutable_level(head.clusters, 0),
+                                .codes = mutable_codes(head.codes, 0)});
+  head.index.clusters = parse_level_part(head.clusters, PartKind::kClusters).value().heads[0];
+  table[s] = head.index;
 }
 
 GpuLayer::GpuLayer(GpuArena& arena, const std::vector<const World*>& worlds,

@@ -2,59 +2,16 @@
 // CUDA kernels, and read back. Everything that a kernel writes is poisoned before.
 #pragma once
 
-#include <cstring>
 #include <memory>
 #include <vector>
 
+#include "bench/support/gpu_arena.h"
 #include "bench/support/head_fixture.h"
 #include "bench/support/selection_fixture.h"
 #include "kernels/attend_cuda.h"
-#include "kernels/gpu.h"
 #include "kernels/select_cuda.h"
 
 namespace icefield {
-
-// Memory of the GPU that lives as long as the arena. Stops the test when the GPU refuses.
-class GpuArena {
- public:
-  GpuArena();
-
-  Stream stream() const { return stream_.get(); }
-  void wait() const;
-
-  // `count` poisoned elements: NaN as floats, -1 as integers.
-  template <class T>
-  T* make(std::int64_t count) {
-    return static_cast<T*>(raw(count * static_cast<std::int64_t>(sizeof(T)), 0xff));
-  }
-  template <class T>
-  T* zeros(std::int64_t count) {
-    return static_cast<T*>(raw(count * static_cast<std::int64_t>(sizeof(T)), 0));
-  }
-  template <class T>
-  T* put(const std::vector<T>& values) {
-    T* at = make<T>(static_cast<std::int64_t>(values.size()));
-    write(at, values);
-    return at;
-  }
-  template <class T>
-  void write(T* at, const std::vector<T>& values) {
-    copy(at, values.data(), values.size() * sizeof(T));
-  }
-  template <class T>
-  std::vector<T> get(const T* at, std::int64_t count) const {
-    std::vector<T> values(static_cast<std::size_t>(count));
-    copy(values.data(), at, values.size() * sizeof(T));
-    return values;
-  }
-
- private:
-  void* raw(std::int64_t bytes, int poison);
-  void copy(void* to, const void* from, std::size_t bytes) const;
-
-  GpuStream stream_;
-  std::vector<GpuMemory> blocks_;
-};
 
 // Heads of one context, their table, queries; on the host, for the reference.
 struct World {
@@ -68,6 +25,12 @@ struct World {
   // Segments of `lengths` tokens, the first from position 0.
   World(std::uint64_t seed, const std::vector<std::int32_t>& lengths, std::int32_t d,
         std::int32_t query_rows);
+  // Segments whose keys and values are as given, [length, 2 d] each.
+  World(const std::vector<std::vector<Bf16>>& segments, std::int32_t d, std::int32_t query_rows);
+
+  // Cuts every cluster of segment `s` into clusters of one token.
+  void split_clusters(std::size_t s);
+
   GroupFixture reference() const {
     return GroupFixture(reference_kernels(), shape, table, rows, q, exact_lse);
   }
