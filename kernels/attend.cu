@@ -5,126 +5,12 @@
 // no barrier of the block. Queries and weights are multiplied as two bf16 numbers each (x = high +
 // low), which keeps about 16 bits of them: rows are bf16 anyway.
 #include "kernels/attend_cuda.h"
+#include "kernels/attend_sums.h"
 #include "kernels/launch.h"
-#include "kernels/tail.h"
 
 namespace icefield {
 namespace gpu {
 namespace {
-
-constexpr int kAttendThreads = 32 * kAttendWarps;
-constexpr int kPad = 16;  // bytes after each row in shared memory: no bank conflicts of ldmatrix
-
-template <int kDim>
-struct Shape {
-  static constexpr int kRowBytes = 4 * kDim;  // K and V
-  static constexpr int kRowChunks = kRowBytes / 16;
-  static constexpr int kRowPitch = kRowBytes + kPad;
-  static constexpr int kStageBytes = kTileRows * kRowPitch;
-  static constexpr int kStages = kDim >= 256 ? 2 : kDim >= 96 ? 3 : 4;
-  static constexpr int kQueryPitch = 2 * kDim + kPad;
-  static constexpr int kQueryBytes = kQueryTile * kQueryPitch;  // high or low halves
-  static constexpr int kRingBytes = kAttendWarps * kStages * kStageBytes;
-  static constexpr int kOutBytes = kQueryTile * kDim * 4;  // uses the rings' memory at the end
-  static constexpr int kStatBytes = kAttendWarps * kQueryTile * 16;
-  static constexpr int kSharedBytes = 2 * kQueryBytes + kRingBytes + kStatBytes;
-  static_assert(kOutBytes <= kRingBytes);
-};
-
-// Largest logit, Σ e^(t - largest), and what of that sum is tail and fault.
-struct Stat {
-  float largest;
-  float total;
-  float tail;
-  float fault;
-};
-
-// Sums of 16 query rows in a warp. A lane has rows lane / 4 and lane / 4 + 8, of each the columns
-// 8 n + 2 (lane % 4) + 0, 1; its totals are a part of the row's, which four lanes share.
-template <int kDim>
-struct Sums {
-  float out[kDim / 8][4];
-  Stat stat[2];
-};
-
-template <int kDim>
-ICE_DEVICE void clear(Sums<kDim>& sums) {
-  ICE_UNROLL
-  for (int n = 0; n < kDim / 8; ++n) {
-    ICE_UNROLL
-    for (int e = 0; e < 4; ++e) sums.out[n][e] = 0;
-  }
-  sums.stat[0] = sums.stat[1] = {kMinusInfinity, 0, 0, 0};
-}
-
-// e^(x - largest), 0 for x = -inf whatever the largest.
-ICE_DEVICE float weight_of(float x, float largest) {
-  return x == kMinusInfinity ? 0.0f : exponential(x - largest);
-}
-
-ICE_DEVICE float quad_max(float value) {
-  value = max_of(value, shuffle_xor(value, 1));
-  return max_of(value, shuffle_xor(value, 2));
-}
-ICE_DEVICE float quad_sum(float value) {
-  value += shuffle_xor(value, 1);
-  return value + shuffle_xor(value, 2);
-}
-
-// Moves row half `i` of the sums to a new largest logit.
-template <int kDim>
-ICE_DEVICE void raise_largest(Sums<kDim>& sums, int i, float logit) {
-  Stat& stat = sums.stat[i];
-  const float largest = max_of(stat.largest, quad_max(logit));
-  if (largest == stat.largest) return;  // the same for the four lanes of a row
-  const float factor = weight_of(stat.largest, largest);
-  stat.largest = largest;
-  stat.total *= factor;
-  stat.tail *= factor;
-  stat.fault *= factor;
-  ICE_UNROLL
-  for (int n = 0; n < kDim / 8; ++n) {
-    sums.out[n][2 * i] *= factor;
-    sums.out[n][2 * i + 1] *= factor;
-  }
-}
-
-// Packs weights, laid out as accumulators of two blocks of 8 columns, as the left operand of a
-// product with 16 rows of values.
-struct Weights {
-  unsigned high[4];
-  unsigned low[4];
-};
-ICE_DEVICE Weights pack_weights(const float weight[2][4]) {
-  Weights packed;
-  ICE_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    const float a = weight[i / 2][i % 2 * 2];
-    const float b = weight[i / 2][i % 2 * 2 + 1];
-    const unsigned high = pack_bf16(a, b);
-    packed.high[i] = high;
-    packed.low[i] = pack_bf16(a - bf16_value(static_cast<Bf16>(high & 0xffffu)),
-                              b - bf16_value(static_cast<Bf16>(high >> 16)));
-  }
-  return packed;
-}
-
-// out += weights · values; `values` are 16 rows in shared memory, `pitch` bytes apart.
-template <int kDim>
-ICE_DEVICE void add_values(const Weights& weights, const std::byte* values, int pitch,
-                           Sums<kDim>& sums) {
-  const int lane = lane_index();
-  const std::byte* at = values + (lane % 16) * pitch + lane / 16 * 16;
-  ICE_UNROLL
-  for (int n = 0; n < kDim / 16; ++n) {
-    unsigned b[4];
-    load_matrices_transposed(b, at + n * 32);
-    multiply_add(sums.out[2 * n], weights.high, b[0], b[1]);
-    multiply_add(sums.out[2 * n], weights.low, b[0], b[1]);
-    multiply_add(sums.out[2 * n + 1], weights.high, b[2], b[3]);
-    multiply_add(sums.out[2 * n + 1], weights.low, b[2], b[3]);
-  }
-}
 
 // Query rows [first, first + 16) to shared memory as two bf16 halves; zeros beyond the group's.
 template <int kDim>
@@ -302,23 +188,39 @@ ICE_DEVICE void add_rows(const RowWork& work, float beta, int split, int splits,
     copy_commit();
     add_tile(work, beta, tile, queries, ring + (tile - begin) % S::kStages * S::kStageBytes, sums);
   }
-  copy_wait<0>();
 }
 
 // ------------------------------------------------------------------------------------- means
 
-// The value means of 16 clusters as bf16 (exact) to shared memory; zeros beyond the level's.
+// The value means of 16 clusters, as a lane holds its part of them on their way to shared memory.
 template <int kDim>
-ICE_DEVICE void load_means(const LevelView& level, int first, std::byte* stage) {
-  constexpr int kRowChunks = kDim / 16;
-  for (int i = lane_index(); i < kTileRows * kRowChunks; i += 32) {
-    const TileChunk at = tile_chunk(i, kRowChunks);
-    int4 bytes = {0, 0, 0, 0};
-    if (first + at.row < level.count) {
-      bytes = read(reinterpret_cast<const int4*>(
+struct Means {
+  static constexpr int kRowChunks = kDim / 16;
+  static constexpr int kChunks = (kTileRows * kRowChunks + 31) / 32;
+  int4 bytes[kChunks];
+};
+
+template <int kDim>
+ICE_DEVICE void read_means(const LevelView& level, int first, Means<kDim>& means) {
+  ICE_UNROLL
+  for (int i = 0; i < Means<kDim>::kChunks; ++i) {
+    const TileChunk at = tile_chunk(i * 32 + lane_index(), Means<kDim>::kRowChunks);
+    means.bytes[i] = {0, 0, 0, 0};
+    if (at.row < kTileRows && first + at.row < level.count) {
+      means.bytes[i] = read(reinterpret_cast<const int4*>(
           level.value_means + static_cast<std::int64_t>(first + at.row) * kDim + at.chunk * 16));
     }
-    const int words[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
+  }
+}
+
+// To shared memory as bf16, which is exact.
+template <int kDim>
+ICE_DEVICE void write_means(const Means<kDim>& means, std::byte* stage) {
+  ICE_UNROLL
+  for (int i = 0; i < Means<kDim>::kChunks; ++i) {
+    const TileChunk at = tile_chunk(i * 32 + lane_index(), Means<kDim>::kRowChunks);
+    if (at.row >= kTileRows) continue;
+    const int words[4] = {means.bytes[i].x, means.bytes[i].y, means.bytes[i].z, means.bytes[i].w};
     unsigned packed[8];
     ICE_UNROLL
     for (int j = 0; j < 8; ++j) {
@@ -332,62 +234,64 @@ ICE_DEVICE void load_means(const LevelView& level, int first, std::byte* stage) 
   }
 }
 
+// Weights of a tile's terms, without the scale of their values; sums of them to `sums`.
+template <int kDim>
+ICE_DEVICE void weigh_terms(const GpuAttendGroup& group, int count, int first, int first_term,
+                            int first_query, float weight[2][4], Sums<kDim>& sums) {
+  const std::int64_t terms = group.size.clusters + group.size.lists;
+  TermWeight term[4];
+  ICE_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const int c = first + accumulator_column(lane_index(), i / 2, i % 2);
+    term[i] = TermWeight();
+    if (c < count) term[i] = group.weights[first_term + c];
+  }
+  ICE_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const int h = first_query + accumulator_row(lane_index(), 2 * half);
+    float largest = kMinusInfinity;
+    ICE_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int c = first + accumulator_column(lane_index(), i / 2, i % 2);
+      const bool used = c < count && h < group.row_count;
+      const float t = used ? read(group.term_logit + h * terms + first_term + c) : kMinusInfinity;
+      weight[i / 2][2 * half + i % 2] = t;
+      largest = max_of(largest, t);
+    }
+    raise_largest(sums, half, largest);
+    Stat& stat = sums.stat[half];
+    ICE_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      float& x = weight[i / 2][2 * half + i % 2];
+      x = weight_of(x, stat.largest);
+      stat.total += x;
+      stat.tail += x;
+      if (term[i].fault != 0) stat.fault += x;
+      x *= term[i].scale;
+    }
+  }
+}
+
 // One level's terms of a segment: `first_term` is where they begin in the group's terms.
 template <int kDim>
 ICE_DEVICE void add_means(const GpuAttendGroup& group, const LevelView& level, int first_term,
                           int first_query, std::byte* stage, Sums<kDim>& sums) {
-  const std::int64_t terms = group.size.clusters + group.size.lists;
-  for (int first = warp_index() * kTileRows; first < level.count;
-       first += kAttendWarps * kTileRows) {
-    sync_warp();
-    load_means<kDim>(level, first, stage);
+  constexpr int kStep = kAttendWarps * kTileRows;
+  int first = warp_index() * kTileRows;
+  Means<kDim> means;
+  if (first < level.count) read_means(level, first, means);
+  for (; first < level.count; first += kStep) {
+    sync_warp();  // the last tile's means have been used
+    write_means(means, stage);
+    if (first + kStep < level.count) read_means(level, first + kStep, means);
     float weight[2][4];
-    ICE_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const int h = first_query + accumulator_row(lane_index(), 2 * half);
-      float largest = kMinusInfinity;
-      ICE_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const int c = first + accumulator_column(lane_index(), i / 2, i % 2);
-        const bool used = c < level.count && h < group.row_count;
-        const float t = used ? group.term_logit[h * terms + first_term + c] : kMinusInfinity;
-        weight[i / 2][2 * half + i % 2] = t;
-        largest = max_of(largest, t);
-      }
-      raise_largest(sums, half, largest);
-      Stat& stat = sums.stat[half];
-      ICE_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const int c = first + accumulator_column(lane_index(), i / 2, i % 2);
-        float& x = weight[i / 2][2 * half + i % 2];
-        x = weight_of(x, stat.largest);
-        TermWeight term;
-        if (c < level.count) term = group.weights[first_term + c];
-        stat.total += x;
-        stat.tail += x;
-        if (term.fault != 0) stat.fault += x;
-        x *= term.scale;
-      }
-    }
+    weigh_terms(group, level.count, first, first_term, first_query, weight, sums);
     sync_warp();
     add_values(pack_weights(weight), stage, Shape<kDim>::kQueryPitch, sums);
   }
 }
 
 // ------------------------------------------------------------------------------------ splits
-
-// Where a split's partial results stand: [splits, G] Stat, then [splits, G, d] sums.
-struct PartialPlace {
-  Stat* stats;
-  float* out;
-};
-ICE_DEVICE PartialPlace partial_place(const GpuAttendGroup& group, int splits, int split, int dim) {
-  Stat* stats = reinterpret_cast<Stat*>(group.partial);
-  float* out =
-      reinterpret_cast<float*>(stats + static_cast<std::int64_t>(splits) * group.row_count);
-  const std::int64_t first = static_cast<std::int64_t>(split) * group.row_count;
-  return {stats + first, out + first * dim};
-}
 
 // Adds the sums of the block's warps, in their order, and writes them for the merge.
 template <int kDim>
@@ -456,7 +360,7 @@ ICE_DEVICE void write_partial(const GpuAttendGroup& group, int first_query, int 
 // memory at full rate. Tensor cores: 64 products of 4 096 operations for 8 KB, a sixth of the rate
 // at full bandwidth. Estimate 85 to 90 % of the bandwidth for long runs of rows.
 template <int kDim>
-ICE_KERNEL __launch_bounds__(kAttendThreads)
+ICE_KERNEL __launch_bounds__(kAttendThreads, 1)
     attend_kernel(const GpuAttendGroup* groups, float beta, int row_split_count, int split_count) {
   using S = Shape<kDim>;
   const GpuAttendGroup& group = groups[blockIdx.z];
@@ -499,47 +403,6 @@ ICE_KERNEL __launch_bounds__(kAttendThreads)
   write_partial(group, first_query, split, split_count, rings, stats, sums);
 }
 
-// ------------------------------------------------------------------------------------- merge
-
-constexpr int kMergeThreads = 128;
-
-// Grid: (query rows, groups), a thread per dimension. Bound: latency of one read of the partial
-// results, 1.3 MB for 8 groups of 8 rows in 40 splits: about 3 us.
-ICE_KERNEL __launch_bounds__(kMergeThreads)
-    merge_splits_kernel(const GpuAttendGroup* groups, int split_count, int dim) {
-  const GpuAttendGroup& group = groups[blockIdx.y];
-  const int h = static_cast<int>(blockIdx.x);
-  if (h >= group.row_count) return;
-  Stat all = {kMinusInfinity, 0, 0, 0};
-  for (int split = 0; split < split_count; ++split) {
-    all.largest =
-        max_of(all.largest, partial_place(group, split_count, split, dim).stats[h].largest);
-  }
-  for (int split = 0; split < split_count; ++split) {
-    const Stat stat = partial_place(group, split_count, split, dim).stats[h];
-    const float weight = weight_of(stat.largest, all.largest);
-    all.total += weight * stat.total;
-    all.tail += weight * stat.tail;
-    all.fault += weight * stat.fault;
-  }
-  const float inverse = all.total > 0 ? 1.0f / all.total : 0.0f;
-  for (int j = thread(); j < dim; j += thread_count()) {
-    float sum = 0;
-    for (int split = 0; split < split_count; ++split) {
-      const PartialPlace place = partial_place(group, split_count, split, dim);
-      const float largest = place.stats[h].largest;
-      if (largest == kMinusInfinity) continue;  // nothing in this split: its sums may be anything
-      sum += weight_of(largest, all.largest) * place.out[static_cast<std::int64_t>(h) * dim + j];
-    }
-    group.result.out[static_cast<std::int64_t>(h) * dim + j] = sum * inverse;
-  }
-  if (thread() == 0) {
-    group.result.lse[h] = all.total > 0 ? all.largest + logarithm(all.total) : kMinusInfinity;
-    group.result.tail[h] = all.tail * inverse;
-    group.result.fault[h] = all.fault * inverse;
-  }
-}
-
 template <int kDim>
 Status attend_with(const GpuAttendArgs& args, Stream stream) {
   const std::int32_t query_tiles = div_up(args.capacity.row_count, kQueryTile);
@@ -566,57 +429,6 @@ Status attend_rows(const GpuAttendArgs& args, Stream stream) {
   }
 }
 
-// ---------------------------------------------------------------------- merge, gather of callers
-
-// Grid: (query rows, groups), a thread per dimension. Bound: latency, about 2 us.
-ICE_KERNEL __launch_bounds__(kMergeThreads) merge_kernel(const GpuMergeGroup* groups, int dim) {
-  const GpuMergeGroup& group = groups[blockIdx.y];
-  const int h = static_cast<int>(blockIdx.x);
-  if (h >= group.row_count) return;
-  float largest = kMinusInfinity;
-  for (int p = 0; p < group.part_count; ++p) largest = max_of(largest, group.parts[p].lse[h]);
-  float total = 0;
-  for (int p = 0; p < group.part_count; ++p) total += weight_of(group.parts[p].lse[h], largest);
-  const float inverse = total > 0 ? 1.0f / total : 0.0f;
-  for (int j = thread(); j < dim; j += thread_count()) {
-    float sum = 0;
-    for (int p = 0; p < group.part_count; ++p) {
-      const float weight = weight_of(group.parts[p].lse[h], largest);
-      if (weight > 0) sum += weight * group.parts[p].out[static_cast<std::int64_t>(h) * dim + j];
-    }
-    group.result.out[static_cast<std::int64_t>(h) * dim + j] = sum * inverse;
-  }
-  if (thread() > 0) return;
-  float tail = 0;
-  float fault = 0;
-  for (int p = 0; p < group.part_count; ++p) {
-    const float weight = weight_of(group.parts[p].lse[h], largest);
-    if (weight > 0) {
-      tail += weight * group.parts[p].tail[h];
-      fault += weight * group.parts[p].fault[h];
-    }
-  }
-  group.result.lse[h] = total > 0 ? largest + logarithm(total) : kMinusInfinity;
-  group.result.tail[h] = tail * inverse;
-  group.result.fault[h] = fault * inverse;
-}
-
-constexpr int kGatherThreads = 256;
-
-// Grid: as many warps as pages, up to 4 096 blocks; a warp copies a page. Bound: bandwidth of
-// wherever the pages are; estimate 90 % of it from pages of 512 bytes on.
-ICE_KERNEL __launch_bounds__(kGatherThreads)
-    page_gather_kernel(const std::byte* const* pages, std::byte* out, std::int64_t page_bytes,
-                       int page_count) {
-  const int warps = static_cast<int>(gridDim.x) * warp_count();
-  for (int p = static_cast<int>(blockIdx.x) * warp_count() + warp_index(); p < page_count;
-       p += warps) {
-    const auto* from = reinterpret_cast<const uint4*>(read(pages + p));
-    auto* to = reinterpret_cast<uint4*>(out + p * page_bytes);
-    for (std::int64_t i = lane_index(); i < page_bytes / 16; i += 32) to[i] = from[i];
-  }
-}
-
 }  // namespace
 }  // namespace gpu
 
@@ -630,32 +442,7 @@ Status attend_cuda(const GpuAttendArgs& args, Stream stream) {
   }
   if (args.capacity.segments > 0) ICE_TRY(gpu::tail_terms(args, stream));
   ICE_TRY(gpu::attend_rows(args, stream));
-  return gpu::start({.grid_x = args.capacity.row_count,
-                     .grid_y = args.group_count,
-                     .threads = gpu::kMergeThreads,
-                     .stream = stream},
-                    gpu::merge_splits_kernel, args.groups, gpu_attend_splits(args), args.shape.d_v);
-}
-
-Status merge_cuda(const GpuMergeArgs& args, Stream stream) {
-  return gpu::start({.grid_x = args.max_row_count,
-                     .grid_y = args.group_count,
-                     .threads = gpu::kMergeThreads,
-                     .stream = stream},
-                    gpu::merge_kernel, args.groups, args.d_v);
-}
-
-Status page_gather_cuda(const PageGatherArgs& args, Stream stream) {
-  if (args.page_bytes % 16 != 0) {
-    return Status(Code::kInvalidArgument, "pages of " + std::to_string(args.page_bytes) + " bytes");
-  }
-  constexpr std::int32_t kMaxBlocks = 4096;
-  const std::int32_t blocks = gpu::div_up(args.page_count, gpu::kGatherThreads / 32);
-  return gpu::start({.grid_x = blocks < kMaxBlocks ? blocks : kMaxBlocks,
-                     .threads = gpu::kGatherThreads,
-                     .stream = stream},
-                    gpu::page_gather_kernel, args.pages, args.out, args.page_bytes,
-                    args.page_count);
+  return gpu::merge_splits(args, stream);
 }
 
 }  // namespace icefield

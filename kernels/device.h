@@ -94,7 +94,7 @@ ICE_DEVICE T atomic_add(T* at, T value) {
 ICE_DEVICE void atomic_or(unsigned* at, unsigned bits) { atomicOr(at, bits); }
 
 ICE_DEVICE void copy_async16(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(
                    static_cast<unsigned>(__cvta_generic_to_shared(shared))),
                "l"(global)
                : "memory");

@@ -92,11 +92,11 @@ ICE_DEVICE float score_rows(const GpuSelectGroup& group, const RoundedLayout& la
     if (h + r >= group.row_count) continue;
     const float step = std::bit_cast<float>(read(group.rounded + layout.code_step() + h + r));
     const int dot = level_dot(sum[r], read(group.rounded + layout.code_sum() + h + r));
-    const float logit =
-        group.cluster_logit[static_cast<std::int64_t>(h + r) * group.size.clusters + row.cluster] +
-        row.scale * step * static_cast<float>(dot);
+    const float logit = read(group.cluster_logit +
+                             static_cast<std::int64_t>(h + r) * group.size.clusters + row.cluster) +
+                        row.scale * step * static_cast<float>(dot);
     group.token_logit[static_cast<std::int64_t>(h + r) * group.size.rows + row.table_row] = logit;
-    vote += vote_of(logit, group.reference_level[h + r]);
+    vote += vote_of(logit, read(group.reference_level + h + r));
   }
   return vote;
 }
@@ -237,7 +237,7 @@ ICE_DEVICE void write_selected(const GpuSelectGroup& group, const Taking& taking
 // the largest votes, ties to the lower row: a cut by radix, marks in a bitmap of the table's rows,
 // rows in the order of their bits. Bound: latency of up to four passes over the candidates of one
 // group: 4 K of them about 5 us, 32 K about 12 us (one multiprocessor reads 8 bytes each from L2).
-ICE_KERNEL __launch_bounds__(kCutThreads) take_rows_kernel(const GpuSelectGroup* groups) {
+ICE_KERNEL __launch_bounds__(kCutThreads, 1) take_rows_kernel(const GpuSelectGroup* groups) {
   const GpuSelectGroup& group = groups[blockIdx.y];
   const int s = static_cast<int>(blockIdx.x);
   const bool by_segment = group.rule.segment_budgets != nullptr;
@@ -288,7 +288,7 @@ ICE_DEVICE int cluster_of_row(const LevelView& clusters, int row) {
 
 // Grid: a block per group. Bound: latency, 3 us for 256 rows; for large budgets the scattered reads
 // of page_slot, about 1 us per 1 000 rows.
-ICE_KERNEL __launch_bounds__(kFindThreads)
+ICE_KERNEL __launch_bounds__(kFindThreads, 1)
     find_rows_kernel(const FindRowsGroup* groups, const std::byte* pool, int page_rows,
                      int row_bytes) {
   const FindRowsGroup& group = groups[blockIdx.x];

@@ -101,7 +101,7 @@ ICE_DEVICE void round_codes(const float* row, int h, const RoundedLayout& layout
 constexpr int kRoundThreads = 256;
 
 // Grid: a block per group, a warp per query row. Bound: latency, about 2 us.
-ICE_KERNEL __launch_bounds__(kRoundThreads)
+ICE_KERNEL __launch_bounds__(kRoundThreads, 1)
     round_queries_kernel(const GpuSelectGroup* groups, int d_k, float factor, RotationTable table) {
   const GpuSelectGroup& group = groups[blockIdx.x];
   const RoundedLayout layout = rounded_layout(group.row_count, d_k);
@@ -217,7 +217,7 @@ constexpr std::int64_t score_shared_bytes(std::int32_t row_count, std::int32_t d
   return 4 * (static_cast<std::int64_t>(layout.mean_ints()) + layout.padded);
 }
 
-constexpr int kListThreads = 64;
+constexpr int kListThreads = 128;
 
 // λ of the lists of one segment.
 ICE_DEVICE void score_segment_lists(const GpuSelectGroup& group, const GpuSegment& segment,
@@ -296,7 +296,7 @@ ICE_DEVICE void finish_levels(const GpuSelectGroup& group) {
   }
 }
 
-// Grid: (segments, groups); two warps, a panel of 32 lists each; the last block of a group adds up.
+// Grid: (segments, groups); a warp per panel of 32 lists; the last block of a group adds up.
 // Bound: latency; 128 K tokens x 8 heads read 2.3 MB, 1 us of an H100's bandwidth, in about 4 us.
 ICE_KERNEL __launch_bounds__(kListThreads, 1)
     score_lists_kernel(const GpuSelectGroup* groups, HeadShape shape) {
@@ -346,7 +346,7 @@ ICE_KERNEL __launch_bounds__(kProposeThreads, 1)
     float vote = 0;
     for_each_dot(clusters, panel, shape.beta, shared.words, group, layout, [&](int h, float dot) {
       const float reach = dot + 2 * square_root(2 * shared.weight[h] * sigma);
-      vote += vote_of(reach, group.reference_level[h]);
+      vote += vote_of(reach, read(group.reference_level + h));
       if (!used) return;
       group.cluster_logit[static_cast<std::int64_t>(h) * group.size.clusters +
                           segment.first_cluster + c] = dot;
@@ -369,7 +369,7 @@ struct ClusterItems {
 
 // Grid: (1, or segments with budgets of their own; groups), 1024 threads. C of one selection.
 // Bound: latency of three passes over the votes of one group, 64 KB at 128 K tokens: about 4 us.
-ICE_KERNEL __launch_bounds__(kCutThreads) take_clusters_kernel(const GpuSelectGroup* groups) {
+ICE_KERNEL __launch_bounds__(kCutThreads, 1) take_clusters_kernel(const GpuSelectGroup* groups) {
   const GpuSelectGroup& group = groups[blockIdx.y];
   const SelectionRule& rule = group.rule;
   int begin = 0;

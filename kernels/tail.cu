@@ -1,8 +1,7 @@
 // The terms of the tail: what every cluster that is not attended exactly weighs, and what selected
 // rows take out of the rests of their clusters.
+#include "kernels/attend_parts.h"
 #include "kernels/launch.h"
-#include "kernels/tail.h"
-
 namespace icefield {
 namespace gpu {
 namespace {
@@ -31,17 +30,19 @@ ICE_DEVICE void term_weights(const GpuAttendGroup& group, const float* gamma,
   }
 }
 
-// The first of the rows of S, from `low` on, that is not before (s, 0).
+// How many rows of S are of segments before s: every warp looks at 32 places at a time.
 ICE_DEVICE int first_selected(const TableRow* selected, int count, int s) {
   int low = 0;
   int high = count;
   while (low < high) {
-    const int middle = (low + high) / 2;
-    if (selected[middle].segment < s) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
+    const int step = div_up(high - low, 32);
+    const int at = low + lane_index() * step;
+    const bool before = at < high && selected[at].segment < s;
+    const int passed = count_bits(ballot(before));  // rows ascend: the first lanes
+    if (passed == 0) return low;
+    const int next = low + passed * step;
+    if (passed < 32 && next < high) high = next;
+    low += (passed - 1) * step + 1;
   }
   return low;
 }
@@ -85,18 +86,28 @@ ICE_DEVICE float mean_logit(float ln_count, float dot, float spread) {
   return ln_count + dot + (spread < kTermVarianceCap ? spread : kTermVarianceCap);
 }
 
-// LSE of the logits of a cluster's rows that are not selected; -inf without such rows.
+// LSE of the logits of a cluster's rows that are not selected; -inf without such rows. Eight at a
+// time: their reads do not wait for each other.
 ICE_DEVICE float rest_logit(const float* logit, int count, std::uint64_t selected) {
   float largest = kMinusInfinity;
-  for (int i = 0; i < count; ++i) {
-    if ((selected >> i & 1) == 0) largest = max_of(largest, read(logit + i));
-  }
-  if (largest == kMinusInfinity) return largest;
   float sum = 0;
-  for (int i = 0; i < count; ++i) {
-    if ((selected >> i & 1) == 0) sum += exponential(read(logit + i) - largest);
+  for (int begin = 0; begin < count; begin += 8) {
+    float x[8];
+    float most = largest;
+    ICE_UNROLL
+    for (int j = 0; j < 8; ++j) {
+      const int i = begin + j;
+      const bool rest = i < count && (selected >> i & 1) == 0;
+      x[j] = rest ? read(logit + i) : kMinusInfinity;
+      most = max_of(most, x[j]);
+    }
+    if (most == kMinusInfinity) continue;
+    sum *= largest == kMinusInfinity ? 0.0f : exponential(largest - most);
+    largest = most;
+    ICE_UNROLL
+    for (int j = 0; j < 8; ++j) sum += x[j] == kMinusInfinity ? 0.0f : exponential(x[j] - largest);
   }
-  return largest + logarithm(sum);
+  return largest == kMinusInfinity ? largest : largest + logarithm(sum);
 }
 
 // Scale and fault of cluster c's term, and the shares of its selected rows.
@@ -178,7 +189,7 @@ constexpr int kTermThreads = 256;
 
 // Grid: (segments, groups); a thread per (query row, cluster). Bound: latency and the logits that
 // it reads and writes; 128 K tokens x 8 heads x 8 query rows move 7 MB, all in L2: about 4 us.
-ICE_KERNEL __launch_bounds__(kTermThreads)
+ICE_KERNEL __launch_bounds__(kTermThreads, 1)
     tail_terms_kernel(const GpuAttendGroup* groups, HeadShape shape) {
   const GpuAttendGroup& group = groups[blockIdx.y];
   const int s = static_cast<int>(blockIdx.x);
