@@ -399,7 +399,6 @@ ICE_KERNEL __launch_bounds__(kAttendThreads, 1)
                       sums);
     }
   }
-  sync_threads();
   write_partial(group, first_query, split, split_count, rings, stats, sums);
 }
 

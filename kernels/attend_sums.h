@@ -1,4 +1,4 @@
-// kernels/attend_sums.h — device code: the running sums of one warp's 16 query rows, and products of
+// kernels/attend_sums.h — device code: the running sums of a warp's 16 query rows, and products of
 // weights with values on tensor cores.
 #pragma once
 
