@@ -33,15 +33,16 @@ ICE_DEVICE void load_queries(const GpuAttendGroup& group, int first, std::byte* 
   }
 }
 
-// logit[n][e] = q · k for the 16 keys in shared memory.
+// logit[n][e] = q · k for the 16 keys in shared memory. The high and the low halves of q have sums
+// of their own where there are registers for it: a chain of dependent products half as long.
 template <int kDim>
 ICE_DEVICE void key_products(const std::byte* queries, const std::byte* rows, float logit[2][4]) {
   using S = Shape<kDim>;
+  constexpr int kChains = kDim <= 128 ? 2 : 1;
   const int lane = lane_index();
   const std::byte* q = queries + (lane % 16) * S::kQueryPitch + lane / 16 * 16;
   const std::byte* k = rows + (lane % 8 + lane / 16 * 8) * S::kRowPitch + lane / 8 % 2 * 16;
-  ICE_UNROLL
-  for (int e = 0; e < 8; ++e) logit[e / 4][e % 4] = 0;
+  float sum[kChains][2][4] = {};
 #ifdef __CUDACC__
 #pragma unroll 4  // all 16 steps of d = 256 would not fit the registers
 #endif
@@ -52,10 +53,15 @@ ICE_DEVICE void key_products(const std::byte* queries, const std::byte* rows, fl
     load_matrices(high, q + step * 32);
     load_matrices(low, q + S::kQueryBytes + step * 32);
     load_matrices(keys, k + step * 32);
-    multiply_add(logit[0], high, keys[0], keys[1]);
-    multiply_add(logit[0], low, keys[0], keys[1]);
-    multiply_add(logit[1], high, keys[2], keys[3]);
-    multiply_add(logit[1], low, keys[2], keys[3]);
+    multiply_add(sum[0][0], high, keys[0], keys[1]);
+    multiply_add(sum[kChains - 1][0], low, keys[0], keys[1]);
+    multiply_add(sum[0][1], high, keys[2], keys[3]);
+    multiply_add(sum[kChains - 1][1], low, keys[2], keys[3]);
+  }
+  ICE_UNROLL
+  for (int e = 0; e < 8; ++e) {
+    logit[e / 4][e % 4] = sum[0][e / 4][e % 4];
+    if (kChains == 2) logit[e / 4][e % 4] += sum[kChains - 1][e / 4][e % 4];
   }
 }
 

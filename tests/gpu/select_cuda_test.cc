@@ -155,10 +155,12 @@ void check_layer(const std::vector<const World*>& worlds,
   GpuArena arena;
   GpuLayer layer(arena, worlds, options);
   // Twice: the second run finds the counters as the first left them.
-  for (int run = 0; run < 2; ++run) ASSERT_TRUE(layer.run(&GpuLayer::select).ok());
-  for (std::size_t i = 0; i < worlds.size(); ++i) {
-    SCOPED_TRACE("group " + std::to_string(i));
-    Checked(arena, layer.group(i)).check();
+  for (int run = 0; run < 2; ++run) {
+    ASSERT_TRUE(layer.run(&GpuLayer::select).ok());
+    for (std::size_t i = 0; i < worlds.size(); ++i) {
+      SCOPED_TRACE("run " + std::to_string(run) + ", group " + std::to_string(i));
+      Checked(arena, layer.group(i)).check();
+    }
   }
 }
 
