@@ -134,8 +134,12 @@ constexpr std::int32_t accumulator_column(std::int32_t lane, std::int32_t block,
 
 // ---- selection: keys in descending order of vote, then ascending order of index
 
+// The bits of a float as a number in the order of floats: negative ones too.
+constexpr std::uint32_t ordered_bits(std::uint32_t bits) {
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
 constexpr std::uint64_t selection_key(std::uint32_t vote_bits, std::uint32_t index) {
-  return static_cast<std::uint64_t>(vote_bits & 0x7fffffffu) << 32 | (0xffffffffu - index);
+  return static_cast<std::uint64_t>(ordered_bits(vote_bits)) << 32 | (0xffffffffu - index);
 }
 constexpr std::uint32_t key_index(std::uint64_t key) {
   return 0xffffffffu - static_cast<std::uint32_t>(key);
@@ -145,9 +149,14 @@ constexpr std::uint32_t key_index(std::uint64_t key) {
 constexpr std::int32_t kDigits = 6;
 constexpr std::int32_t kDigitBins = 2048;
 constexpr std::int32_t digit_shift(std::int32_t digit) {
-  // 52, 42, 32 of the vote's 31 bits, 21, 10, 0 of the index's 32; no table, which would cost
-  // device code a stack.
-  return digit < 3 ? 52 - 10 * digit : digit == 3 ? 21 : digit == 4 ? 10 : 0;
+  // 53, 42, 32 of the vote's bits, 21, 10, 0 of the index's; no table, which would cost device code
+  // a stack.
+  return digit == 0   ? 53
+         : digit == 1 ? 42
+         : digit == 2 ? 32
+         : digit == 3 ? 21
+         : digit == 4 ? 10
+                      : 0;
 }
 constexpr std::uint32_t digit_of(std::uint64_t key, std::int32_t digit) {
   const std::int32_t bits = digit == 0 ? 11 : digit_shift(digit - 1) - digit_shift(digit);

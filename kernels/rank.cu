@@ -80,7 +80,7 @@ struct CodedRow {
   int table_row;
 };
 
-// x̂ of the row for kRows query rows from h on; returns their votes.
+// x̂ of the row for kRows query rows from h on; returns the sum of their votes.
 template <int kRows>
 ICE_DEVICE float score_rows(const GpuSelectGroup& group, const RoundedLayout& layout,
                             const int* words, const CodedRow& row, int h) {
@@ -96,7 +96,9 @@ ICE_DEVICE float score_rows(const GpuSelectGroup& group, const RoundedLayout& la
                              static_cast<std::int64_t>(h + r) * group.size.clusters + row.cluster) +
                         row.scale * step * static_cast<float>(dot);
     group.token_logit[static_cast<std::int64_t>(h + r) * group.size.rows + row.table_row] = logit;
-    vote += vote_of(logit, read(group.reference_level + h + r));
+    const float reference = read(group.reference_level + h + r);
+    // One query row alone: x̂ - R orders as its vote does, and never ends at 0.
+    vote += group.row_count == 1 ? logit - reference : vote_of(logit, reference);
   }
   return vote;
 }

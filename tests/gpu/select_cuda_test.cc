@@ -138,7 +138,8 @@ class Checked {
       for (std::int32_t row = part.first_row; row < part.first_row + part.rows; ++row) {
         const auto at = static_cast<std::size_t>(row);
         if (mine[at] == theirs[at]) continue;
-        ASSERT_NEAR(reference_.vote[at], cut, 2 * kVoteTolerance * cut) << row;
+        ASSERT_NEAR(reference_.vote[at], cut, 2 * kVoteTolerance * std::max(1e-30f, std::abs(cut)))
+            << row;
       }
     }
   }

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <set>
 #include <vector>
 
@@ -196,7 +198,7 @@ TEST(LaunchMath, DigitsFindTheSameCutAsSorting) {
     std::vector<std::uint32_t> weights;
     for (std::size_t i = 0; i < count; ++i) {
       // Few different votes in some rounds: ties go to the lower index.
-      const float vote = round % 2 == 0 ? static_cast<float>(rng.below(4))
+      const float vote = round % 2 == 0 ? static_cast<float>(rng.below(4)) - 2
                                         : static_cast<float>(rng.next()) * 0x1p-64f * 1e-3f;
       keys.push_back(
           selection_key(std::bit_cast<std::uint32_t>(vote), static_cast<std::uint32_t>(i * 2500)));
@@ -219,10 +221,22 @@ TEST(LaunchMath, DigitsFindTheSameCutAsSorting) {
   }
 }
 
+TEST(LaunchMath, KeysOrderAsVotesDoThenAgainstTheIndex) {
+  const float votes[] = {-HUGE_VALF, -1e30f, -3, -1e-40f, 0, 1e-40f, 1e-20f, 2, 1e30f, HUGE_VALF};
+  std::uint64_t before = 0;
+  for (const float vote : votes) {
+    const auto bits = std::bit_cast<std::uint32_t>(vote);
+    const std::uint64_t key = selection_key(bits, 7);
+    EXPECT_GT(key, before) << vote;
+    EXPECT_GT(selection_key(bits, 6), key);
+    before = key;
+  }
+}
+
 TEST(LaunchMath, DigitsOfAKeyAreAllOfIt) {
   SeededRng rng(5);
   for (int i = 0; i < 1000; ++i) {
-    const std::uint64_t key = rng.next() >> 1;
+    const std::uint64_t key = rng.next();
     std::uint64_t back = 0;
     for (std::int32_t digit = 0; digit < kDigits; ++digit) {
       ASSERT_LT(digit_of(key, digit), static_cast<std::uint32_t>(kDigitBins));
