@@ -299,63 +299,68 @@ ICE_DEVICE void add_means(const GpuAttendGroup& group, const LevelView& level, i
 
 // ------------------------------------------------------------------------------------ splits
 
-// Adds the sums of the block's warps, in their order, and writes them for the merge.
+// What the block's warps hand to each other at the end, beside their sums in their rings.
+struct BlockStats {
+  Stat stat[kAttendWarps][kQueryTile];
+  float factor[kAttendWarps][kQueryTile];  // of a warp's sums in the block's
+};
+
+// This warp's sums to its ring, which it no longer reads, and its totals.
 template <int kDim>
-ICE_DEVICE void write_partial(const GpuAttendGroup& group, int first_query, int split, int splits,
-                              std::byte* ring, Stat* stats, Sums<kDim>& sums) {
+ICE_DEVICE void hand_over(std::byte* ring, BlockStats& block, Sums<kDim>& sums) {
   const int lane = lane_index();
+  sync_warp();
   ICE_UNROLL
   for (int half = 0; half < 2; ++half) {
     Stat& stat = sums.stat[half];
     stat.total = quad_sum(stat.total);
     stat.tail = quad_sum(stat.tail);
     stat.fault = quad_sum(stat.fault);
-    if (lane % 4 == 0) stats[warp_index() * kQueryTile + lane / 4 + 8 * half] = stat;
-  }
-  float* out = reinterpret_cast<float*>(ring);
-  sync_threads();  // the rings are free from here on
-  for (int i = thread(); i < kQueryTile * kDim; i += thread_count()) out[i] = 0;
-  float factor[2];
-  ICE_UNROLL
-  for (int half = 0; half < 2; ++half) {
-    float largest = kMinusInfinity;
-    for (int w = 0; w < kAttendWarps; ++w) {
-      largest = max_of(largest, stats[w * kQueryTile + lane / 4 + 8 * half].largest);
-    }
-    factor[half] = weight_of(sums.stat[half].largest, largest);
-  }
-  for (int w = 0; w < kAttendWarps; ++w) {
-    sync_threads();
-    if (w != warp_index()) continue;
+    if (lane % 4 == 0) block.stat[warp_index()][lane / 4 + 8 * half] = stat;
+    float* row = reinterpret_cast<float*>(ring) + (lane / 4 + 8 * half) * Shape<kDim>::kOutPitch;
     ICE_UNROLL
     for (int n = 0; n < kDim / 8; ++n) {
-      ICE_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        out[accumulator_row(lane, e) * kDim + accumulator_column(lane, n, e)] +=
-            sums.out[n][e] * factor[e / 2];
-      }
+      *reinterpret_cast<float2*>(row + accumulator_column(lane, n, 0)) = {
+          sums.out[n][2 * half], sums.out[n][2 * half + 1]};
     }
   }
+}
+
+// Adds the sums of the block's warps, in their order, and writes them for the merge.
+template <int kDim>
+ICE_DEVICE void write_partial(const GpuAttendGroup& group, int first_query, int split, int splits,
+                              std::byte* rings, BlockStats& block, Sums<kDim>& sums) {
+  using S = Shape<kDim>;
+  hand_over(rings + warp_index() * S::kWarpRingBytes, block, sums);
   sync_threads();
   const PartialPlace place = partial_place(group, splits, split, kDim);
   const int rows = group.row_count - first_query;
   const int used = rows < kQueryTile ? rows : kQueryTile;
-  for (int i = thread(); i < used * kDim; i += thread_count()) {
-    place.out[static_cast<std::int64_t>(first_query) * kDim + i] = out[i];
-  }
   if (thread() < used) {
     Stat all = {kMinusInfinity, 0, 0, 0};
     for (int w = 0; w < kAttendWarps; ++w) {
-      all.largest = max_of(all.largest, stats[w * kQueryTile + thread()].largest);
+      all.largest = max_of(all.largest, block.stat[w][thread()].largest);
     }
     for (int w = 0; w < kAttendWarps; ++w) {
-      const Stat& stat = stats[w * kQueryTile + thread()];
-      const float weight = weight_of(stat.largest, all.largest);
-      all.total += weight * stat.total;
-      all.tail += weight * stat.tail;
-      all.fault += weight * stat.fault;
+      const Stat& stat = block.stat[w][thread()];
+      const float factor = weight_of(stat.largest, all.largest);
+      block.factor[w][thread()] = factor;
+      all.total += factor * stat.total;
+      all.tail += factor * stat.tail;
+      all.fault += factor * stat.fault;
     }
     place.stats[first_query + thread()] = all;
+  }
+  sync_threads();
+  for (int i = thread(); i < used * kDim; i += thread_count()) {
+    const int row = i / kDim;
+    float sum = 0;
+    ICE_UNROLL
+    for (int w = 0; w < kAttendWarps; ++w) {
+      const float* out = reinterpret_cast<const float*>(rings + w * S::kWarpRingBytes);
+      sum += block.factor[w][row] * out[row * S::kOutPitch + i % kDim];
+    }
+    place.out[static_cast<std::int64_t>(first_query) * kDim + i] = sum;
   }
 }
 
@@ -375,8 +380,8 @@ ICE_KERNEL __launch_bounds__(kAttendThreads, 1)
   if (first_query >= group.row_count) return;
   std::byte* queries = shared_memory();
   std::byte* rings = queries + 2 * S::kQueryBytes;
-  std::byte* ring = rings + warp_index() * S::kStages * S::kStageBytes;
-  Stat* stats = reinterpret_cast<Stat*>(rings + S::kRingBytes);
+  std::byte* ring = rings + warp_index() * S::kWarpRingBytes;
+  BlockStats& block = *reinterpret_cast<BlockStats*>(rings + S::kRingBytes);
   Sums<kDim> sums;
   clear(sums);
   if (split < row_split_count) {
@@ -405,7 +410,7 @@ ICE_KERNEL __launch_bounds__(kAttendThreads, 1)
                       sums);
     }
   }
-  write_partial(group, first_query, split, split_count, rings, stats, sums);
+  write_partial(group, first_query, split, split_count, rings, block, sums);
 }
 
 template <int kDim>
@@ -416,7 +421,8 @@ Status attend_with(const GpuAttendArgs& args, Stream stream) {
                 .grid_y = query_tiles,
                 .grid_z = args.group_count,
                 .threads = kAttendThreads,
-                .shared_bytes = Shape<kDim>::kSharedBytes,
+                .shared_bytes = Shape<kDim>::kQueryBytes * 2 + Shape<kDim>::kRingBytes +
+                                static_cast<std::int64_t>(sizeof(BlockStats)),
                 .stream = stream},
                attend_kernel<kDim>, args.groups, args.shape.beta, splits - args.capacity.segments,
                splits);

@@ -15,14 +15,15 @@ struct Shape {
   static constexpr int kRowChunks = kRowBytes / 16;
   static constexpr int kRowPitch = kRowBytes + kPad;
   static constexpr int kStageBytes = kTileRows * kRowPitch;
-  static constexpr int kStages = kDim >= 256 ? 2 : kDim >= 96 ? 3 : 4;
+  static constexpr int kStages = kDim >= 256 ? 2 : kDim >= 80 ? 3 : 4;
   static constexpr int kQueryPitch = 2 * kDim + kPad;
   static constexpr int kQueryBytes = kQueryTile * kQueryPitch;  // high or low halves
-  static constexpr int kRingBytes = kAttendWarps * kStages * kStageBytes;
-  static constexpr int kOutBytes = kQueryTile * kDim * 4;  // uses the rings' memory at the end
-  static constexpr int kStatBytes = kAttendWarps * kQueryTile * 16;
-  static constexpr int kSharedBytes = 2 * kQueryBytes + kRingBytes + kStatBytes;
-  static_assert(kOutBytes <= kRingBytes);
+  static constexpr int kWarpRingBytes = kStages * kStageBytes;
+  static constexpr int kRingBytes = kAttendWarps * kWarpRingBytes;
+  // Floats of a row of a warp's sums, which end up in its ring; 8 of them so that two floats of
+  // eight rows at a time fall into different banks.
+  static constexpr int kOutPitch = kDim + 8;
+  static_assert(kQueryTile * kOutPitch * 4 <= kWarpRingBytes);
 };
 
 // Sums of 16 query rows in a warp. A lane has rows lane / 4 and lane / 4 + 8, of each the columns
