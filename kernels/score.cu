@@ -64,7 +64,9 @@ ICE_DEVICE void rotate_row(float* row, int d, float factor, const RotationTable&
   }
 }
 
-ICE_DEVICE void round_means(const float* row, int h, const RoundedLayout& layout, int* out) {
+// The words and the step of one row, to arrays laid out as those of `rounded`.
+ICE_DEVICE void round_means(const float* row, int h, const RoundedLayout& layout, int* words,
+                            int* steps) {
   const Rounding rounding = rounding_of(row, layout.words * 4, internal::kMeanQueryLimit);
   for (int w = lane_index(); w < layout.words; w += 32) {
     int high[4];
@@ -74,10 +76,10 @@ ICE_DEVICE void round_means(const float* row, int h, const RoundedLayout& layout
       high[b] = high_byte(q16);
       low[b] = low_byte(q16);
     }
-    out[layout.mean_at(w, h)] = pack_bytes(high[0], high[1], high[2], high[3]);
-    out[layout.mean_at(w, h) + 1] = pack_bytes(low[0], low[1], low[2], low[3]);
+    words[layout.mean_at(w, h)] = pack_bytes(high[0], high[1], high[2], high[3]);
+    words[layout.mean_at(w, h) + 1] = pack_bytes(low[0], low[1], low[2], low[3]);
   }
-  if (lane_index() == 0) out[layout.mean_step() + h] = std::bit_cast<int>(rounding.step);
+  if (lane_index() == 0) steps[h] = std::bit_cast<int>(rounding.step);
 }
 
 ICE_DEVICE void round_codes(const float* row, int h, const RoundedLayout& layout, int* out) {
@@ -98,24 +100,25 @@ ICE_DEVICE void round_codes(const float* row, int h, const RoundedLayout& layout
   }
 }
 
-constexpr int kRoundThreads = 256;
+// Query row h, zeros beyond the group's, to this warp's row of shared memory.
+ICE_DEVICE void load_query(const GpuSelectGroup& group, int h, int d_k, float* row) {
+  sync_warp();
+  for (int j = lane_index(); j < d_k; j += 32) {
+    row[j] = h < group.row_count ? read(group.q + static_cast<std::int64_t>(h) * d_k + j) : 0.0f;
+  }
+  sync_warp();
+}
 
-// Grid: a block per group, a warp per query row. Bound: latency, about 2 us.
-ICE_KERNEL __launch_bounds__(kRoundThreads, 1)
-    round_queries_kernel(const GpuSelectGroup* groups, int d_k, float factor, RotationTable table) {
-  const GpuSelectGroup& group = groups[blockIdx.x];
+// The rounded queries of a group, for the kernels that follow. A warp does a row.
+ICE_DEVICE void round_queries(const GpuSelectGroup& group, int d_k, float factor,
+                              const RotationTable& table, float* row) {
   const RoundedLayout layout = rounded_layout(group.row_count, d_k);
-  float* row = reinterpret_cast<float*>(shared_memory()) + warp_index() * kMaxHeadDim;
   for (int h = warp_index(); h < layout.padded; h += warp_count()) {
-    for (int j = lane_index(); j < d_k; j += 32) {
-      row[j] = h < group.row_count ? group.q[static_cast<std::int64_t>(h) * d_k + j] : 0.0f;
-    }
-    sync_warp();
-    round_means(row, h, layout, group.rounded);
+    load_query(group, h, d_k, row);
+    round_means(row, h, layout, group.rounded, group.rounded + layout.mean_step());
     sync_warp();
     rotate_row(row, d_k, factor, table);
     round_codes(row, h, layout, group.rounded);
-    sync_warp();
   }
 }
 
@@ -135,12 +138,35 @@ ICE_DEVICE void variance_weights(const GpuSelectGroup& group, const float* gamma
   }
 }
 
-// Copies the query words of the means to shared memory.
+// What a block of the scoring kernels keeps in shared memory.
+struct ScoreShared {
+  int* words;     // of the means, as in the group's rounded queries
+  int* steps;     // [padded]
+  float* weight;  // [padded] w
+  float* rows;    // [warps, kMaxHeadDim], while queries are rounded
+};
+ICE_DEVICE ScoreShared score_shared(const RoundedLayout& layout) {
+  int* words = reinterpret_cast<int*>(shared_memory());
+  int* steps = words + layout.mean_ints();
+  float* weight = reinterpret_cast<float*>(steps + layout.padded);
+  return {words, steps, weight, weight + layout.padded};
+}
+constexpr std::int64_t score_shared_bytes(std::int32_t row_count, std::int32_t d_k,
+                                          std::int32_t rounding_warps) {
+  const RoundedLayout layout = rounded_layout(row_count, d_k);
+  return 4 * (static_cast<std::int64_t>(layout.mean_ints()) + 2 * layout.padded +
+              rounding_warps * kMaxHeadDim);
+}
+
+// The query words of the means and their steps, from where they were rounded.
 ICE_DEVICE void load_mean_words(const GpuSelectGroup& group, const RoundedLayout& layout,
-                                int* words) {
+                                const ScoreShared& shared) {
   const int4* from = reinterpret_cast<const int4*>(group.rounded);
-  int4* to = reinterpret_cast<int4*>(words);
+  int4* to = reinterpret_cast<int4*>(shared.words);
   for (int i = thread(); i < layout.mean_ints() / 4; i += thread_count()) to[i] = read(from + i);
+  for (int h = thread(); h < layout.padded; h += thread_count()) {
+    shared.steps[h] = read(group.rounded + layout.mean_step() + h);
+  }
 }
 
 // Σ q16 m of this lane's cluster of a panel for kRows query rows from h on.
@@ -172,22 +198,22 @@ ICE_DEVICE void panel_dots(const std::int8_t* panel, int width, const int* words
 
 // Calls use(h, β q·μ) for this lane's cluster and all query rows. All lanes call it.
 template <class Use>
-ICE_DEVICE void for_each_dot(const LevelView& level, int panel, float beta, const int* words,
-                             const GpuSelectGroup& group, const RoundedLayout& layout,
-                             const Use& use) {
+ICE_DEVICE void for_each_dot(const LevelView& level, int panel, float beta,
+                             const ScoreShared& shared, const GpuSelectGroup& group,
+                             const RoundedLayout& layout, const Use& use) {
   const std::int8_t* means =
       level.key_means + static_cast<std::int64_t>(panel) * kClusterPanel * level.d_k;
   const int width = panel_width(level.stored_count, panel);
   const int cluster = panel * kClusterPanel + lane_index();
   const float scale = cluster < level.count ? read(level.key_scale + cluster) : 0.0f;
   const auto give = [&](int h, int sum) {
-    const float step = std::bit_cast<float>(read(group.rounded + layout.mean_step() + h));
+    const float step = std::bit_cast<float>(shared.steps[h]);
     use(h, beta * step * scale * static_cast<float>(sum));
   };
   int h = 0;
   for (; group.row_count - h > 4; h += 8) {
     int sum[8];
-    panel_dots<8>(means, width, words, layout, h, sum);
+    panel_dots<8>(means, width, shared.words, layout, h, sum);
     ICE_UNROLL
     for (int r = 0; r < 8; ++r) {
       if (h + r < group.row_count) give(h + r, sum[r]);
@@ -195,26 +221,12 @@ ICE_DEVICE void for_each_dot(const LevelView& level, int panel, float beta, cons
   }
   for (; h < group.row_count; h += 4) {
     int sum[4];
-    panel_dots<4>(means, width, words, layout, h, sum);
+    panel_dots<4>(means, width, shared.words, layout, h, sum);
     ICE_UNROLL
     for (int r = 0; r < 4; ++r) {
       if (h + r < group.row_count) give(h + r, sum[r]);
     }
   }
-}
-
-// What a block of the scoring kernels keeps in shared memory.
-struct ScoreShared {
-  int* words;
-  float* weight;
-};
-ICE_DEVICE ScoreShared score_shared(const RoundedLayout& layout) {
-  int* words = reinterpret_cast<int*>(shared_memory());
-  return {words, reinterpret_cast<float*>(words + layout.mean_ints())};
-}
-constexpr std::int64_t score_shared_bytes(std::int32_t row_count, std::int32_t d_k) {
-  const RoundedLayout layout = rounded_layout(row_count, d_k);
-  return 4 * (static_cast<std::int64_t>(layout.mean_ints()) + layout.padded);
 }
 
 constexpr int kListThreads = 128;
@@ -225,7 +237,12 @@ ICE_DEVICE void score_segment_lists(const GpuSelectGroup& group, const GpuSegmen
   const LevelView& lists = segment.index.lists;
   const RoundedLayout layout = rounded_layout(group.row_count, shape.d_k);
   const ScoreShared shared = score_shared(layout);
-  load_mean_words(group, layout, shared.words);
+  // The rounded queries are another block's work at this moment.
+  float* row = shared.rows + warp_index() * kMaxHeadDim;
+  for (int h = warp_index(); h < layout.padded; h += warp_count()) {
+    load_query(group, h, shape.d_k, row);
+    round_means(row, h, layout, shared.words, shared.steps);
+  }
   variance_weights(group, lists.gamma, shape.d_k, shape.beta, shared.weight);
   sync_threads();
   for (int panel = warp_index(); panel * kClusterPanel < lists.count; panel += warp_count()) {
@@ -233,7 +250,7 @@ ICE_DEVICE void score_segment_lists(const GpuSelectGroup& group, const GpuSegmen
     const bool used = l < lists.count;
     const float sigma = used ? fp16_value(read(lists.sigma + l)) : 0.0f;
     const float ln_count = used ? read(lists.ln_count + l) : 0.0f;
-    for_each_dot(lists, panel, shape.beta, shared.words, group, layout, [&](int h, float dot) {
+    for_each_dot(lists, panel, shape.beta, shared, group, layout, [&](int h, float dot) {
       const float spread = shared.weight[h] * sigma;
       if (!used) return;
       group.list_logit[static_cast<std::int64_t>(h) * group.size.lists + segment.first_list + l] =
@@ -296,12 +313,19 @@ ICE_DEVICE void finish_levels(const GpuSelectGroup& group) {
   }
 }
 
-// Grid: (segments, groups); a warp per panel of 32 lists; the last block of a group adds up.
-// Bound: latency; 128 K tokens x 8 heads read 2.3 MB, 1 us of an H100's bandwidth, in about 4 us.
+// Grid: (1 + segments, groups). The first block of a group rounds its queries for what follows; of
+// the others a warp does a panel of 32 lists, and the last of them adds up. Bound: latency; 128 K
+// tokens x 8 heads read 2.3 MB, 1 us of an H100's bandwidth, in about 4 us.
 ICE_KERNEL __launch_bounds__(kListThreads, 1)
-    score_lists_kernel(const GpuSelectGroup* groups, HeadShape shape) {
+    score_lists_kernel(const GpuSelectGroup* groups, HeadShape shape, float factor,
+                       RotationTable table) {
   const GpuSelectGroup& group = groups[blockIdx.y];
-  const int s = static_cast<int>(blockIdx.x);
+  if (blockIdx.x == 0) {
+    float* rows = reinterpret_cast<float*>(shared_memory());
+    round_queries(group, shape.d_k, factor, table, rows + warp_index() * kMaxHeadDim);
+    return;
+  }
+  const int s = static_cast<int>(blockIdx.x) - 1;
   const int blocks = group.segment_count > 0 ? group.segment_count : 1;
   if (s >= blocks) return;
   if (s < group.segment_count) {
@@ -334,7 +358,7 @@ ICE_KERNEL __launch_bounds__(kProposeThreads, 1)
   const LevelView& clusters = segment.index.clusters;
   const RoundedLayout layout = rounded_layout(group.row_count, shape.d_k);
   const ScoreShared shared = score_shared(layout);
-  load_mean_words(group, layout, shared.words);
+  load_mean_words(group, layout, shared);
   variance_weights(group, clusters.gamma, shape.d_k, shape.beta, shared.weight);
   sync_threads();
   const int part = static_cast<int>(blockIdx.x) % kProposeParts;
@@ -344,7 +368,7 @@ ICE_KERNEL __launch_bounds__(kProposeThreads, 1)
     const bool used = c < clusters.count;
     const float sigma = used ? fp16_value(read(clusters.sigma + c)) : 0.0f;
     float vote = 0;
-    for_each_dot(clusters, panel, shape.beta, shared.words, group, layout, [&](int h, float dot) {
+    for_each_dot(clusters, panel, shape.beta, shared, group, layout, [&](int h, float dot) {
       const float reach = dot + 2 * square_root(2 * shared.weight[h] * sigma);
       vote += vote_of(reach, read(group.reference_level + h));
       if (!used) return;
@@ -374,26 +398,28 @@ ICE_KERNEL __launch_bounds__(kCutThreads, 1) take_clusters_kernel(const GpuSelec
   const SelectionRule& rule = group.rule;
   int begin = 0;
   int count = group.size.clusters;
+  int rows = group.size.indexed_rows;
   int budget = rule.budget;
   if (rule.segment_budgets != nullptr) {
     const int s = static_cast<int>(blockIdx.x);
     if (s >= group.segment_count) return;
-    begin = group.segments[s].first_cluster;
-    count = group.segments[s].index.clusters.count;
+    const GpuSegment& segment = group.segments[s];
+    begin = segment.first_cluster;
+    count = segment.index.clusters.count;
+    rows = segment.index.end_row - segment.index.first_row;
     budget = rule.segment_budgets[s];
   } else if (blockIdx.x > 0) {
     return;
   }
   std::uint8_t* candidate = group.candidate + begin;
-  if (budget == 0 || rule.breadth == kAllClusters) {
-    for (int i = thread(); i < count; i += thread_count()) candidate[i] = budget > 0 ? 1 : 0;
+  const std::int64_t wanted = budget > 0 ? candidate_rows(rule.breadth, budget, rows) : 0;
+  if (wanted == 0 || wanted >= rows) {
+    for (int i = thread(); i < count; i += thread_count()) candidate[i] = wanted > 0 ? 1 : 0;
     return;
   }
-  const std::int64_t wanted = static_cast<std::int64_t>(rule.breadth) * budget;
   CutShared& shared = *reinterpret_cast<CutShared*>(shared_memory());
   const ClusterItems items{group.cluster_vote + begin};
-  const std::uint64_t cut =
-      find_cut(items, count, wanted > kMinCandidateRows ? wanted : kMinCandidateRows, shared);
+  const std::uint64_t cut = find_cut(items, count, wanted, shared);
   for (int i = thread(); i < count; i += thread_count()) {
     candidate[i] = items.at(i).key >= cut ? 1 : 0;
   }
@@ -420,39 +446,31 @@ Status check(const GpuSelectArgs& args) {
 }  // namespace
 }  // namespace gpu
 
-Status round_queries_cuda(const GpuSelectArgs& args, Stream stream) {
+Status score_lists_cuda(const GpuSelectArgs& args, Stream stream) {
   ICE_TRY(gpu::check(args));
   gpu::RotationTable table;
   for (std::int32_t j = 0; j < kMaxHeadDim; ++j) table.sign[j] = rotation_sign(j);
   const std::int32_t block = args.shape.d_k & -args.shape.d_k;
-  return gpu::start({.grid_x = args.group_count,
-                     .threads = gpu::kRoundThreads,
-                     .shared_bytes = gpu::kRoundThreads / 32 * kMaxHeadDim * 4,
+  const std::int32_t segments = args.capacity.segments > 0 ? args.capacity.segments : 1;
+  return gpu::start({.grid_x = 1 + segments,
+                     .grid_y = args.group_count,
+                     .threads = gpu::kListThreads,
+                     .shared_bytes = gpu::score_shared_bytes(
+                         args.capacity.row_count, args.shape.d_k, gpu::kListThreads / 32),
                      .stream = stream},
-                    gpu::round_queries_kernel, args.groups, args.shape.d_k,
+                    gpu::score_lists_kernel, args.groups, args.shape,
                     1.0f / std::sqrt(static_cast<float>(block)), table);
-}
-
-Status score_lists_cuda(const GpuSelectArgs& args, Stream stream) {
-  ICE_TRY(gpu::check(args));
-  return gpu::start(
-      {.grid_x = args.capacity.segments > 0 ? args.capacity.segments : 1,
-       .grid_y = args.group_count,
-       .threads = gpu::kListThreads,
-       .shared_bytes = gpu::score_shared_bytes(args.capacity.row_count, args.shape.d_k),
-       .stream = stream},
-      gpu::score_lists_kernel, args.groups, args.shape);
 }
 
 Status propose_cuda(const GpuSelectArgs& args, Stream stream) {
   ICE_TRY(gpu::check(args));
-  ICE_TRY(
-      gpu::start({.grid_x = args.capacity.segments * gpu::kProposeParts,
-                  .grid_y = args.group_count,
-                  .threads = gpu::kProposeThreads,
-                  .shared_bytes = gpu::score_shared_bytes(args.capacity.row_count, args.shape.d_k),
-                  .stream = stream},
-                 gpu::score_clusters_kernel, args.groups, args.shape));
+  ICE_TRY(gpu::start(
+      {.grid_x = args.capacity.segments * gpu::kProposeParts,
+       .grid_y = args.group_count,
+       .threads = gpu::kProposeThreads,
+       .shared_bytes = gpu::score_shared_bytes(args.capacity.row_count, args.shape.d_k, 0),
+       .stream = stream},
+      gpu::score_clusters_kernel, args.groups, args.shape));
   return gpu::start({.grid_x = args.segment_budgets ? args.capacity.segments : 1,
                      .grid_y = args.group_count,
                      .threads = gpu::kCutThreads,

@@ -36,8 +36,8 @@ struct GpuSelectGroup {
   TableSize size;                        // of the table
   SelectionRule rule;
 
-  std::int32_t* rounded = nullptr;         // round_queries: [rounded_layout().ints()]
-  float* list_logit = nullptr;             // score_lists: [G, lists] λ
+  std::int32_t* rounded = nullptr;         // score_lists: [rounded_layout().ints()]
+  float* list_logit = nullptr;             // [G, lists] λ
   float* reference_level = nullptr;        //   [G] R
   float* segment_mass = nullptr;           //   [segment_count] m_s
   float* cluster_logit = nullptr;          // propose: [G, clusters] β q·μ
@@ -62,8 +62,7 @@ struct GpuSelectArgs {
   const GpuSelectGroup* groups = nullptr;  // [group_count] in the memory of the GPU
 };
 
-// Rounds q for the means, rotates and rounds it for the codes. First, once for every q.
-Status round_queries_cuda(const GpuSelectArgs& args, Stream stream);
+// Also rounds q for the means, rotates and rounds it for the codes.
 Status score_lists_cuda(const GpuSelectArgs& args, Stream stream);
 Status propose_cuda(const GpuSelectArgs& args, Stream stream);
 Status rank_cuda(const GpuSelectArgs& args, Stream stream);  // once after every propose

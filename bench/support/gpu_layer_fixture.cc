@@ -288,10 +288,7 @@ void GpuLayerFixture::add_groups(std::int32_t head, const std::byte* rows, GpuSe
 }
 
 Status GpuLayerFixture::attend_window() { return attend_cuda(window_args_, arena_.stream()); }
-Status GpuLayerFixture::score() {
-  ICE_TRY(round_queries_cuda(select_args_, arena_.stream()));
-  return score_lists_cuda(select_args_, arena_.stream());
-}
+Status GpuLayerFixture::score() { return score_lists_cuda(select_args_, arena_.stream()); }
 Status GpuLayerFixture::propose() { return propose_cuda(select_args_, arena_.stream()); }
 Status GpuLayerFixture::rank() { return rank_cuda(select_args_, arena_.stream()); }
 Status GpuLayerFixture::find() { return find_rows_cuda(find_args_, arena_.stream()); }

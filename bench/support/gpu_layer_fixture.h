@@ -17,7 +17,7 @@ struct GpuLayerShape {
   std::int32_t query_rows = 8;  // per KV head
   std::int32_t head_dim = 128;
   std::int32_t budget = 256;
-  std::int32_t breadth = kDefaultBreadth;
+  std::int32_t breadth = kRuleBreadth;
   std::int32_t window = 512;  // exact rows beside the index
   std::uint64_t seed = 1;
 

@@ -118,7 +118,7 @@ TEST(AttendCuda, RandomShapes) {
       pointers.push_back(worlds.back().get());
       const std::int32_t indexed = worlds.back()->size().indexed_rows;
       const auto budget = static_cast<std::int32_t>(rng.below(static_cast<unsigned>(indexed) + 1));
-      GroupOptions option = with_rule(budget, static_cast<std::int32_t>(rng.below(4)));
+      GroupOptions option = with_rule(budget, static_cast<std::int32_t>(rng.below(5)) - 1);
       option.page_rows = page_rows;
       for (std::int32_t page = 0; page < 40; ++page) {
         if (rng.below(4) == 0) option.missing_pages.push_back(page);

@@ -262,7 +262,6 @@ GpuAttendArgs GpuLayer::attend_args() const {
 
 Status GpuLayer::select() {
   const GpuSelectArgs args = select_args();
-  ICE_TRY(round_queries_cuda(args, arena_.stream()));
   ICE_TRY(score_lists_cuda(args, arena_.stream()));
   ICE_TRY(propose_cuda(args, arena_.stream()));
   return rank_cuda(args, arena_.stream());

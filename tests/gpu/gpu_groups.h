@@ -65,7 +65,7 @@ class GpuLayer {
   GpuLayer(GpuArena& arena, const std::vector<const World*>& worlds,
            const std::vector<GroupOptions>& options);
 
-  Status select();                         // round queries, score lists, propose, rank
+  Status select();                         // score lists, propose, rank
   Status step();                           // select, find rows, attend
   Status run(Status (GpuLayer::*work)());  // and waits
 

@@ -190,6 +190,12 @@ TEST(SelectCuda, BreadthAllRanksEveryToken) {
   check_layer({&world}, {with_rule(256, kAllClusters)});
 }
 
+TEST(SelectCuda, TheRuleOfTheContractSetsTheBreadth) {
+  const World world(23, {1024, 1024, 1024, 1024, 1024, 1024}, 64, 2);
+  check_layer({&world}, {with_rule(16, kRuleBreadth)});
+  check_layer({&world}, {with_rule(700, kRuleBreadth)});
+}
+
 TEST(SelectCuda, SegmentsWithBudgetsOfTheirOwnSelectAlone) {
   const World world(15, {1024, 256, 1024}, 64, 2);
   const std::int32_t budgets[] = {64, 0, 200};
@@ -235,7 +241,7 @@ TEST(SelectCuda, RandomShapes) {
       pointers.push_back(worlds.back().get());
       const std::int32_t indexed = worlds.back()->size().indexed_rows;
       const auto budget = static_cast<std::int32_t>(rng.below(static_cast<unsigned>(indexed) + 1));
-      options.push_back(with_rule(budget, static_cast<std::int32_t>(rng.below(4))));
+      options.push_back(with_rule(budget, static_cast<std::int32_t>(rng.below(5)) - 1));
     }
     SCOPED_TRACE("case " + std::to_string(i));
     check_layer(pointers, options);
@@ -289,7 +295,7 @@ TEST(SelectCuda, LimitsAreRefusedWithWords) {
   EXPECT_EQ(rank_cuda(args, arena.stream()).code(), Code::kInvalidArgument);
   args = layer.select_args();
   args.shape.d_k = 72;
-  EXPECT_EQ(round_queries_cuda(args, arena.stream()).code(), Code::kUnimplemented);
+  EXPECT_EQ(score_lists_cuda(args, arena.stream()).code(), Code::kUnimplemented);
 }
 
 }  // namespace
