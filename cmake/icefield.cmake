@@ -12,7 +12,7 @@ set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
 set(ICEFIELD_SANITIZE "" CACHE STRING "value for -fsanitize=, empty for none")
 
 add_library(icefield_flags INTERFACE)
-target_compile_options(icefield_flags INTERFACE
+set(host_flags
   -Wall -Wextra -Wconversion -Wshadow -Werror
   -Wno-missing-field-initializers  # designated initializers leave the defaults on purpose
   # GCC 12 sees overlapping copies in plain std::string concatenation (GCC bug 105651),
@@ -21,9 +21,12 @@ target_compile_options(icefield_flags INTERFACE
   $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict -Wno-maybe-uninitialized -Wno-mismatched-new-delete>
   # The bytes that kernels compute must not depend on what the optimiser fuses.
   -ffp-contract=off)
+target_compile_options(icefield_flags INTERFACE
+  "$<$<COMPILE_LANGUAGE:C,CXX>:${host_flags}>"
+  $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-Werror=all-warnings>)
 target_include_directories(icefield_flags INTERFACE ${PROJECT_SOURCE_DIR})
 if(ICEFIELD_SANITIZE)
-  target_compile_options(icefield_flags INTERFACE
+  target_compile_options(icefield_flags INTERFACE  # nvcc is not used then: cmake/cuda.cmake
     -fsanitize=${ICEFIELD_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer
     $<$<CXX_COMPILER_ID:GNU>:-Wno-tsan>)  # Boost's fences, which tsan does not follow
   target_link_options(icefield_flags INTERFACE -fsanitize=${ICEFIELD_SANITIZE})
@@ -91,10 +94,11 @@ function(icefield_program name)
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} ${ARG_LIBS} icefield_flags)
 endfunction()
 
-# icefield_test(name SRCS … [DEPS …] [LIBS …] [LABELS …] [TIMEOUT seconds] [SIMD]): a GoogleTest
-# program that ctest runs as one test. SIMD: once for every instruction set that the CPU has.
+# icefield_test(name SRCS … [DEPS …] [LIBS …] [LABELS …] [TIMEOUT seconds] [SIMD] [MAIN target]): a
+# GoogleTest program that ctest runs as one test. SIMD: once for every instruction set that the CPU
+# has. MAIN: a library with a main() of its own.
 function(icefield_test name)
-  cmake_parse_arguments(ARG "SIMD" "TIMEOUT" "SRCS;DEPS;LIBS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "SIMD" "TIMEOUT;MAIN" "SRCS;DEPS;LIBS;LABELS" ${ARGN})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
   endif()
@@ -104,6 +108,8 @@ function(icefield_test name)
   set(main GTest::gtest_main)
   if(ARG_SIMD)
     set(main simd_main)
+  elseif(ARG_MAIN)
+    set(main ${ARG_MAIN})
   endif()
   icefield_program(${name} SRCS ${ARG_SRCS} DEPS ${ARG_DEPS}
                    LIBS ${ARG_LIBS} GTest::gmock ${main})

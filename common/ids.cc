@@ -73,22 +73,6 @@ NamespaceId namespace_id(std::string_view name_space) {
 
 BuildId build_id(ConstByteSpan manifest) { return typed<BuildId>(sha256_prefix(manifest)); }
 
-std::string_view to_string(PartKind kind) {
-  switch (kind) {
-    case PartKind::kManifest: return "manifest";
-    case PartKind::kLists: return "L0";
-    case PartKind::kClusters: return "L1";
-    case PartKind::kCodes: return "L2";
-    case PartKind::kOrder: return "order";
-    case PartKind::kExtent: return "extent";
-    case PartKind::kFingerprint: return "fingerprint";
-    case PartKind::kValue: return "value chunk";
-    case PartKind::kValueName: return "value name";
-    case PartKind::kNamespace: return "namespace";
-  }
-  return "unknown";
-}
-
 std::array<std::byte, ObjectKey::kBytes> ObjectKey::bytes() const {
   std::array<std::byte, kBytes> out;
   std::copy(segment.bytes.begin(), segment.bytes.end(), out.begin());

@@ -1,7 +1,5 @@
 #include "common/rng.h"
 
-#include <openssl/rand.h>
-
 #include "common/check.h"
 
 namespace icefield {
@@ -22,12 +20,6 @@ std::uint64_t SeededRng::next() {
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
   return z ^ (z >> 31);
-}
-
-std::uint64_t SystemRng::next() {
-  std::uint64_t word = 0;
-  ICE_CHECK(RAND_bytes(reinterpret_cast<unsigned char*>(&word), sizeof word) == 1);
-  return word;
 }
 
 }  // namespace icefield

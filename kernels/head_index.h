@@ -69,8 +69,8 @@ struct SelectionRule {
 };
 
 // What the tokens of C add up to at least (step 5), of `indexed_rows` tokens and a budget above 0.
-inline std::int64_t candidate_rows(std::int32_t breadth, std::int32_t budget,
-                                   std::int32_t indexed_rows) {
+constexpr std::int64_t candidate_rows(std::int32_t breadth, std::int32_t budget,
+                                      std::int32_t indexed_rows) {
   const std::int64_t rows = indexed_rows;
   const std::int64_t wanted = budget;
   if (breadth == kAllClusters) return rows;

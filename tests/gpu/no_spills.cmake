@@ -1,0 +1,41 @@
+# Compiles the CUDA sources for every target and fails when a kernel keeps registers or arrays in
+# local memory. Run by ctest:
+#   cmake -DNVCC=… -DROOT=… -DSOURCES=a.cu,b.cu -DTARGETS=80,90 -DOUT=… -P no_spills.cmake
+string(REPLACE "," ";" sources "${SOURCES}")
+string(REPLACE "," ";" targets "${TARGETS}")
+set(bad "")
+set(kernels 0)
+foreach(target IN LISTS targets)
+  foreach(source IN LISTS sources)
+    execute_process(
+      COMMAND ${NVCC} -std=c++20 -O3 --expt-relaxed-constexpr -I${ROOT} -arch=sm_${target} -cubin
+              -Xptxas -v -o ${OUT}/${source}.sm_${target}.cubin ${ROOT}/kernels/${source}
+      RESULT_VARIABLE failed ERROR_VARIABLE log OUTPUT_VARIABLE log)
+    if(failed)
+      message(FATAL_ERROR "${source} for sm_${target}:\n${log}")
+    endif()
+    string(REPLACE ";" "," log "${log}")
+    string(REPLACE "\n" ";" lines "${log}")
+    foreach(line IN LISTS lines)
+      if(line MATCHES "Compiling entry function '([^']*)'")
+        set(kernel ${CMAKE_MATCH_1})
+        math(EXPR kernels "${kernels} + 1")
+      elseif(line MATCHES "([0-9]+) bytes stack frame, ([0-9]+) bytes spill stores")
+        set(stack ${CMAKE_MATCH_1})
+        set(spilled ${CMAKE_MATCH_2})
+      elseif(line MATCHES "Used ([0-9]+) registers")
+        message("sm_${target} ${source} ${kernel}: ${CMAKE_MATCH_1} registers, "
+                "${spilled} bytes spilled, stack of ${stack}")
+        if(spilled GREATER 0 OR stack GREATER 0)
+          string(APPEND bad "sm_${target} ${kernel}: ${spilled} bytes spilled\n")
+        endif()
+      endif()
+    endforeach()
+  endforeach()
+endforeach()
+if(kernels EQUAL 0)
+  message(FATAL_ERROR "nvcc named no kernel: what it prints has changed")
+endif()
+if(bad)
+  message(FATAL_ERROR "${bad}")
+endif()

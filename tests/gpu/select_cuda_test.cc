@@ -1,0 +1,302 @@
+// Selection on the GPU (or its emulation) against the float64 reference, step by step over random
+// shapes: what one step gives is handed to the reference of the next.
+#include "kernels/select_cuda.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "tests/gpu/gpu_groups.h"
+
+namespace icefield {
+namespace {
+
+// Votes that differ from the cut by less than this may go either way (docs/formats/attention.md).
+constexpr float kVoteTolerance = 1e-4f;
+
+void expect_close(const std::vector<float>& a, const std::vector<float>& b, float tolerance) {
+  ASSERT_EQ(a.size(), b.size());
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    ASSERT_NEAR(a[i], b[i], tolerance * (1 + std::abs(b[i]))) << "at " << i;
+  }
+}
+
+std::int32_t table_index(const World& world, const TableRow& at) {
+  std::int32_t first = 0;
+  for (std::int32_t s = 0; s < at.segment; ++s) {
+    first += world.table[static_cast<std::size_t>(s)].codes.row_count;
+  }
+  return first + at.row;
+}
+
+// Runs of clusters and rows that select on their own: the table, or each segment.
+struct Part {
+  std::int32_t first_cluster, clusters, first_row, rows, budget;
+};
+std::vector<Part> parts_of(const World& world, const SelectionRule& rule) {
+  const TableSize size = world.size();
+  if (rule.segment_budgets == nullptr) return {{0, size.clusters, 0, size.rows, rule.budget}};
+  std::vector<Part> parts;
+  Part part{};
+  for (std::size_t s = 0; s < world.table.size(); ++s) {
+    part.clusters = world.table[s].clusters.count;
+    part.rows = world.table[s].codes.row_count;
+    part.budget = rule.segment_budgets[s];
+    parts.push_back(part);
+    part.first_cluster += part.clusters;
+    part.first_row += part.rows;
+  }
+  return parts;
+}
+
+class Checked {
+ public:
+  Checked(GpuArena& arena, const GpuGroup& group)
+      : arena_(arena),
+        group_(group),
+        world_(*group.world),
+        size_(world_.size()),
+        reference_(world_.reference()) {}
+
+  void check() {
+    check_lists();
+    check_clusters();
+    check_rows();
+  }
+
+ private:
+  void check_lists() {
+    const GpuSelectGroup& gpu = group_.select;
+    reference_.score_lists();
+    expect_close(arena_.get(gpu.list_logit, gpu.row_count * size_.lists), reference_.list_logit,
+                 1e-5f);
+    const std::vector<float> level = arena_.get(gpu.reference_level, gpu.row_count);
+    expect_close(level, reference_.reference_level, 1e-5f);
+    expect_close(arena_.get(gpu.segment_mass, gpu.segment_count), reference_.segment_mass, 1e-4f);
+    reference_.reference_level = level;
+  }
+
+  void check_clusters() {
+    const GpuSelectGroup& gpu = group_.select;
+    reference_.propose(group_.options.rule);
+    expect_close(arena_.get(gpu.cluster_logit, gpu.row_count * size_.clusters),
+                 reference_.cluster_logit, 1e-5f);
+    const std::vector<ClusterVote> votes = arena_.get(gpu.cluster_vote, size_.clusters);
+    std::vector<float> vote;
+    for (const ClusterVote& one : votes) vote.push_back(one.vote);
+    expect_close(vote, reference_.cluster_vote, kVoteTolerance);
+    // Where the sets differ, votes are as good as equal to the cut.
+    const std::vector<std::uint8_t> candidate = arena_.get(gpu.candidate, size_.clusters);
+    for (const Part& part : parts_of(world_, group_.options.rule)) {
+      float cut = HUGE_VALF;
+      for (std::int32_t c = part.first_cluster; c < part.first_cluster + part.clusters; ++c) {
+        const auto at = static_cast<std::size_t>(c);
+        if (reference_.candidate[at] != 0) cut = std::min(cut, reference_.cluster_vote[at]);
+      }
+      for (std::int32_t c = part.first_cluster; c < part.first_cluster + part.clusters; ++c) {
+        const auto at = static_cast<std::size_t>(c);
+        ASSERT_LE(candidate[at], 1);
+        if (candidate[at] == reference_.candidate[at]) continue;
+        ASSERT_NEAR(reference_.cluster_vote[at], cut, 2 * kVoteTolerance * (1e-6f + cut)) << c;
+      }
+    }
+    reference_.candidate = candidate;
+    reference_.cluster_logit = arena_.get(gpu.cluster_logit, gpu.row_count * size_.clusters);
+  }
+
+  void check_rows() {
+    const GpuSelectGroup& gpu = group_.select;
+    reference_.rank(group_.options.rule);
+    const std::vector<float> logit = arena_.get(gpu.token_logit, gpu.row_count * size_.rows);
+    for (std::size_t i = 0; i < logit.size(); ++i) {
+      if (std::isnan(reference_.token_logit[i])) continue;  // not in C
+      ASSERT_NEAR(logit[i], reference_.token_logit[i],
+                  1e-5f * (1 + std::abs(reference_.token_logit[i])));
+    }
+    const std::int32_t count = arena_.get(gpu.selected_count, 1)[0];
+    ASSERT_EQ(count, static_cast<std::int32_t>(reference_.selected.size()));
+    const std::vector<TableRow> selected = arena_.get(gpu.selected, count);
+    std::vector<bool> mine(static_cast<std::size_t>(size_.rows), false);
+    std::vector<bool> theirs = mine;
+    std::int32_t before = -1;
+    for (const TableRow& at : selected) {
+      const std::int32_t index = table_index(world_, at);
+      ASSERT_GT(index, before) << "ascending";
+      mine[static_cast<std::size_t>(before = index)] = true;
+    }
+    for (const TableRow& at : reference_.selected) {
+      theirs[static_cast<std::size_t>(table_index(world_, at))] = true;
+    }
+    for (const Part& part : parts_of(world_, group_.options.rule)) {
+      float cut = HUGE_VALF;
+      for (std::int32_t row = part.first_row; row < part.first_row + part.rows; ++row) {
+        const auto at = static_cast<std::size_t>(row);
+        if (theirs[at]) cut = std::min(cut, reference_.vote[at]);
+      }
+      for (std::int32_t row = part.first_row; row < part.first_row + part.rows; ++row) {
+        const auto at = static_cast<std::size_t>(row);
+        if (mine[at] == theirs[at]) continue;
+        ASSERT_NEAR(reference_.vote[at], cut, 2 * kVoteTolerance * std::max(1e-30f, std::abs(cut)))
+            << row;
+      }
+    }
+  }
+
+  GpuArena& arena_;
+  const GpuGroup& group_;
+  const World& world_;
+  TableSize size_;
+  GroupFixture reference_;
+};
+
+void check_layer(const std::vector<const World*>& worlds,
+                 const std::vector<GroupOptions>& options) {
+  GpuArena arena;
+  GpuLayer layer(arena, worlds, options);
+  // Twice: the second run finds the counters as the first left them.
+  for (int run = 0; run < 2; ++run) {
+    ASSERT_TRUE(layer.run(&GpuLayer::select).ok());
+    for (std::size_t i = 0; i < worlds.size(); ++i) {
+      SCOPED_TRACE("run " + std::to_string(run) + ", group " + std::to_string(i));
+      Checked(arena, layer.group(i)).check();
+    }
+  }
+}
+
+GroupOptions with_rule(std::int32_t budget, std::int32_t breadth) {
+  return {.rule = {.budget = budget, .breadth = breadth}};
+}
+
+TEST(SelectCuda, AgreesWithTheReferenceForAllHeadDimensions) {
+  std::uint64_t seed = 1;
+  for (const std::int32_t d : {64, 80, 96, 128, 256}) {
+    SCOPED_TRACE(d);
+    const World world(seed++, {1024}, d, 3);
+    check_layer({&world}, {with_rule(64, 1)});
+  }
+}
+
+TEST(SelectCuda, GroupsOfOneLaunchDoNotMix) {
+  const World small(11, {256}, 64, 1);
+  const World large(12, {1024, 256, 1024}, 64, 8);
+  const World wide(13, {256, 1024}, 64, 13);
+  check_layer({&small, &large, &wide}, {with_rule(17, 2), with_rule(100, 3), with_rule(300, 1)});
+}
+
+TEST(SelectCuda, BreadthAllRanksEveryToken) {
+  const World world(14, {1024, 1024}, 64, 4);
+  check_layer({&world}, {with_rule(256, kAllClusters)});
+}
+
+TEST(SelectCuda, TheRuleOfTheContractSetsTheBreadth) {
+  const World world(23, {1024, 1024, 1024, 1024, 1024, 1024}, 64, 2);
+  check_layer({&world}, {with_rule(16, kRuleBreadth)});
+  check_layer({&world}, {with_rule(700, kRuleBreadth)});
+}
+
+TEST(SelectCuda, SegmentsWithBudgetsOfTheirOwnSelectAlone) {
+  const World world(15, {1024, 256, 1024}, 64, 2);
+  const std::int32_t budgets[] = {64, 0, 200};
+  check_layer({&world}, {{.rule = {.segment_budgets = budgets, .breadth = 1}}});
+  check_layer({&world}, {{.rule = {.segment_budgets = budgets, .breadth = kAllClusters}}});
+}
+
+TEST(SelectCuda, BudgetsAtTheEdges) {
+  const World world(16, {256, 256}, 64, 2);
+  const std::int32_t indexed = world.size().indexed_rows;
+  for (const std::int32_t budget : {0, 1, indexed - 1, indexed}) {
+    SCOPED_TRACE(budget);
+    check_layer({&world}, {with_rule(budget, 1)});
+  }
+}
+
+TEST(SelectCuda, AContextWithoutSegmentsHasTheLevelOfItsExactRows) {
+  const World none(17, {}, 64, 2);
+  const World some(18, {256}, 64, 2);
+  check_layer({&none, &some}, {with_rule(0, 1), with_rule(8, 1)});
+}
+
+TEST(SelectCuda, AWindowThatCoversTheLastExtentHidesItsClusters) {
+  World world(19, {256, 1024}, 64, 4);
+  world.table[1] = world.heads[1]->without_last_extent();
+  check_layer({&world}, {with_rule(64, 1)});
+}
+
+TEST(SelectCuda, RandomShapes) {
+  SeededRng rng(50);
+  for (int i = 0; i < 8; ++i) {
+    const std::int32_t d = std::vector<std::int32_t>{64, 80, 96, 112, 128}[rng.below(5)];
+    std::vector<std::unique_ptr<World>> worlds;
+    std::vector<const World*> pointers;
+    std::vector<GroupOptions> options;
+    for (std::uint64_t g = 1 + rng.below(3); g > 0; --g) {
+      std::vector<std::int32_t> lengths;
+      for (std::uint64_t s = rng.below(4); s > 0; --s) {
+        lengths.push_back(rng.below(3) == 0 ? 1024 : 256);
+      }
+      const auto query_rows = static_cast<std::int32_t>(1 + rng.below(18));
+      worlds.push_back(std::make_unique<World>(rng.next(), lengths, d, query_rows));
+      pointers.push_back(worlds.back().get());
+      const std::int32_t indexed = worlds.back()->size().indexed_rows;
+      const auto budget = static_cast<std::int32_t>(rng.below(static_cast<unsigned>(indexed) + 1));
+      options.push_back(with_rule(budget, static_cast<std::int32_t>(rng.below(5)) - 1));
+    }
+    SCOPED_TRACE("case " + std::to_string(i));
+    check_layer(pointers, options);
+  }
+}
+
+TEST(SelectCuda, ClustersOfOneTokenEqualKeysAndOutliers) {
+  World single(31, {256, 256}, 64, 2);
+  single.split_clusters(0);
+  std::vector<Bf16> equal(256 * 128, float_to_bf16(0.5f));
+  std::vector<Bf16> outlier(256 * 128, float_to_bf16(0.01f));
+  for (int j = 0; j < 64; ++j)
+    outlier[100 * 128 + static_cast<std::size_t>(j)] = float_to_bf16(1e4f);
+  const World strange({equal, outlier}, 64, 2);
+  check_layer({&single, &strange}, {with_rule(40, 1), with_rule(40, 1)});
+}
+
+TEST(SelectCuda, EqualVotesGoToTheLowerRows) {
+  // Queries of zeros: all rows have the same vote, whatever their codes.
+  World world(20, {1024}, 64, 2);
+  std::fill(world.q.begin(), world.q.end(), 0.0f);
+  GpuArena arena;
+  GpuLayer layer(arena, {&world}, {with_rule(100, kAllClusters)});
+  ASSERT_TRUE(layer.run(&GpuLayer::select).ok());
+  const std::vector<TableRow> selected = arena.get(layer.group(0).select.selected, 100);
+  for (std::int32_t i = 0; i < 100; ++i) {
+    EXPECT_EQ(selected[static_cast<std::size_t>(i)], (TableRow{0, kSinkTokens + i}));
+  }
+}
+
+TEST(SelectCuda, QueriesThatAreNotFiniteSelectSomethingDefined) {
+  World world(21, {256}, 64, 3);
+  world.q[5] = NAN;
+  world.q[70] = HUGE_VALF;
+  GpuArena arena;
+  GpuLayer layer(arena, {&world}, {with_rule(16, 1)});
+  ASSERT_TRUE(layer.run(&GpuLayer::select).ok());
+  const std::int32_t count = arena.get(layer.group(0).select.selected_count, 1)[0];
+  EXPECT_LE(count, 16);
+}
+
+TEST(SelectCuda, LimitsAreRefusedWithWords) {
+  const World world(22, {256}, 64, 1);
+  GpuArena arena;
+  GpuLayer layer(arena, {&world}, {with_rule(8, 1)});
+  GpuSelectArgs args = layer.select_args();
+  args.capacity.row_count = kGpuMaxQueryRows + 1;
+  EXPECT_EQ(propose_cuda(args, arena.stream()).code(), Code::kInvalidArgument);
+  args = layer.select_args();
+  args.capacity.rows = kGpuMaxTableRows + 1;
+  EXPECT_EQ(rank_cuda(args, arena.stream()).code(), Code::kInvalidArgument);
+  args = layer.select_args();
+  args.shape.d_k = 72;
+  EXPECT_EQ(score_lists_cuda(args, arena.stream()).code(), Code::kUnimplemented);
+}
+
+}  // namespace
+}  // namespace icefield
