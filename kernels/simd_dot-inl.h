@@ -1,4 +1,4 @@
-// kernels/simd_dot-inl.h — dot products of small integers, which Highway 1.0.3 does not have for x86.
+// kernels/simd_dot-inl.h — dot products of small integers, which Highway 1.0.3 lacks on x86.
 // Included once per instruction set, after simd-inl.h; in the namespace of the target.
 //
 // pair_dot: int16 × int16 by neighbouring pairs; means against a query of 16 bits.

@@ -84,8 +84,8 @@ struct BasicCodesView {
   std::int32_t panel_count() const {
     return static_cast<std::int32_t>(ceil_div(row_count, kCodePanel));
   }
-  // The word that holds dimensions dim / 16 × 16 to + 15 of a row. Dimension 4 k + b of these stands
-  // at bit 8 b + 2 k: a shift by 2 k and a mask give four neighbouring dimensions in four bytes.
+  // The word that holds dimensions dim / 16 × 16 to + 15 of a row. Dimension 4 k + b of these is at
+  // bit 8 b + 2 k: a shift by 2 k and a mask give four neighbouring dimensions in four bytes.
   Qualify<std::uint32_t>& code_word(std::int32_t row, std::int32_t dim) const {
     return codes[static_cast<std::int64_t>(row / kCodePanel) * d_k + dim / kCodeGroup * kCodePanel +
                  row % kCodePanel];

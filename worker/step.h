@@ -118,8 +118,8 @@ class Step {
   void append(std::int32_t layer, const float* k, const float* v);
 
   // Attention of q [tokens, query heads, d_k] over each item's context and its own tokens up to
-  // each one; out [tokens, query heads, d_v]. kUnavailable below an item's coverage floor. Allocates
-  // nothing after a step of the same shape, unless pages have to be fetched.
+  // each one; out [tokens, query heads, d_v]. kUnavailable below an item's coverage floor.
+  // Allocates nothing after a step of the same shape, unless pages have to be fetched.
   Status attend(std::int32_t layer, const float* q, float* out);
 
   // Commits the tokens. Windows that advance seal what has left them; when that fails, the rows

@@ -216,7 +216,7 @@ TEST(SegmentSize, IndexIsASmallShareOfTheKv) {
   const auto l1 = static_cast<double>(built.index[0].clusters.size());
   const auto l2 = static_cast<double>(built.index[0].codes.size());
   EXPECT_LE(l0 / kv, 0.010);
-  EXPECT_LE((l0 + l1) / kv, 0.045);
+  EXPECT_LE((l0 + l1) / kv, 0.046);
   EXPECT_LE((l0 + l1 + l2) / kv, 0.125);
 }
 
