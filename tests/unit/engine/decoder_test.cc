@@ -153,14 +153,15 @@ TEST_F(DecoderTest, DenseAttentionIsFullCausalAttention) {
     for (std::int32_t head = 0; head < 2; ++head) {
       std::vector<RowRun> runs;
       context.append_exact_runs(1, head, runs);
-      std::vector<float> row_out(128), lse(2), tail(2), fault(2);
+      std::vector<float> row_out(128), lse(2), tail(2), fault(2), drift(2);
       const std::vector<std::int32_t> hidden(2, static_cast<std::int32_t>(kNew - 1 - t));
-      const AttendGroup group{.row_count = 2,
-                              .q = q.data() + (t * 4 + head * 2) * 64,
-                              .run_count = static_cast<std::int32_t>(runs.size()),
-                              .runs = runs.data(),
-                              .hidden = hidden.data(),
-                              .result = {row_out.data(), lse.data(), tail.data(), fault.data()}};
+      const AttendGroup group{
+          .row_count = 2,
+          .q = q.data() + (t * 4 + head * 2) * 64,
+          .run_count = static_cast<std::int32_t>(runs.size()),
+          .runs = runs.data(),
+          .hidden = hidden.data(),
+          .result = {row_out.data(), lse.data(), tail.data(), fault.data(), drift.data()}};
       attend_reference(
           {.shape = {.d_k = 64, .d_v = 64, .beta = 0.125f}, .group_count = 1, .groups = &group});
       for (std::size_t j = 0; j < 128; ++j) {

@@ -126,11 +126,11 @@ TEST_F(ModelTest, WhatTheEngineCannotComputeIsRefusedByName) {
   expect(error([](GgufWriter& g) { g.metadata["tokenizer.ggml.pre"] = std::string("tekken"); }),
          Code::kUnimplemented, "pre-tokenizer \"tekken\"");
   expect(error([](GgufWriter& g) {
-           g.metadata["llama.attention.head_count"] = std::uint32_t{8};
-           g.metadata["llama.attention.head_count_kv"] = std::uint32_t{4};
-           g.metadata["llama.rope.dimension_count"] = std::uint32_t{32};
+           g.metadata["llama.attention.head_count"] = std::uint32_t{32};
+           g.metadata["llama.attention.head_count_kv"] = std::uint32_t{16};
+           g.metadata["llama.rope.dimension_count"] = std::uint32_t{8};
          }),
-         Code::kUnimplemented, "head dimensions K 32");
+         Code::kUnimplemented, "head dimensions K 8");
   expect(error([](GgufWriter& g) { g.metadata["llama.rope.dimension_count"] = std::uint32_t{32}; }),
          Code::kUnimplemented, "part of the head dimension");
 }
