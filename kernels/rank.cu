@@ -295,8 +295,8 @@ ICE_KERNEL __launch_bounds__(kFindThreads, 1)
                      int row_bytes) {
   const FindRowsGroup& group = groups[blockIdx.x];
   auto* scan = reinterpret_cast<unsigned*>(shared_memory());
+  // The barriers of the sums below come before a flag is set.
   for (int c = thread(); c < group.cluster_count; c += thread_count()) group.faulty[c] = 0;
-  sync_threads();
   const int count = *group.selected_count;
   unsigned found_before = 0;
   for (int first = 0; first < count; first += thread_count()) {
