@@ -87,19 +87,6 @@ Result<std::vector<std::int32_t>> numbers(const char* flag, const std::string& t
   return out;
 }
 
-Result<std::vector<std::int32_t>> breadths() {
-  std::vector<std::int32_t> out;
-  for (const std::string& part : split(FLAGS_breadth)) {
-    if (part == "rule") {
-      out.push_back(kRuleBreadth);
-      continue;
-    }
-    ICE_TRY(const std::int64_t value, parse_number("breadth", part, 1));
-    out.push_back(value == kAllNumber ? kAllClusters : static_cast<std::int32_t>(value));
-  }
-  return out;
-}
-
 // "synthetic", "synthetic_peaked" …
 Result<std::vector<SyntheticKind>> synthetic_kinds(const std::string& name) {
   const std::size_t prefix = sizeof(kSynthetic) - 1;
@@ -349,7 +336,7 @@ Status run() {
     return Status(Code::kInvalidArgument, "--steps, --rounds and --repeats: 1 or more");
   }
   ICE_TRY(std::vector<std::int32_t> budgets, numbers("budget", FLAGS_budget, 1));
-  ICE_TRY(std::vector<std::int32_t> all_breadths, breadths());
+  ICE_TRY(std::vector<std::int32_t> all_breadths, parse_breadths(FLAGS_breadth));
   Bench bench(std::move(budgets), std::move(all_breadths));
   bench.measure_machine();
   for (const std::string& keys : split(FLAGS_keys)) {

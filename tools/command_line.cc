@@ -12,6 +12,8 @@
 #include <limits>
 #include <sstream>
 
+#include "kernels/head_index.h"
+
 namespace icefield {
 namespace {
 
@@ -114,6 +116,29 @@ Result<std::vector<std::int64_t>> parse_numbers(const std::string& flag, const s
                   "--" + flag + ": \"" + text + "\" ends where a number should stand");
   }
   return values;
+}
+
+Result<std::vector<std::int32_t>> parse_breadths(const std::string& text) {
+  std::vector<std::int32_t> breadths;
+  std::stringstream parts(text);
+  for (std::string part; std::getline(parts, part, ',');) {
+    if (part == "rule") {
+      breadths.push_back(kRuleBreadth);
+      continue;
+    }
+    ICE_TRY(const std::int64_t number, parse_number("breadth", part, 1));
+    breadths.push_back(number == kAllNumber ? kAllClusters : static_cast<std::int32_t>(number));
+  }
+  if (breadths.empty() || text.back() == ',') {
+    return Status(Code::kInvalidArgument,
+                  "--breadth: \"" + text + "\" ends where a number, all or rule should stand");
+  }
+  return breadths;
+}
+
+std::string breadth_text(std::int32_t breadth) {
+  if (breadth == kRuleBreadth) return "rule";
+  return breadth == kAllClusters ? "all" : std::to_string(breadth);
 }
 
 std::string number_text(std::int64_t value) {

@@ -27,6 +27,10 @@ Result<std::vector<std::int64_t>> parse_numbers(const std::string& flag, const s
 Result<std::int64_t> parse_number(const std::string& flag, const std::string& text,
                                   std::int64_t least);
 constexpr std::int64_t kAllNumber = -1;
+// "16,all,rule" of a flag --breadth: numbers from 1, kAllClusters, kRuleBreadth. kInvalidArgument.
+Result<std::vector<std::int32_t>> parse_breadths(const std::string& text);
+// One of them as it is typed.
+std::string breadth_text(std::int32_t breadth);
 // The inverse: "64" or "all".
 std::string number_text(std::int64_t value);
 

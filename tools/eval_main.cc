@@ -14,8 +14,8 @@ DEFINE_string(document, "", "text of 200 KB or more; empty: what ./dev text made
 DEFINE_string(model, "", "GGUF file; empty: what ./dev model fetched");
 DEFINE_string(context_tokens, "4096", "lengths of the documents, for example 4096,7168");
 DEFINE_string(budget, "64,256", "budgets to measure, numbers or all");
-DEFINE_string(breadth, "",
-              "breadths to measure, numbers or all; empty: a quarter of the tokens, at most 32");
+DEFINE_string(breadth, "rule",
+              "breadths to measure: numbers, all, or rule: a quarter of the tokens, at most 32");
 DEFINE_int32(documents, 1, "documents of each length");
 DEFINE_uint64(seed, 1, "of documents and questions");
 DEFINE_string(tasks, "facts,multikey,neardup,multiquery,passage,continuation",
@@ -39,7 +39,7 @@ constexpr char kUsage[] =
 Facts are hidden in prose; each question is asked with full attention and with every budget and
 breadth. "lost": full attention answers it, this does not.
 
-  icefield eval --context_tokens=4096,7168 --budget=64,256 --breadth=16,all --documents=3
+  icefield eval --context_tokens=4096,7168 --budget=64,256 --breadth=rule,all --documents=3
   icefield eval --context_tokens=7168 --seed=1 --record=keys.bin
 )";
 
@@ -58,16 +58,9 @@ Result<Plan> make_plan() {
     }
   }
   ICE_TRY(const auto budgets, parse_numbers("budget", FLAGS_budget, 0));
-  std::vector<std::optional<std::int32_t>> breadths = {std::nullopt};
-  if (!FLAGS_breadth.empty()) {
-    breadths.clear();
-    ICE_TRY(const auto numbers, parse_numbers("breadth", FLAGS_breadth, 1));
-    for (const std::int64_t number : numbers) {
-      breadths.push_back(number == kAllNumber ? kAllClusters : static_cast<std::int32_t>(number));
-    }
-  }
+  ICE_TRY(const std::vector<std::int32_t> breadths, parse_breadths(FLAGS_breadth));
   for (const std::int64_t budget : budgets) {
-    for (const std::optional<std::int32_t> breadth : breadths) {
+    for (const std::int32_t breadth : breadths) {
       plan.options.arms.push_back(
           {.budget = budget == kAllNumber ? kBudgetAll : budget, .breadth = breadth});
     }
@@ -98,11 +91,6 @@ Result<Plan> make_plan() {
 std::string budget_text(const EvalArm& arm) {
   return arm.budget == kBudgetAll ? "all" : std::to_string(arm.budget);
 }
-std::string breadth_text(const EvalArm& arm) {
-  if (!arm.breadth.has_value()) return "default";
-  return *arm.breadth == kAllClusters ? "all" : std::to_string(*arm.breadth);
-}
-
 // All figures of one arm, in the order in which the table shows them.
 class ArmFigures {
  public:
@@ -123,7 +111,7 @@ class ArmFigures {
     Figure figure{.name = name,
                   .params = {{"task", task},
                              {"budget", budget_text(arm_)},
-                             {"breadth", breadth_text(arm_)},
+                             {"breadth", breadth_text(arm_.breadth)},
                              {"context_tokens", length_},
                              {"group_tokens", plan_.options.group_tokens}},
                   .value = value,
@@ -217,7 +205,7 @@ std::string table_of(const Plan& plan, const std::vector<EvalSums>& sums, const 
     const auto answers = static_cast<double>(total.answer_tokens);
     const auto maybe = [](bool known, const std::string& text) { return known ? text : "–"; };
     table.add({budget_text(plan.options.arms[i]),
-               breadth_text(plan.options.arms[i]),
+               breadth_text(plan.options.arms[i].breadth),
                std::to_string(total.right),
                std::to_string(total.full_right),
                std::to_string(total.lost),

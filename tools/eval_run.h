@@ -13,8 +13,8 @@ namespace icefield {
 
 // One way of attending that is measured. Full attention is the reference of all.
 struct EvalArm {
-  std::int64_t budget = 64;             // kBudgetAll: everything, through the clustered path
-  std::optional<std::int32_t> breadth;  // empty: the contract's default
+  std::int64_t budget = 64;  // kBudgetAll: everything, through the clustered path
+  std::int32_t breadth = kRuleBreadth;
   AttendOptions attend() const { return {.budget = budget, .breadth = breadth}; }
 };
 

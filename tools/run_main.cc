@@ -21,8 +21,8 @@ DEFINE_string(token_file, "", "file whose first token opens the nodes of --clust
 DEFINE_string(lanes, "auto", "to the nodes of --cluster: auto, tcp or shared_memory");
 DEFINE_string(name_space, "default", "contexts of different name spaces are never shared");
 DEFINE_string(budget, "256", "tokens attended exactly per KV head beyond sink and window, or all");
-DEFINE_string(breadth, "",
-              "clusters' tokens ranked per budget token, or all; empty: a quarter of the tokens, "
+DEFINE_string(breadth, "rule",
+              "clusters' tokens ranked per budget token, all, or rule: a quarter of the tokens, "
               "at most 32");
 DEFINE_int32(group_tokens, 1, "question tokens that share a selection, 1 to 16");
 DEFINE_int64(dense_suffix_tokens, 64,
@@ -96,10 +96,9 @@ Result<AttendOptions> attend_options(std::int64_t& pool_budget) {
   ICE_TRY(const std::int64_t budget, parse_number("budget", FLAGS_budget, 0));
   AttendOptions options{.budget = budget == kAllNumber ? kBudgetAll : budget,
                         .coverage_floor = static_cast<float>(FLAGS_coverage_floor)};
-  if (!FLAGS_breadth.empty()) {
-    ICE_TRY(const std::int64_t breadth, parse_number("breadth", FLAGS_breadth, 1));
-    options.breadth = breadth == kAllNumber ? kAllClusters : static_cast<std::int32_t>(breadth);
-  }
+  ICE_TRY(const std::vector<std::int32_t> breadths, parse_breadths(FLAGS_breadth));
+  if (breadths.size() != 1) return Status(Code::kInvalidArgument, "--breadth: one, please");
+  options.breadth = breadths[0];
   pool_budget = budget == kAllNumber ? 256 : budget;
   return options;
 }
@@ -137,7 +136,7 @@ Status answer(Session& session, const Context& document, const ChatFrame& frame,
 }
 
 nlohmann::ordered_json run_params() {
-  return {{"budget", FLAGS_budget}, {"breadth", FLAGS_breadth.empty() ? "default" : FLAGS_breadth}};
+  return {{"budget", FLAGS_budget}, {"breadth", FLAGS_breadth}};
 }
 
 // What one run did, for the summary line and for --json.

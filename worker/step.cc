@@ -32,9 +32,9 @@ Status AttendOptions::validate(std::int32_t layer_count) const {
                                               " layer budgets for " + std::to_string(layer_count) +
                                               " layers");
   }
-  if (breadth.has_value() && *breadth < 0) {
+  if (breadth < 0 && breadth != kRuleBreadth) {
     return Status(Code::kInvalidArgument,
-                  "breadth " + std::to_string(*breadth) + ", expected 1 or more, or all");
+                  "breadth " + std::to_string(breadth) + ", expected 1 or more, all, or the rule");
   }
   if (!(coverage_floor >= 0 && coverage_floor <= 1)) {
     return Status(Code::kInvalidArgument, "coverage floor must be between 0 and 1");
@@ -166,7 +166,7 @@ void Step::select(std::int32_t layer, std::size_t group) {
   work.selected.clear();
   work.everything = wanted == size.indexed_rows;
   if (!work.everything) {
-    rank(group, table, {.budget = wanted, .breadth = item.options.breadth.value_or(kRuleBreadth)});
+    rank(group, table, {.budget = wanted, .breadth = item.options.breadth});
     return;
   }
   for (std::int32_t s = 0; s < static_cast<std::int32_t>(table.size()); ++s) {

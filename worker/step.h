@@ -22,9 +22,8 @@ struct AttendOptions {
   std::int64_t budget = kBudgetAll;
   // Overrides `budget` by layer when it is not empty: [layer of the slice].
   std::vector<std::int64_t> layer_budgets;
-  // M of the contract; kAllClusters; empty: what the contract's rule says, a quarter of the tokens
-  // or less.
-  std::optional<std::int32_t> breadth;
+  // M of the contract; kAllClusters; kRuleBreadth: what the contract has as its default.
+  std::int32_t breadth = kRuleBreadth;
   // The step fails with kUnavailable when less of the attention than this is fault-free.
   float coverage_floor = 0;
 

@@ -28,7 +28,7 @@ std::map<std::string, json> evaluate(const std::string& budget, const std::strin
   for (const json& figure : report["figures"]) {
     const json& params = figure["params"];
     EXPECT_EQ(params["budget"], budget);
-    EXPECT_EQ(params["breadth"], breadth.empty() ? "default" : breadth);
+    EXPECT_EQ(params["breadth"], breadth);
     EXPECT_EQ(params["context_tokens"], 1536);
     if (params["task"] == "all" || params["task"] == "continuation") {
       figures[figure["name"]] = figure;
@@ -38,7 +38,7 @@ std::map<std::string, json> evaluate(const std::string& budget, const std::strin
 }
 
 TEST(Eval, FiguresAreCompleteAndSane) {
-  auto figures = evaluate("64", "", "facts,continuation", true);
+  auto figures = evaluate("64", "rule", "facts,continuation", true);
   for (const char* name :
        {"full_right", "lost", "gained", "answer_nll", "kl", "top1_agreement", "strong_misses",
         "recall64", "hot_bytes", "full_bytes", "rows_per_token", "pages_per_token",

@@ -448,7 +448,7 @@ TEST_F(WorkerTest, NonsenseIsRefused) {
   EXPECT_EQ(begin(std::vector<std::uint32_t>(17, 1), {}), Code::kInvalidArgument);
   EXPECT_EQ(begin({1}, {.budget = -7}), Code::kInvalidArgument);
   EXPECT_EQ(begin({1}, {.layer_budgets = {1, 2, 3}}), Code::kInvalidArgument);
-  EXPECT_EQ(begin({1}, {.breadth = -1}), Code::kInvalidArgument);
+  EXPECT_EQ(begin({1}, {.breadth = -2}), Code::kInvalidArgument);
   EXPECT_EQ(begin({1}, {.coverage_floor = 2}), Code::kInvalidArgument);
   EXPECT_EQ(fixture.worker->begin_step({}).status().code(), Code::kInvalidArgument);
   EXPECT_EQ(fixture.worker->seal(context, 5000).code(), Code::kInvalidArgument);
