@@ -102,13 +102,6 @@ CodesView codes_on_gpu(GpuArena& arena, AlignedBytes& host) {
   return view;
 }
 
-Partial make_partial(GpuArena& arena, const GpuLayerShape& shape) {
-  return {.out = arena.make<float>(static_cast<std::int64_t>(shape.query_rows) * shape.head_dim),
-          .lse = arena.make<float>(shape.query_rows),
-          .tail = arena.make<float>(shape.query_rows),
-          .fault = arena.make<float>(shape.query_rows)};
-}
-
 const Bf16* row_at(const GpuLayerShape& shape, const std::byte* rows, std::int32_t head,
                    std::int64_t row) {
   const std::int64_t index = static_cast<std::int64_t>(head) * shape.tokens + row;
@@ -122,6 +115,14 @@ HeadShape head_shape(const GpuLayerShape& shape) {
 }
 
 }  // namespace
+
+Partial make_partial(GpuArena& arena, std::int32_t rows, std::int32_t d_v) {
+  return {.out = arena.make<float>(static_cast<std::int64_t>(rows) * d_v),
+          .lse = arena.make<float>(rows),
+          .tail = arena.make<float>(rows),
+          .fault = arena.make<float>(rows),
+          .drift = arena.make<float>(rows)};
+}
 
 std::byte* make_rows(GpuArena& arena, const GpuLayerShape& shape) {
   SeededRng rng(shape.seed);
@@ -237,7 +238,7 @@ void GpuLayerFixture::add_groups(std::int32_t head, const std::byte* rows, GpuSe
   for (std::int32_t i = 0; i < shape_.window; ++i) {
     window.push_back(row_at(shape_, rows, head, i));
   }
-  const Partial exact = make_partial(arena_, shape_);
+  const Partial exact = make_partial(arena_, shape_.query_rows, shape_.head_dim);
   select.exact_lse = exact.lse;
   window_.push_back({.row_count = shape_.query_rows,
                      .q = select.q,
@@ -275,15 +276,15 @@ void GpuLayerFixture::add_groups(std::int32_t head, const std::byte* rows, GpuSe
                      .token_logit = select.token_logit,
                      .selected = find_.back().found,
                      .faulty = find_.back().faulty,
-                     .term_logit = arena_.make<float>(shape_.query_rows * terms),
+                     .terms = arena_.make<TailTerm>(shape_.query_rows * terms),
                      .weights = arena_.make<TermWeight>(terms),
                      .shares = arena_.make<SelectedShare>(shape_.budget),
                      .partial = arena_.make<float>(gpu_partial_floats(attend_args_)),
-                     .result = make_partial(arena_, shape_)});
+                     .result = make_partial(arena_, shape_.query_rows, shape_.head_dim)});
   merge_.push_back({.row_count = shape_.query_rows,
                     .part_count = 2,
                     .parts = arena_.put(std::vector<Partial>{exact, attend_.back().result}),
-                    .result = make_partial(arena_, shape_)});
+                    .result = make_partial(arena_, shape_.query_rows, shape_.head_dim)});
   select_.push_back(select);
 }
 
@@ -347,7 +348,7 @@ GpuExactFixture::GpuExactFixture(GpuArena& arena, const GpuLayerShape& shape, co
                       .exact_count = arena.put(std::vector<std::int32_t>{count}),
                       .rows = arena.put(pointers),
                       .partial = arena.make<float>(gpu_partial_floats(args_)),
-                      .result = make_partial(arena, shape)});
+                      .result = make_partial(arena, shape.query_rows, shape.head_dim)});
   }
   args_.groups = arena.put(groups);
 }

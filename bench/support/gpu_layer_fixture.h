@@ -25,6 +25,9 @@ struct GpuLayerShape {
   std::int64_t rows_bytes() const { return tokens * row_bytes() * kv_heads; }
 };
 
+// Memory for a partial result of `rows` query rows.
+Partial make_partial(GpuArena& arena, std::int32_t rows, std::int32_t d_v);
+
 // Rows of all heads of a layer, head after head: [kv_heads, tokens, 2 head_dim] bf16. Shared by
 // layers: only the index must be each layer's own, so that no cache holds it from step to step.
 std::byte* make_rows(GpuArena& arena, const GpuLayerShape& shape);
