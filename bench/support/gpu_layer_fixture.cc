@@ -56,6 +56,17 @@ AlignedBytes random_codes(Rng& rng, const PartShape& part) {
   return bytes;
 }
 
+SlopeView random_slope(GpuArena& arena, Rng& rng, std::int32_t d) {
+  std::vector<std::int8_t> slope;
+  for (std::int32_t i = 0; i < d * d; ++i) {
+    slope.push_back(static_cast<std::int8_t>(static_cast<std::int32_t>(rng.below(255)) - 127));
+  }
+  const auto dims = static_cast<std::size_t>(d);
+  return {.gamma = arena.put(std::vector<float>(dims, 0.05f)),
+          .slope = arena.put(slope),
+          .slope_scale = arena.put(std::vector<float>(dims, 1e-4f))};
+}
+
 // The part in the memory of the GPU; `view` is moved there.
 template <class T>
 void move_to(T*& at, const AlignedBytes& host, const std::byte* gpu) {
@@ -171,6 +182,10 @@ GpuLayerFixture::GpuLayerFixture(GpuArena& arena, const GpuLayerShape& shape, co
                  .max_row_count = shape.query_rows,
                  .group_count = shape.kv_heads,
                  .groups = arena.put(merge_)};
+  slope_args_ = {.shape = head,
+                 .max_row_count = shape.query_rows,
+                 .group_count = shape.kv_heads,
+                 .groups = arena.put(slope_)};
 }
 
 GpuSelectGroup GpuLayerFixture::make_selection(const std::vector<GpuSegment>& segments,
@@ -230,6 +245,11 @@ void GpuLayerFixture::add_head(std::int32_t head, const std::byte* rows) {
   }
   size_ = place_segments(segments.data(), static_cast<std::int32_t>(segments.size()));
   add_groups(head, rows, make_selection(segments, size_));
+  slope_.push_back({.slope = random_slope(arena_, rng, shape_.head_dim),
+                    .row_count = shape_.query_rows,
+                    .q = select_.back().q,
+                    .drift = merge_.back().result.drift,
+                    .out = merge_.back().result.out});
 }
 
 // The kernels' groups of one head, from its selection on.
@@ -295,6 +315,7 @@ Status GpuLayerFixture::rank() { return rank_cuda(select_args_, arena_.stream())
 Status GpuLayerFixture::find() { return find_rows_cuda(find_args_, arena_.stream()); }
 Status GpuLayerFixture::attend_selected() { return attend_cuda(attend_args_, arena_.stream()); }
 Status GpuLayerFixture::merge() { return merge_cuda(merge_args_, arena_.stream()); }
+Status GpuLayerFixture::add_slope() { return add_slope_cuda(slope_args_, arena_.stream()); }
 
 Status GpuLayerFixture::select_and_attend() {
   ICE_TRY(score());
@@ -307,7 +328,8 @@ Status GpuLayerFixture::select_and_attend() {
 Status GpuLayerFixture::step() {
   ICE_TRY(attend_window());
   ICE_TRY(select_and_attend());
-  return merge();
+  ICE_TRY(merge());
+  return add_slope();
 }
 
 std::uint64_t GpuLayerFixture::result_hash() const {

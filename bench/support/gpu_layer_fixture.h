@@ -8,6 +8,7 @@
 #include "bench/support/gpu_arena.h"
 #include "kernels/attend_cuda.h"
 #include "kernels/select_cuda.h"
+#include "kernels/slope_cuda.h"
 
 namespace icefield {
 
@@ -45,6 +46,7 @@ class GpuLayerFixture {
   Status find();
   Status attend_selected();
   Status merge();
+  Status add_slope();
   Status select_and_attend();  // score to attend_selected
   Status step();               // all of them
 
@@ -68,11 +70,13 @@ class GpuLayerFixture {
   std::vector<GpuAttendGroup> window_;
   std::vector<GpuAttendGroup> attend_;
   std::vector<GpuMergeGroup> merge_;
+  std::vector<GpuSlopeGroup> slope_;
   GpuSelectArgs select_args_;
   FindRowsArgs find_args_;
   GpuAttendArgs window_args_;
   GpuAttendArgs attend_args_;
   GpuMergeArgs merge_args_;
+  GpuSlopeArgs slope_args_;
 };
 
 // Attention over `count` exact rows of every head and nothing else: all of them, or scattered ones.
