@@ -2,8 +2,9 @@
 // attention over rows against the bandwidth of device memory.
 //
 // Estimates for an H100 (3.35 TB/s): select and attend at 128 K tokens, 8 KV heads, budget 256 read
-// 25 MB in nine launches of 2 to 5 us, 35 to 45 us a layer; attention over a quarter of 128 K rows
-// reads 134 MB, 45 us at 90 % of the bandwidth.
+// 25 MB in nine launches of 2 to 5 us, 35 to 45 us a layer; the whole step has four launches more
+// (the window's attention, the merge, the second order), about 10 us; attention over a quarter of
+// 128 K rows reads 134 MB, 45 us at 90 % of the bandwidth.
 //
 //   kernels_cuda_bench [--small] [--json]
 #include <algorithm>
@@ -147,6 +148,7 @@ void Bench::measure_layers() {
   add_time("stage_find", all(&GpuLayerFixture::find), layer_count);
   add_time("stage_attend_selected", all(&GpuLayerFixture::attend_selected), layer_count);
   add_time("stage_merge", all(&GpuLayerFixture::merge), layer_count);
+  add_time("stage_add_slope", all(&GpuLayerFixture::add_slope), layer_count);
   check_gpu(layers[0]->step());
   arena.wait();
   hash_ = layers[0]->result_hash();

@@ -117,7 +117,7 @@ ICE_DEVICE void load_rests(const RowWork& work, int tile, RestTerms& rests) {
         const int h = work.first_query + accumulator_row(lane_index(), 2 * half);
         const bool used = share.share > 0 && h < group.row_count;
         rests.logit[n][2 * half + e] =
-            used ? group.term_logit[h * terms + share.cluster] : kMinusInfinity;
+            used ? group.terms[h * terms + share.cluster].logit : kMinusInfinity;
       }
     }
   }
@@ -256,13 +256,15 @@ ICE_DEVICE void weigh_terms(const GpuAttendGroup& group, int count, int first, i
   for (int half = 0; half < 2; ++half) {
     const int h = first_query + accumulator_row(lane_index(), 2 * half);
     float largest = kMinusInfinity;
+    float drift[4];
     ICE_UNROLL
     for (int i = 0; i < 4; ++i) {
       const int c = first + accumulator_column(lane_index(), i / 2, i % 2);
-      const bool used = c < count && h < group.row_count;
-      const float t = used ? read(group.term_logit + h * terms + first_term + c) : kMinusInfinity;
-      weight[i / 2][2 * half + i % 2] = t;
-      largest = max_of(largest, t);
+      TailTerm of_row = {kMinusInfinity, 0};
+      if (c < count && h < group.row_count) of_row = group.terms[h * terms + first_term + c];
+      weight[i / 2][2 * half + i % 2] = of_row.logit;
+      drift[i] = of_row.drift;
+      largest = max_of(largest, of_row.logit);
     }
     raise_largest(sums, half, largest);
     Stat& stat = sums.stat[half];
@@ -273,6 +275,7 @@ ICE_DEVICE void weigh_terms(const GpuAttendGroup& group, int count, int first, i
       stat.total += x;
       stat.tail += x;
       if (term[i].fault != 0) stat.fault += x;
+      stat.drift += x * drift[i];
       x *= term[i].scale;
     }
   }
@@ -316,6 +319,7 @@ ICE_DEVICE void hand_over(std::byte* ring, BlockStats& block, Sums<kDim>& sums) 
     stat.total = quad_sum(stat.total);
     stat.tail = quad_sum(stat.tail);
     stat.fault = quad_sum(stat.fault);
+    stat.drift = quad_sum(stat.drift);
     if (lane % 4 == 0) block.stat[warp_index()][lane / 4 + 8 * half] = stat;
     float* row = reinterpret_cast<float*>(ring) + (lane / 4 + 8 * half) * Shape<kDim>::kOutPitch;
     ICE_UNROLL
@@ -337,7 +341,7 @@ ICE_DEVICE void write_partial(const GpuAttendGroup& group, int first_query, int 
   const int rows = group.row_count - first_query;
   const int used = rows < kQueryTile ? rows : kQueryTile;
   if (thread() < used) {
-    Stat all = {kMinusInfinity, 0, 0, 0};
+    Stat all = {kMinusInfinity, 0, 0, 0, 0};
     for (int w = 0; w < kAttendWarps; ++w) {
       all.largest = max_of(all.largest, block.stat[w][thread()].largest);
     }
@@ -348,6 +352,7 @@ ICE_DEVICE void write_partial(const GpuAttendGroup& group, int first_query, int 
       all.total += factor * stat.total;
       all.tail += factor * stat.tail;
       all.fault += factor * stat.fault;
+      all.drift += factor * stat.drift;
     }
     place.stats[first_query + thread()] = all;
   }

@@ -17,7 +17,12 @@
 
 namespace icefield {
 
-// A cluster's (or list's) term beside its logit.
+// The term of a cluster (or list) for one query row (step 6).
+struct alignas(8) TailTerm {
+  float logit = 0;
+  float drift = 0;  // Δ
+};
+// What it has for all query rows.
 struct TermWeight {
   float scale = 0;  // of its int8 values, with the factor of the rest
   std::uint32_t fault = 0;
@@ -49,7 +54,7 @@ struct GpuAttendGroup {
   const TableRow* selected = nullptr;        // [exact_count] S: what `rows` are. Ascending
   const std::uint8_t* faulty = nullptr;      // [clusters] from find_rows; null: none
 
-  float* term_logit = nullptr;      // scratch [G, clusters + lists]
+  TailTerm* terms = nullptr;        // scratch [G, clusters + lists]
   TermWeight* weights = nullptr;    // scratch [clusters + lists]
   SelectedShare* shares = nullptr;  // scratch [exact rows of the capacity]
   float* partial = nullptr;         // scratch gpu_partial_floats()
@@ -72,7 +77,7 @@ constexpr std::int32_t gpu_attend_splits(const GpuAttendArgs& args) {
 }
 constexpr std::int64_t gpu_partial_floats(const GpuAttendArgs& args) {
   return static_cast<std::int64_t>(gpu_attend_splits(args)) * args.capacity.row_count *
-         (args.shape.d_v + 4);
+         (args.shape.d_v + 5);
 }
 Status attend_cuda(const GpuAttendArgs& args, Stream stream);
 

@@ -6,17 +6,18 @@
 
 namespace icefield::gpu {
 
-// First, where groups have a tail: fills term_logit, weights and shares.
+// First, where groups have a tail: fills terms, weights and shares.
 Status tail_terms(const GpuAttendArgs& args, Stream stream);
 // Last: merges the splits' partial results.
 Status merge_splits(const GpuAttendArgs& args, Stream stream);
 
-// Largest logit, Σ e^(t - largest), and what of that sum is tail and fault.
+// Largest logit, Σ e^(t - largest), what of that sum is tail and fault, and Σ e^(t - largest) Δ.
 struct Stat {
   float largest;
   float total;
   float tail;
   float fault;
+  float drift;
 };
 
 // e^(x - largest), 0 for x = -inf whatever the largest.
@@ -24,17 +25,16 @@ ICE_DEVICE float weight_of(float x, float largest) {
   return x == kMinusInfinity ? 0.0f : exponential(x - largest);
 }
 
-// Where a split's partial results stand: [splits, G] Stat, then [splits, G, d] sums.
+// Where a split's partial results stand: [splits, G, d] sums, then [splits, G] Stat.
 struct PartialPlace {
-  Stat* stats;
   float* out;
+  Stat* stats;
 };
 ICE_DEVICE PartialPlace partial_place(const GpuAttendGroup& group, int splits, int split, int dim) {
-  Stat* stats = reinterpret_cast<Stat*>(group.partial);
-  float* out =
-      reinterpret_cast<float*>(stats + static_cast<std::int64_t>(splits) * group.row_count);
+  const std::int64_t rows = static_cast<std::int64_t>(splits) * group.row_count;
   const std::int64_t first = static_cast<std::int64_t>(split) * group.row_count;
-  return {stats + first, out + first * dim};
+  Stat* stats = reinterpret_cast<Stat*>(group.partial + rows * dim);
+  return {group.partial + first * dim, stats + first};
 }
 
 }  // namespace icefield::gpu

@@ -41,7 +41,7 @@ ICE_DEVICE void clear(Sums<kDim>& sums) {
     ICE_UNROLL
     for (int e = 0; e < 4; ++e) sums.out[n][e] = 0;
   }
-  sums.stat[0] = sums.stat[1] = {kMinusInfinity, 0, 0, 0};
+  sums.stat[0] = sums.stat[1] = {kMinusInfinity, 0, 0, 0, 0};
 }
 
 ICE_DEVICE float quad_max(float value) {
@@ -64,6 +64,7 @@ ICE_DEVICE void raise_largest(Sums<kDim>& sums, int i, float logit) {
   stat.total *= factor;
   stat.tail *= factor;
   stat.fault *= factor;
+  stat.drift *= factor;
   ICE_UNROLL
   for (int n = 0; n < kDim / 8; ++n) {
     sums.out[n][2 * i] *= factor;

@@ -27,7 +27,7 @@ ICE_DEVICE Stat weigh_splits(const Stat* stats, int split_count, int row_count, 
   if (lane_index() == 0) shared.largest[warp_index()] = largest;
   sync_threads();
   for (int w = 0; w < kMergeWarps; ++w) largest = max_of(largest, shared.largest[w]);
-  Stat sum = {largest, 0, 0, 0};
+  Stat sum = {largest, 0, 0, 0, 0};
   for (int split = thread(); split < split_count; split += thread_count()) {
     const Stat stat = stats[split * row_count + h];
     const float weight = weight_of(stat.largest, largest);
@@ -35,17 +35,20 @@ ICE_DEVICE Stat weigh_splits(const Stat* stats, int split_count, int row_count, 
     sum.total += weight * stat.total;
     sum.tail += weight * stat.tail;
     sum.fault += weight * stat.fault;
+    sum.drift += weight * stat.drift;
   }
   sum.total = warp_sum(sum.total);
   sum.tail = warp_sum(sum.tail);
   sum.fault = warp_sum(sum.fault);
+  sum.drift = warp_sum(sum.drift);
   if (lane_index() == 0) shared.total[warp_index()] = sum;
   sync_threads();
-  sum = {largest, 0, 0, 0};
+  sum = {largest, 0, 0, 0, 0};
   for (int w = 0; w < kMergeWarps; ++w) {
     sum.total += shared.total[w].total;
     sum.tail += shared.total[w].tail;
     sum.fault += shared.total[w].fault;
+    sum.drift += shared.total[w].drift;
   }
   return sum;
 }
@@ -92,6 +95,7 @@ ICE_KERNEL __launch_bounds__(kMergeThreads, 1)
     group.result.lse[h] = all.total > 0 ? all.largest + logarithm(all.total) : kMinusInfinity;
     group.result.tail[h] = all.tail * inverse;
     group.result.fault[h] = all.fault * inverse;
+    group.result.drift[h] = all.drift * inverse;
   }
 }
 
@@ -116,16 +120,19 @@ ICE_KERNEL __launch_bounds__(kMergeThreads, 1) merge_kernel(const GpuMergeGroup*
   if (thread() > 0) return;
   float tail = 0;
   float fault = 0;
+  float drift = 0;
   for (int p = 0; p < group.part_count; ++p) {
     const float weight = weight_of(group.parts[p].lse[h], largest);
     if (weight > 0) {
       tail += weight * group.parts[p].tail[h];
       fault += weight * group.parts[p].fault[h];
+      drift += weight * group.parts[p].drift[h];
     }
   }
   group.result.lse[h] = total > 0 ? largest + logarithm(total) : kMinusInfinity;
   group.result.tail[h] = tail * inverse;
   group.result.fault[h] = fault * inverse;
+  group.result.drift[h] = drift * inverse;
 }
 
 }  // namespace

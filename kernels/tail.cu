@@ -86,28 +86,42 @@ ICE_DEVICE float mean_logit(float ln_count, float dot, float spread) {
   return ln_count + dot + (spread < kTermVarianceCap ? spread : kTermVarianceCap);
 }
 
-// LSE of the logits of a cluster's rows that are not selected; -inf without such rows. Eight at a
-// time: their reads do not wait for each other.
-ICE_DEVICE float rest_logit(const float* logit, int count, std::uint64_t selected) {
+// The term of a candidate's rows that are not selected: LSE of their logits, -inf without such
+// rows, and by how much they exceed the plain mean of the rest. `mean` is that of all rows. Eight
+// rows at a time: their reads do not wait for each other.
+ICE_DEVICE TailTerm rest_term(const float* logit, int count, std::uint64_t selected, float mean) {
   float largest = kMinusInfinity;
   float sum = 0;
+  float drift = 0;
+  float taken_out = 0;  // Σ x - mean of the selected rows
   for (int begin = 0; begin < count; begin += 8) {
     float x[8];
     float most = largest;
     ICE_UNROLL
     for (int j = 0; j < 8; ++j) {
       const int i = begin + j;
-      const bool rest = i < count && (selected >> i & 1) == 0;
-      x[j] = rest ? read(logit + i) : kMinusInfinity;
+      x[j] = i < count ? read(logit + i) : kMinusInfinity;
+      if (i < count && (selected >> i & 1) != 0) {
+        taken_out += x[j] - mean;
+        x[j] = kMinusInfinity;
+      }
       most = max_of(most, x[j]);
     }
     if (most == kMinusInfinity) continue;
-    sum *= largest == kMinusInfinity ? 0.0f : exponential(largest - most);
+    const float factor = weight_of(largest, most);
+    sum *= factor;
+    drift *= factor;
     largest = most;
     ICE_UNROLL
-    for (int j = 0; j < 8; ++j) sum += x[j] == kMinusInfinity ? 0.0f : exponential(x[j] - largest);
+    for (int j = 0; j < 8; ++j) {
+      const float weight = weight_of(x[j], largest);
+      sum += weight;
+      if (weight > 0) drift += weight * (x[j] - mean);
+    }
   }
-  return largest == kMinusInfinity ? largest : largest + logarithm(sum);
+  if (largest == kMinusInfinity) return {largest, 0};
+  const auto left = static_cast<float>(count - count_bits(selected));
+  return {largest + logarithm(sum), drift / sum + taken_out / left};
 }
 
 // Scale and fault of cluster c's term, and the shares of its selected rows.
@@ -134,7 +148,7 @@ ICE_DEVICE void weigh_cluster(const GpuAttendGroup& group, const GpuSegment& seg
   for (int left = taken; left > 0; --left) group.shares[i++] = {at, share};
 }
 
-// The logits of all clusters of a segment, a thread for each (query row, cluster).
+// The terms of all clusters of a segment, a thread for each (query row, cluster).
 ICE_DEVICE void cluster_terms(const GpuAttendGroup& group, const GpuSegment& segment,
                               const SegmentAccount& account, const TailShared& shared) {
   const LevelView& clusters = segment.index.clusters;
@@ -143,23 +157,27 @@ ICE_DEVICE void cluster_terms(const GpuAttendGroup& group, const GpuSegment& seg
     const int h = i / clusters.count;
     const int c = i % clusters.count;
     const int at = segment.first_cluster + c;
-    float logit = kMinusInfinity;
-    if (account.by == Accounting::kTokens && group.candidate[at] != 0) {
-      const float* tokens = group.token_logit + static_cast<std::int64_t>(h) * group.size.rows +
-                            segment.first_row + read(clusters.first_row + c);
-      logit =
-          rest_logit(tokens, read(clusters.token_count + c), selected_bits(clusters, c, shared));
-    } else if (account.by != Accounting::kLists) {
-      logit = mean_logit(
-          read(clusters.ln_count + c),
-          read(group.cluster_logit + static_cast<std::int64_t>(h) * group.size.clusters + at),
-          shared.cluster_weight[h] * fp16_value(read(clusters.sigma + c)));
+    TailTerm term = {kMinusInfinity, 0};
+    if (account.by != Accounting::kLists) {
+      const float dot =
+          read(group.cluster_logit + static_cast<std::int64_t>(h) * group.size.clusters + at);
+      if (account.by == Accounting::kTokens && group.candidate[at] != 0) {
+        const float* tokens = group.token_logit + static_cast<std::int64_t>(h) * group.size.rows +
+                              segment.first_row + read(clusters.first_row + c);
+        term = rest_term(tokens, read(clusters.token_count + c), selected_bits(clusters, c, shared),
+                         dot);
+      } else {
+        const float spread = shared.cluster_weight[h] * fp16_value(read(clusters.sigma + c));
+        term = {mean_logit(read(clusters.ln_count + c), dot, spread),
+                2 * spread < kTermDriftCap ? 2 * spread : kTermDriftCap};
+      }
     }
-    group.term_logit[h * terms + at] = logit;
+    group.terms[h * terms + at] = term;
   }
 }
 
-// The same for its lists, whose logits score_lists() gave with the cap of votes.
+// The same for its lists, whose logits score_lists() gave with the cap of votes. Their drift nobody
+// knows.
 ICE_DEVICE void list_terms(const GpuAttendGroup& group, const GpuSegment& segment,
                            const SegmentAccount& account, const TailShared& shared) {
   const LevelView& lists = segment.index.lists;
@@ -177,7 +195,7 @@ ICE_DEVICE void list_terms(const GpuAttendGroup& group, const GpuSegment& segmen
                      spread) -
           vote_spread;
     }
-    group.term_logit[h * terms + group.size.clusters + at] = logit;
+    group.terms[h * terms + group.size.clusters + at] = {logit, 0};
   }
   for (int l = thread(); l < lists.count; l += thread_count()) {
     group.weights[group.size.clusters + segment.first_list + l] = {read(lists.value_scale + l),
@@ -188,7 +206,7 @@ ICE_DEVICE void list_terms(const GpuAttendGroup& group, const GpuSegment& segmen
 constexpr int kTermThreads = 256;
 
 // Grid: (segments, groups); a thread per (query row, cluster). Bound: latency and the logits that
-// it reads and writes; 128 K tokens x 8 heads x 8 query rows move 7 MB, all in L2: about 4 us.
+// it reads and writes; 128 K tokens x 8 heads x 8 query rows move 9 MB, all in L2: about 4 us.
 ICE_KERNEL __launch_bounds__(kTermThreads, 1)
     tail_terms_kernel(const GpuAttendGroup* groups, HeadShape shape) {
   const GpuAttendGroup& group = groups[blockIdx.y];

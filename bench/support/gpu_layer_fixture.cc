@@ -56,6 +56,17 @@ AlignedBytes random_codes(Rng& rng, const PartShape& part) {
   return bytes;
 }
 
+SlopeView random_slope(GpuArena& arena, Rng& rng, std::int32_t d) {
+  std::vector<std::int8_t> slope;
+  for (std::int32_t i = 0; i < d * d; ++i) {
+    slope.push_back(static_cast<std::int8_t>(static_cast<std::int32_t>(rng.below(255)) - 127));
+  }
+  const auto dims = static_cast<std::size_t>(d);
+  return {.gamma = arena.put(std::vector<float>(dims, 0.05f)),
+          .slope = arena.put(slope),
+          .slope_scale = arena.put(std::vector<float>(dims, 1e-4f))};
+}
+
 // The part in the memory of the GPU; `view` is moved there.
 template <class T>
 void move_to(T*& at, const AlignedBytes& host, const std::byte* gpu) {
@@ -102,13 +113,6 @@ CodesView codes_on_gpu(GpuArena& arena, AlignedBytes& host) {
   return view;
 }
 
-Partial make_partial(GpuArena& arena, const GpuLayerShape& shape) {
-  return {.out = arena.make<float>(static_cast<std::int64_t>(shape.query_rows) * shape.head_dim),
-          .lse = arena.make<float>(shape.query_rows),
-          .tail = arena.make<float>(shape.query_rows),
-          .fault = arena.make<float>(shape.query_rows)};
-}
-
 const Bf16* row_at(const GpuLayerShape& shape, const std::byte* rows, std::int32_t head,
                    std::int64_t row) {
   const std::int64_t index = static_cast<std::int64_t>(head) * shape.tokens + row;
@@ -122,6 +126,14 @@ HeadShape head_shape(const GpuLayerShape& shape) {
 }
 
 }  // namespace
+
+Partial make_partial(GpuArena& arena, std::int32_t rows, std::int32_t d_v) {
+  return {.out = arena.make<float>(static_cast<std::int64_t>(rows) * d_v),
+          .lse = arena.make<float>(rows),
+          .tail = arena.make<float>(rows),
+          .fault = arena.make<float>(rows),
+          .drift = arena.make<float>(rows)};
+}
 
 std::byte* make_rows(GpuArena& arena, const GpuLayerShape& shape) {
   SeededRng rng(shape.seed);
@@ -170,6 +182,10 @@ GpuLayerFixture::GpuLayerFixture(GpuArena& arena, const GpuLayerShape& shape, co
                  .max_row_count = shape.query_rows,
                  .group_count = shape.kv_heads,
                  .groups = arena.put(merge_)};
+  slope_args_ = {.shape = head,
+                 .max_row_count = shape.query_rows,
+                 .group_count = shape.kv_heads,
+                 .groups = arena.put(slope_)};
 }
 
 GpuSelectGroup GpuLayerFixture::make_selection(const std::vector<GpuSegment>& segments,
@@ -229,6 +245,11 @@ void GpuLayerFixture::add_head(std::int32_t head, const std::byte* rows) {
   }
   size_ = place_segments(segments.data(), static_cast<std::int32_t>(segments.size()));
   add_groups(head, rows, make_selection(segments, size_));
+  slope_.push_back({.slope = random_slope(arena_, rng, shape_.head_dim),
+                    .row_count = shape_.query_rows,
+                    .q = select_.back().q,
+                    .drift = merge_.back().result.drift,
+                    .out = merge_.back().result.out});
 }
 
 // The kernels' groups of one head, from its selection on.
@@ -237,7 +258,7 @@ void GpuLayerFixture::add_groups(std::int32_t head, const std::byte* rows, GpuSe
   for (std::int32_t i = 0; i < shape_.window; ++i) {
     window.push_back(row_at(shape_, rows, head, i));
   }
-  const Partial exact = make_partial(arena_, shape_);
+  const Partial exact = make_partial(arena_, shape_.query_rows, shape_.head_dim);
   select.exact_lse = exact.lse;
   window_.push_back({.row_count = shape_.query_rows,
                      .q = select.q,
@@ -275,15 +296,15 @@ void GpuLayerFixture::add_groups(std::int32_t head, const std::byte* rows, GpuSe
                      .token_logit = select.token_logit,
                      .selected = find_.back().found,
                      .faulty = find_.back().faulty,
-                     .term_logit = arena_.make<float>(shape_.query_rows * terms),
+                     .terms = arena_.make<TailTerm>(shape_.query_rows * terms),
                      .weights = arena_.make<TermWeight>(terms),
                      .shares = arena_.make<SelectedShare>(shape_.budget),
                      .partial = arena_.make<float>(gpu_partial_floats(attend_args_)),
-                     .result = make_partial(arena_, shape_)});
+                     .result = make_partial(arena_, shape_.query_rows, shape_.head_dim)});
   merge_.push_back({.row_count = shape_.query_rows,
                     .part_count = 2,
                     .parts = arena_.put(std::vector<Partial>{exact, attend_.back().result}),
-                    .result = make_partial(arena_, shape_)});
+                    .result = make_partial(arena_, shape_.query_rows, shape_.head_dim)});
   select_.push_back(select);
 }
 
@@ -294,6 +315,7 @@ Status GpuLayerFixture::rank() { return rank_cuda(select_args_, arena_.stream())
 Status GpuLayerFixture::find() { return find_rows_cuda(find_args_, arena_.stream()); }
 Status GpuLayerFixture::attend_selected() { return attend_cuda(attend_args_, arena_.stream()); }
 Status GpuLayerFixture::merge() { return merge_cuda(merge_args_, arena_.stream()); }
+Status GpuLayerFixture::add_slope() { return add_slope_cuda(slope_args_, arena_.stream()); }
 
 Status GpuLayerFixture::select_and_attend() {
   ICE_TRY(score());
@@ -306,7 +328,8 @@ Status GpuLayerFixture::select_and_attend() {
 Status GpuLayerFixture::step() {
   ICE_TRY(attend_window());
   ICE_TRY(select_and_attend());
-  return merge();
+  ICE_TRY(merge());
+  return add_slope();
 }
 
 std::uint64_t GpuLayerFixture::result_hash() const {
@@ -347,7 +370,7 @@ GpuExactFixture::GpuExactFixture(GpuArena& arena, const GpuLayerShape& shape, co
                       .exact_count = arena.put(std::vector<std::int32_t>{count}),
                       .rows = arena.put(pointers),
                       .partial = arena.make<float>(gpu_partial_floats(args_)),
-                      .result = make_partial(arena, shape)});
+                      .result = make_partial(arena, shape.query_rows, shape.head_dim)});
   }
   args_.groups = arena.put(groups);
 }

@@ -8,6 +8,7 @@
 #include "bench/support/gpu_arena.h"
 #include "kernels/attend_cuda.h"
 #include "kernels/select_cuda.h"
+#include "kernels/slope_cuda.h"
 
 namespace icefield {
 
@@ -24,6 +25,9 @@ struct GpuLayerShape {
   std::int64_t row_bytes() const { return 4 * static_cast<std::int64_t>(head_dim); }
   std::int64_t rows_bytes() const { return tokens * row_bytes() * kv_heads; }
 };
+
+// Memory for a partial result of `rows` query rows.
+Partial make_partial(GpuArena& arena, std::int32_t rows, std::int32_t d_v);
 
 // Rows of all heads of a layer, head after head: [kv_heads, tokens, 2 head_dim] bf16. Shared by
 // layers: only the index must be each layer's own, so that no cache holds it from step to step.
@@ -42,6 +46,7 @@ class GpuLayerFixture {
   Status find();
   Status attend_selected();
   Status merge();
+  Status add_slope();
   Status select_and_attend();  // score to attend_selected
   Status step();               // all of them
 
@@ -65,11 +70,13 @@ class GpuLayerFixture {
   std::vector<GpuAttendGroup> window_;
   std::vector<GpuAttendGroup> attend_;
   std::vector<GpuMergeGroup> merge_;
+  std::vector<GpuSlopeGroup> slope_;
   GpuSelectArgs select_args_;
   FindRowsArgs find_args_;
   GpuAttendArgs window_args_;
   GpuAttendArgs attend_args_;
   GpuMergeArgs merge_args_;
+  GpuSlopeArgs slope_args_;
 };
 
 // Attention over `count` exact rows of every head and nothing else: all of them, or scattered ones.

@@ -30,6 +30,7 @@ void expect_same(const PartialBuffer& gpu, const PartialBuffer& reference) {
     }
     ASSERT_NEAR(gpu.tail[h], reference.tail[h], 1e-4f);
     ASSERT_NEAR(gpu.fault[h], reference.fault[h], 1e-4f);
+    ASSERT_NEAR(gpu.drift[h], reference.drift[h], 1e-4f * (1 + std::abs(reference.drift[h])));
   }
 }
 
@@ -141,9 +142,13 @@ TEST(AttendCuda, ClustersOfOneTokenEqualKeysAndOutliers) {
   check_step({&single, &strange}, {with_rule(40, 1), with_rule(40, 1)});
 }
 
-TEST(AttendCuda, NothingSelectedIsAllTail) {
+TEST(AttendCuda, NothingSelectedIsAllTailAndDrifts) {
   const World world(14, {256, 256}, 64, 2);
-  check_step({&world}, {with_rule(0, 1)});
+  GpuArena arena;
+  GpuLayer layer(arena, {&world}, {with_rule(0, 1)});
+  ASSERT_TRUE(layer.run(&GpuLayer::step).ok());
+  expect_same(layer.result(0), reference_of(arena, layer.group(0)));
+  for (const float drift : layer.result(0).drift) EXPECT_GT(drift, 0);
 }
 
 TEST(AttendCuda, EverythingSelectedHasNoTail) {
@@ -153,6 +158,7 @@ TEST(AttendCuda, EverythingSelectedHasNoTail) {
   ASSERT_TRUE(layer.run(&GpuLayer::step).ok());
   expect_same(layer.result(0), reference_of(arena, layer.group(0)));
   for (const float tail : layer.result(0).tail) EXPECT_EQ(tail, 0);
+  for (const float drift : layer.result(0).drift) EXPECT_EQ(drift, 0);
 }
 
 TEST(AttendCuda, NoTermsAtAllGiveNothing) {
@@ -165,6 +171,7 @@ TEST(AttendCuda, NoTermsAtAllGiveNothing) {
   for (const float x : result.out) EXPECT_EQ(x, 0);
   for (const float lse : result.lse) EXPECT_EQ(lse, -HUGE_VALF);
   for (const float tail : result.tail) EXPECT_EQ(tail, 0);
+  for (const float drift : result.drift) EXPECT_EQ(drift, 0);
   expect_same(layer.result(1), reference_of(arena, layer.group(1)));
 }
 
@@ -231,17 +238,10 @@ void check_exact(const ExactCase& c) {
                              .rows = arena.put(pointers),
                              .hidden = hidden.empty() ? nullptr : arena.put(hidden),
                              .partial = arena.make<float>(gpu_partial_floats(args)),
-                             .result = {.out = arena.make<float>(c.query_rows * c.d),
-                                        .lse = arena.make<float>(c.query_rows),
-                                        .tail = arena.make<float>(c.query_rows),
-                                        .fault = arena.make<float>(c.query_rows)}};
+                             .result = make_partial(arena, c.query_rows, c.d)};
   args.groups = arena.put(std::vector<GpuAttendGroup>{group});
   ASSERT_TRUE(attend_cuda(args, arena.stream()).ok());
-  PartialBuffer result(c.query_rows, c.d);
-  result.out = arena.get(group.result.out, c.query_rows * c.d);
-  result.lse = arena.get(group.result.lse, c.query_rows);
-  result.tail = arena.get(group.result.tail, c.query_rows);
-  result.fault = arena.get(group.result.fault, c.query_rows);
+  const PartialBuffer result = read_partial(arena, group.result, c.query_rows, c.d);
   expect_same(result, attend_rows(reference_kernels(), shape, q, rows.data(), c.rows, hidden));
 }
 
@@ -282,26 +282,22 @@ TEST(MergeCuda, AgreesWithTheReferenceAlsoForEmptyParts) {
       part.lse[at] = rng.below(3) == 0 || h == 0 ? -HUGE_VALF : 5 * normal(rng);
       part.tail[at] = part.lse[at] == -HUGE_VALF ? 0 : 0.3f;
       part.fault[at] = part.lse[at] == -HUGE_VALF ? 0 : 0.1f;
+      part.drift[at] = part.lse[at] == -HUGE_VALF ? 0 : normal(rng);
     }
-    on_gpu.push_back(
-        {arena.put(part.out), arena.put(part.lse), arena.put(part.tail), arena.put(part.fault)});
+    on_gpu.push_back({arena.put(part.out), arena.put(part.lse), arena.put(part.tail),
+                      arena.put(part.fault), arena.put(part.drift)});
   }
   const GpuMergeGroup group{.row_count = kRows,
                             .part_count = kParts,
                             .parts = arena.put(on_gpu),
-                            .result = {arena.make<float>(kRows * kDim), arena.make<float>(kRows),
-                                       arena.make<float>(kRows), arena.make<float>(kRows)}};
+                            .result = make_partial(arena, kRows, kDim)};
   ASSERT_TRUE(merge_cuda({.d_v = kDim,
                           .max_row_count = kRows + 1,
                           .group_count = 1,
                           .groups = arena.put(std::vector<GpuMergeGroup>{group})},
                          arena.stream())
                   .ok());
-  PartialBuffer result(kRows, kDim);
-  result.out = arena.get(group.result.out, kRows * kDim);
-  result.lse = arena.get(group.result.lse, kRows);
-  result.tail = arena.get(group.result.tail, kRows);
-  result.fault = arena.get(group.result.fault, kRows);
+  const PartialBuffer result = read_partial(arena, group.result, kRows, kDim);
   expect_same(result, merge(reference_kernels(), kDim, {&parts[0], &parts[1], &parts[2]}));
 }
 

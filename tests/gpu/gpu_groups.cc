@@ -95,6 +95,17 @@ void World::split_clusters(std::size_t s) {
   table[s] = head.index;
 }
 
+PartialBuffer read_partial(const GpuArena& arena, const Partial& partial, std::int32_t rows,
+                           std::int32_t d_v) {
+  PartialBuffer buffer(rows, d_v);
+  buffer.out = arena.get(partial.out, static_cast<std::int64_t>(rows) * d_v);
+  buffer.lse = arena.get(partial.lse, rows);
+  buffer.tail = arena.get(partial.tail, rows);
+  buffer.fault = arena.get(partial.fault, rows);
+  buffer.drift = arena.get(partial.drift, rows);
+  return buffer;
+}
+
 GpuLayer::GpuLayer(GpuArena& arena, const std::vector<const World*>& worlds,
                    const std::vector<GroupOptions>& options)
     : arena_(arena), shape_(worlds[0]->shape), page_rows_(options[0].page_rows) {
@@ -228,13 +239,10 @@ void GpuLayer::add_rows(GpuGroup& group, const std::vector<const Bf16*>& rows) {
                   .token_logit = select.token_logit,
                   .selected = group.find.found,
                   .faulty = group.find.faulty,
-                  .term_logit = arena_.make<float>(g * terms),
+                  .terms = arena_.make<TailTerm>(g * terms),
                   .weights = arena_.make<TermWeight>(terms),
                   .shares = arena_.make<SelectedShare>(group.most_selected),
-                  .result = {.out = arena_.make<float>(g * shape_.d_v),
-                             .lse = arena_.make<float>(g),
-                             .tail = arena_.make<float>(g),
-                             .fault = arena_.make<float>(g)}};
+                  .result = make_partial(arena_, select.row_count, shape_.d_v)};
   if (!group.options.accounts.empty()) group.attend.accounts = arena_.put(group.options.accounts);
 }
 
@@ -281,12 +289,7 @@ Status GpuLayer::run(Status (GpuLayer::*work)()) {
 
 PartialBuffer GpuLayer::result(std::size_t i) const {
   const GpuAttendGroup& group = groups_[i].attend;
-  PartialBuffer buffer(group.row_count, shape_.d_v);
-  buffer.out = arena_.get(group.result.out, group.row_count * shape_.d_v);
-  buffer.lse = arena_.get(group.result.lse, group.row_count);
-  buffer.tail = arena_.get(group.result.tail, group.row_count);
-  buffer.fault = arena_.get(group.result.fault, group.row_count);
-  return buffer;
+  return read_partial(arena_, group.result, group.row_count, shape_.d_v);
 }
 
 void GpuLayer::set_queries(std::size_t i, const std::vector<float>& q) {

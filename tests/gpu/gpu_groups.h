@@ -5,7 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "bench/support/gpu_arena.h"
+#include "bench/support/gpu_layer_fixture.h"
 #include "bench/support/head_fixture.h"
 #include "bench/support/selection_fixture.h"
 #include "kernels/attend_cuda.h"
@@ -40,6 +40,10 @@ struct World {
   std::int32_t segments() const { return static_cast<std::int32_t>(table.size()); }
   std::int32_t query_rows() const { return static_cast<std::int32_t>(exact_lse.size()); }
 };
+
+// What stands in a partial result on the GPU.
+PartialBuffer read_partial(const GpuArena& arena, const Partial& partial, std::int32_t rows,
+                           std::int32_t d_v);
 
 struct GroupOptions {
   SelectionRule rule;  // segment_budgets on the host
