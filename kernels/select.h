@@ -98,8 +98,8 @@ struct RankGroup {
   // out [rows] p of the rows of C, or x̂ - R where G = 1, which orders them alike; others are
   // undefined
   float* vote = nullptr;
-  RankedRow* ranking = nullptr;  // scratch rank_scratch_rows()
-  TableRow* selected = nullptr;  // out [B] S, ascending
+  RankedRow* ranking = nullptr;            // scratch rank_scratch_rows()
+  TableRow* selected = nullptr;            // out [B] S, ascending
   std::int32_t* selected_count = nullptr;  // out
 };
 struct RankArgs {
