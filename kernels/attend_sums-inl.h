@@ -32,7 +32,11 @@ constexpr int kUnitsPerPass = kRows == 1   ? 4
 
 constexpr int units_of(std::int32_t d) { return (d + kUnit - 1) / kUnit; }
 
+// The constructors are written out because implicit ones would not be compiled for the target.
 struct Halves {
+  HWY_INLINE Halves() {}
+  HWY_INLINE Halves(FloatVec e, FloatVec o) : even(e), odd(o) {}
+
   FloatVec even;
   FloatVec odd;
 };

@@ -71,8 +71,12 @@ struct Workspace {
   std::vector<std::int32_t> nearest;
 };
 
-// The nearest centroid so far of one key, by lane.
+// The nearest centroid so far of one key, by lane. (Implicit constructors would not be compiled for
+// the target.)
 struct Nearest {
+  HWY_INLINE Nearest() {}
+  HWY_INLINE Nearest(FloatVec d, hn::Vec<IntTag> i) : distance(d), index(i) {}
+
   FloatVec distance;
   hn::Vec<IntTag> index;
 };
