@@ -72,13 +72,15 @@ struct AttendArgs {
   const AttendGroup* groups = nullptr;
 };
 
+// What scratch has room for: query rows handled together, and the rest of a vector.
+constexpr std::int64_t kAttendRowsAtOnce = 8;
+constexpr std::int64_t kAttendPadding = 16;
+
 // Floats of scratch that a group with a tail needs (one without needs none).
 constexpr std::int64_t attend_scratch_floats(std::int32_t row_count, const TableSize& size,
                                              std::int32_t selected_count) {
-  constexpr std::int64_t kRowsAtOnce = 8;
-  constexpr std::int64_t kPadding = 16;
-  return std::min<std::int64_t>(row_count, kRowsAtOnce) *
-         (size.clusters + size.lists + selected_count + kPadding);
+  return std::min<std::int64_t>(row_count, kAttendRowsAtOnce) *
+         (size.clusters + size.lists + selected_count + kAttendPadding);
 }
 
 void attend_reference(const AttendArgs& args);

@@ -19,9 +19,8 @@ HWY_BEFORE_NAMESPACE();
 namespace icefield {
 namespace HWY_NAMESPACE {
 
-constexpr int kUnit = 2 * kLanes;            // dimensions of a unit
-constexpr int kUnits = kMaxHeadDim / kUnit;  // at most
-constexpr bool kPartUnits = kUnit > 16;      // head dimensions are multiples of 16
+constexpr int kUnit = 2 * kLanes;        // dimensions of a unit
+constexpr bool kPartUnits = kUnit > 16;  // head dimensions are multiples of 16
 
 // Units whose sums for kRows queries stay in registers.
 template <int kRows>

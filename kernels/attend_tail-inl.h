@@ -18,6 +18,8 @@ HWY_BEFORE_NAMESPACE();
 namespace icefield {
 namespace HWY_NAMESPACE {
 
+static_assert(kRowBlock <= kAttendRowsAtOnce && kLanes <= kAttendPadding, "scratch is too small");
+
 // The tail of up to kRowBlock query rows, relative to e^largest.
 struct TailSums {
   HWY_ALIGN float out[kRowBlock][kMaxHeadDim];  // Σ w ν in order

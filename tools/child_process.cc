@@ -122,7 +122,11 @@ std::string ChildProcess::read_all() {
 }
 
 void ChildProcess::signal(int number) const {
-  if (!ended_.has_value()) ::kill(id_, number);
+  if (id_ < 0 || ended_.has_value() || ::kill(id_, number) != 0 || number != SIGSTOP) return;
+  siginfo_t stopped;
+  while (::waitid(P_PID, static_cast<id_t>(id_), &stopped, WSTOPPED | WEXITED | WNOWAIT) != 0 &&
+         errno == EINTR) {
+  }
 }
 
 std::optional<int> ChildProcess::reap(int flags) {

@@ -36,6 +36,7 @@ class ChildProcess {
   int output() const { return out_; }  // a pipe's end: its standard output
   std::string read_line();             // without its end; "" at the end
   std::string read_all();              // until the process closes its output
+  // Returns after SIGSTOP when the process has stopped: signals arrive in their own time.
   void signal(int number) const;
   // Its exit code, 128 + the signal when one ended it; null while it runs.
   std::optional<int> ended();
