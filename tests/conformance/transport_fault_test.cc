@@ -57,8 +57,12 @@ class TransportFaults : public TransportFixture {
   // Nothing of a call stays anywhere.
   void expect_all_back() {
     const auto begin = clock_.now();
-    while (held() > 0 && clock_.now() - begin < kForgotten) std::this_thread::yield();
-    EXPECT_EQ(held(), 0);
+    std::int64_t left = held();
+    while (left > 0 && clock_.now() - begin < kForgotten) {
+      std::this_thread::yield();
+      left = held();
+    }
+    EXPECT_EQ(left, 0);  // once is enough: a new connection's measurement may take some again
     EXPECT_EQ(echo_.held, 0);
   }
   void expect_service() {
