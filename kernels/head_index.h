@@ -37,9 +37,9 @@ constexpr float kLeastExponent = -87;         // e^x is 0 below: fp32 ends there
 constexpr std::int32_t kMaxQueryTokens = 16;  // of one call
 constexpr std::int32_t kMinCandidateRows = 1024;
 constexpr std::int32_t kAllClusters = 0;   // as a breadth: every cluster is a candidate
-constexpr std::int32_t kRuleBreadth = -1;  // as a breadth: a quarter of the tokens, within …
-constexpr std::int32_t kLeastRuleBreadth = 2;
-constexpr std::int32_t kMostRuleBreadth = 32;
+constexpr std::int32_t kLeastRuleBreadth = 32;
+constexpr std::int32_t kLeastRuleRows = 8192;
+constexpr std::int32_t kRuleBreadth = -1;  // stands for it where the budget is not known yet
 
 // Rows and clusters of a segment table, one segment after the other: the sizes of the per-row and
 // per-cluster arrays of a group.
@@ -65,20 +65,23 @@ struct SelectionRule {
   std::int32_t budget = 0;  // B over the union of the segments; at most the indexed rows
   // B_s: one selection per segment instead of one over the union. [segment_count], or null.
   const std::int32_t* segment_budgets = nullptr;
-  std::int32_t breadth = kAllClusters;  // M
+  std::int32_t breadth = kAllClusters;  // M, resolved: not kRuleBreadth
 };
 
 // What the tokens of C add up to at least (step 5), of `indexed_rows` tokens and a budget above 0.
 constexpr std::int64_t candidate_rows(std::int32_t breadth, std::int32_t budget,
                                       std::int32_t indexed_rows) {
-  const std::int64_t rows = indexed_rows;
-  const std::int64_t wanted = budget;
-  if (breadth == kAllClusters) return rows;
-  const std::int64_t candidates =
-      breadth == kRuleBreadth
-          ? std::clamp((rows + 3) / 4, kLeastRuleBreadth * wanted, kMostRuleBreadth * wanted)
-          : breadth * wanted;
-  return std::min(rows, std::max<std::int64_t>(candidates, kMinCandidateRows));
+  if (breadth == kAllClusters) return indexed_rows;
+  const std::int64_t wanted = std::int64_t{breadth} * budget;
+  return std::min<std::int64_t>(indexed_rows, std::max<std::int64_t>(wanted, kMinCandidateRows));
+}
+
+// M of a call with budget B: `breadth`, or by the rule (step 5) 32, and for small budgets what ranks
+// 8 192 tokens, which is every code of a context up to that length.
+constexpr std::int32_t breadth_of(std::int32_t breadth, std::int32_t budget) {
+  if (breadth != kRuleBreadth) return breadth;
+  if (budget <= 0) return kLeastRuleBreadth;
+  return std::max(kLeastRuleBreadth, (kLeastRuleRows + budget - 1) / budget);
 }
 
 // B of a call of `tokens` query tokens (step 4).

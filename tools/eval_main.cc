@@ -15,7 +15,7 @@ DEFINE_string(model, "", "GGUF file; empty: what ./dev model fetched");
 DEFINE_string(context_tokens, "4096", "lengths of the documents, for example 4096,7168");
 DEFINE_string(budget, "64,256", "budgets to measure, numbers or all");
 DEFINE_string(breadth, "rule",
-              "breadths to measure: numbers, all, or rule: a quarter of the tokens, at most 32");
+              "breadths to measure: numbers, all, or rule: 32, and at least 8192 tokens");
 DEFINE_int32(documents, 1, "documents of each length");
 DEFINE_uint64(seed, 1, "of documents and questions");
 DEFINE_string(tasks, "facts,multikey,neardup,multiquery,passage,continuation",

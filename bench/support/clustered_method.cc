@@ -93,7 +93,8 @@ ClusteredMethod::ClusteredMethod(const Kernels& kernels, const KeySet& set, std:
       shape_{.d_k = set.d_k, .d_v = set.d_v, .beta = set.beta} {}
 
 SelectionRule ClusteredMethod::rule(const MethodQuery& query) const {
-  return {.budget = std::min(query.budget, index_.size.indexed_rows), .breadth = breadth_};
+  const std::int32_t budget = std::min(query.budget, index_.size.indexed_rows);
+  return {.budget = budget, .breadth = breadth_of(breadth_, budget)};
 }
 
 void ClusteredMethod::build() {

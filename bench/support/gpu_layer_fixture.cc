@@ -200,7 +200,7 @@ GpuSelectGroup GpuLayerFixture::make_selection(const std::vector<GpuSegment>& se
       .segment_count = count,
       .segments = arena_.put(segments),
       .size = size,
-      .rule = {.budget = shape_.budget, .breadth = shape_.breadth},
+      .rule = {.budget = shape_.budget, .breadth = breadth_of(shape_.breadth, shape_.budget)},
       .rounded =
           arena_.make<std::int32_t>(gpu::rounded_layout(shape_.query_rows, shape_.head_dim).ints()),
       .list_logit = arena_.make<float>(g * size.lists),

@@ -190,12 +190,6 @@ TEST(SelectCuda, BreadthAllRanksEveryToken) {
   check_layer({&world}, {with_rule(256, kAllClusters)});
 }
 
-TEST(SelectCuda, TheRuleOfTheContractSetsTheBreadth) {
-  const World world(23, {1024, 1024, 1024, 1024, 1024, 1024}, 64, 2);
-  check_layer({&world}, {with_rule(16, kRuleBreadth)});
-  check_layer({&world}, {with_rule(700, kRuleBreadth)});
-}
-
 TEST(SelectCuda, SegmentsWithBudgetsOfTheirOwnSelectAlone) {
   const World world(15, {1024, 256, 1024}, 64, 2);
   const std::int32_t budgets[] = {64, 0, 200};

@@ -183,34 +183,26 @@ TEST(SelectRule, CandidatesAreTheShortestPrefixThatHoldsEnoughRows) {
   }
 }
 
-TEST(SelectRule, RuleRanksAQuarterWithinWhatTheBudgetIsWorth) {
-  EXPECT_EQ(candidate_rows(kRuleBreadth, 64, 6896), 1724);
-  EXPECT_EQ(candidate_rows(kRuleBreadth, 64, 6897), 1725) << "rounded up";
-  EXPECT_EQ(candidate_rows(kRuleBreadth, 256, 6896), 1724);
-  EXPECT_EQ(candidate_rows(kRuleBreadth, 64, 131072), 2048) << "32 times the budget";
-  EXPECT_EQ(candidate_rows(kRuleBreadth, 2000, 6896), 4000) << "twice the budget";
-  EXPECT_EQ(candidate_rows(kRuleBreadth, 5000, 6896), 6896);
-  EXPECT_EQ(candidate_rows(kRuleBreadth, 1, 2000), 1024);
-  EXPECT_EQ(candidate_rows(kRuleBreadth, 1, 500), 500);
+TEST(SelectRule, RuleRanksEveryCodeOfAShortContextAndThenWhatTheBudgetIsWorth) {
+  EXPECT_EQ(breadth_of(kRuleBreadth, 64), 128);
+  EXPECT_EQ(breadth_of(kRuleBreadth, 100), 82) << "rounded up";
+  EXPECT_EQ(breadth_of(kRuleBreadth, 1), 8192);
+  EXPECT_EQ(breadth_of(kRuleBreadth, 256), 32);
+  EXPECT_EQ(breadth_of(kRuleBreadth, 5000), 32);
+  EXPECT_EQ(breadth_of(kRuleBreadth, 0), 32);
+  EXPECT_EQ(breadth_of(16, 64), 16);
+  EXPECT_EQ(breadth_of(kAllClusters, 64), kAllClusters);
+  EXPECT_EQ(candidate_rows(breadth_of(kRuleBreadth, 64), 64, 8192), 8192);
+  EXPECT_EQ(candidate_rows(breadth_of(kRuleBreadth, 64), 64, 131072), 8192);
+  EXPECT_EQ(candidate_rows(breadth_of(kRuleBreadth, 2000), 2000, 131072), 64000);
+}
+
+TEST(SelectRule, CandidatesAreAtLeast1024RowsAndAtMostAll) {
   EXPECT_EQ(candidate_rows(kAllClusters, 1, 500000), 500000);
   EXPECT_EQ(candidate_rows(16, 100, 6896), 1600);
+  EXPECT_EQ(candidate_rows(1, 1, 2000), 1024);
+  EXPECT_EQ(candidate_rows(1, 1, 500), 500);
   EXPECT_EQ(candidate_rows(1 << 30, 1 << 20, 6896), 6896);
-
-  const World world(12, {4096, 1024}, 64, 3);
-  for (const Kernels* kernels : {&cpu_kernels(), &reference_kernels()}) {
-    GroupFixture group = world.group(*kernels);
-    group.select({.budget = 64, .breadth = kRuleBreadth});
-    std::int32_t rows = 0;
-    std::size_t at = 0;
-    for (const HeadIndex& segment : world.table) {
-      for (std::int32_t c = 0; c < segment.clusters.count; ++c, ++at) {
-        rows += group.candidate[at] * segment.clusters.token_count[c];
-      }
-    }
-    EXPECT_GE(rows, (world.indexed() + 3) / 4);
-    EXPECT_LT(rows, (world.indexed() + 3) / 4 + kMaxClusterTokens);
-    EXPECT_EQ(group.selected.size(), 64u);
-  }
 }
 
 TEST(SelectRule, SmallBudgetsStillRankAtLeast1024Rows) {
