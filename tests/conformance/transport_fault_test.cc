@@ -5,6 +5,7 @@
 
 #include "tests/support/frozen.h"
 #include "tests/support/objects.h"
+#include "tests/support/own_sockets.h"
 #include "tests/support/tcp_relay.h"
 #include "tests/support/transport_kinds.h"
 #include "transport/ucx/handshake.h"
@@ -136,6 +137,18 @@ class BadCable : public TransportFaults {
     auto& server = static_cast<UcxTransport&>(*ends_.server);
     return sync_wait(server_.executor(), server.usage()).value().connections;
   }
+  void expect_reconnected(const Address& peer) {
+    const Bytes bytes = random_bytes(rng_, 100'000);
+    const Deadline limit = Deadline::after(clock_, kForgotten);
+    Result<Reply> again = Status(Code::kUnavailable, "not asked yet");
+    while (!again.has_value() && !limit.passed(clock_)) {
+      again = call(peer, 1, {bytes}, 100'000, limit);  // at once while none is due
+    }
+    ASSERT_TRUE(again.has_value()) << again.error().to_string();
+    EXPECT_TRUE(std::ranges::equal(again->payload.bytes(), bytes));
+    while (connections() > 1 && !limit.passed(clock_)) std::this_thread::yield();
+    EXPECT_EQ(connections(), 1) << "the one that was cut is gone";
+  }
 };
 
 // In the middle of the introduction, wherever that is: the call fails in time, the node frees what
@@ -172,20 +185,51 @@ TEST_P(BadCable, CallsEndWhenItIsCutAndTheNextOnesConnectAgain) {
   for (const Status& status : calls.wait()) EXPECT_EQ(status.code(), Code::kUnavailable);
   asio::post(server_.executor(), [this] { echo_.release(); });
   expect_all_back();
-  const Deadline limit = Deadline::after(clock_, kForgotten);
-  Result<Reply> again = Status(Code::kUnavailable, "not asked yet");
-  while (!again.has_value() && !limit.passed(clock_)) {
-    again = call(relay.address(), 1, {bytes}, 100'000, limit);  // at once while none is due
-  }
-  ASSERT_TRUE(again.has_value()) << again.error().to_string();
-  EXPECT_TRUE(std::ranges::equal(again->payload.bytes(), bytes));
-  while (connections() > 1 && !limit.passed(clock_)) std::this_thread::yield();
-  EXPECT_EQ(connections(), 1) << "the one that was cut is gone";
+  expect_reconnected(relay.address());
 }
 
 INSTANTIATE_TEST_SUITE_P(Ucx, BadCable,
                          testing::ValuesIn(std::begin(kTransportKinds) + 1,
                                            std::end(kTransportKinds)),
+                         transport_kind_name);
+
+// UCX carries the calls on a TCP connection of its own, beside the one of the introduction.
+class BadBulkCable : public BadCable {};
+
+TEST_P(BadBulkCable, CallsEndWhenItIsCutAndTheNextOnesConnectAgain) {
+  const Bytes bytes = random_bytes(rng_, 100'000);
+  Calls calls(client_, client_end());
+  for (int i = 0; i < 20; ++i) calls.start(node_, 2, "", bytes, Deadline::never());
+  while (echo_.calls < 20) client_.poll();
+  EXPECT_GE(cut_own_connections(port()), 1) << "the other end may be gone by then";
+  for (const Status& status : calls.wait()) EXPECT_EQ(status.code(), Code::kUnavailable);
+  asio::post(server_.executor(), [this] { echo_.release(); });
+  expect_all_back();
+  expect_reconnected(node_);
+}
+
+// In the middle of requests and replies.
+TEST_P(BadBulkCable, ACutInMidTransferLosesNoBytesAndLeavesNone) {
+  const Bytes bytes = random_bytes(rng_, 4'000'000);
+  int cut = 0;
+  for (int round = 0; round < 10; ++round) {
+    Calls calls(client_, client_end());
+    for (int i = 0; i < 8; ++i) {
+      calls.start(node_, 1, "", bytes, Deadline::after(clock_, kForgotten));
+    }
+    const auto begin = clock_.now();
+    while (clock_.now() - begin < round * 1ms) client_.poll();
+    cut += cut_own_connections(port());
+    for (const Status& status : calls.wait()) {
+      EXPECT_TRUE(status.ok() || status.code() == Code::kUnavailable) << status.to_string();
+    }
+    expect_all_back();
+    expect_reconnected(node_);
+  }
+  EXPECT_GE(cut, 10);
+}
+
+INSTANTIATE_TEST_SUITE_P(Ucx, BadBulkCable, testing::Values(kTransportKinds[1]),
                          transport_kind_name);
 
 }  // namespace
