@@ -36,7 +36,7 @@ constexpr float kVoteExponentCap = 80;        // on logit - R in votes
 constexpr float kLeastExponent = -87;         // e^x is 0 below: fp32 ends there
 constexpr std::int32_t kMaxQueryTokens = 16;  // of one call
 constexpr std::int32_t kMinCandidateRows = 1024;
-constexpr std::int32_t kAllClusters = 0;   // as a breadth: every cluster is a candidate
+constexpr std::int32_t kAllClusters = 0;  // as a breadth: every cluster is a candidate
 constexpr std::int32_t kLeastRuleBreadth = 32;
 constexpr std::int32_t kLeastRuleRows = 8192;
 constexpr std::int32_t kRuleBreadth = -1;  // stands for it where the budget is not known yet
@@ -76,8 +76,8 @@ constexpr std::int64_t candidate_rows(std::int32_t breadth, std::int32_t budget,
   return std::min<std::int64_t>(indexed_rows, std::max<std::int64_t>(wanted, kMinCandidateRows));
 }
 
-// M of a call with budget B: `breadth`, or by the rule (step 5) 32, and for small budgets what ranks
-// 8 192 tokens, which is every code of a context up to that length.
+// M of a call with budget B: `breadth`, or by the rule (step 5) 32, and more for small budgets, so
+// that every code of a context of up to 8 192 tokens is ranked.
 constexpr std::int32_t breadth_of(std::int32_t breadth, std::int32_t budget) {
   if (breadth != kRuleBreadth) return breadth;
   if (budget <= 0) return kLeastRuleBreadth;

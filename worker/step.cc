@@ -166,8 +166,7 @@ void Step::select(std::int32_t layer, std::size_t group) {
   work.selected.clear();
   work.everything = wanted == size.indexed_rows;
   if (!work.everything) {
-    rank(group, table,
-         {.budget = wanted, .breadth = breadth_of(item.options.breadth, wanted)});
+    rank(group, table, {.budget = wanted, .breadth = breadth_of(item.options.breadth, wanted)});
     return;
   }
   for (std::int32_t s = 0; s < static_cast<std::int32_t>(table.size()); ++s) {
