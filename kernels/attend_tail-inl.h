@@ -156,98 +156,7 @@ inline float mean_drift(const LevelView& level, const float* q, float beta, cons
   return sum_lanes(d, sum);
 }
 
-// w = e^(x - largest) of the unselected rows of a cluster, in one vector to be summed; w (x - mean)
-// of each is added to `drift`.
-HWY_INLINE FloatVec rest_weights(const float* logit, std::int32_t count, std::uint64_t selected,
-                                 float largest, float mean, FloatVec& drift) {
-  const FloatTag d;
-  constexpr float kNothing = -1e30f;  // weighs 0, also times itself
-  const FloatVec reference = hn::Set(d, largest);
-  FloatVec sum = hn::Zero(d);
-  for (std::int32_t i = 0; i < count; i += kLanes) {
-    const FloatVec x = load_first(d, logit + i, count - i, kNothing);
-    FloatVec weight = exp_lanes(d, hn::Sub(x, reference));
-    const std::uint64_t bits = selected >> i;
-    if ((bits & ((std::uint64_t{1} << kLanes) - 1)) != 0) {
-      std::uint8_t bytes[8];
-      std::memcpy(bytes, &bits, sizeof(bytes));
-      weight = hn::IfThenZeroElse(hn::LoadMaskBits(d, bytes), weight);
-    }
-    sum = hn::Add(sum, weight);
-    drift = hn::MulAdd(weight, hn::Sub(x, hn::Set(d, mean)), drift);
-  }
-  return sum;
-}
-
-// Sums over lanes, kLanes of them at a time: vectors go in with the place of their sum.
-class LaneSums {
- public:
-  HWY_INLINE void add(FloatVec v, float* place) {
-    hn::Store(v, FloatTag(), vectors_ + static_cast<std::ptrdiff_t>(count_) * kLanes);
-    places_[count_] = place;
-    if (++count_ == kLanes) flush();
-  }
-  HWY_INLINE void flush() {
-    const FloatTag d;
-    FloatVec v[kLanes];
-    for (int i = 0; i < kLanes; ++i) {
-      v[i] = hn::Load(d, vectors_ + static_cast<std::ptrdiff_t>(i) * kLanes);
-    }
-    HWY_ALIGN float sums[kLanes];
-    hn::Store(sum_each(d, v), d, sums);
-    for (int i = 0; i < count_; ++i) *places_[i] = sums[i];
-    count_ = 0;
-  }
-
- private:
-  HWY_ALIGN float vectors_[kLanes * kLanes] = {};
-  float* places_[kLanes];
-  int count_ = 0;
-};
-
-// Puts the weights of the candidates' rests into term[r * terms + c] for rows from first_row on,
-// and adds their drift to drift[r] as if no row of theirs were selected.
-template <int kRows>
-HWY_INLINE void rest_terms(const AttendGroup& group, std::int32_t first_row, const TailShape& tail,
-                           const float* largest, float* term, float* drift) {
-  const FloatTag d;
-  LaneSums sums;
-  FloatVec drifts[kRows];
-  for (FloatVec& v : drifts) v = hn::Zero(d);
-  SelectedCursor cursor{group};
-  for_each_segment(group, [&](std::int32_t s, const HeadIndex& segment, const Offsets& at) {
-    if (accounting(group, s) != Accounting::kTokens) return;
-    const float* logit =
-        group.token_logit + static_cast<std::int64_t>(first_row) * tail.size.rows + at.rows;
-    const float* mean = group.cluster_logit +
-                        static_cast<std::int64_t>(first_row) * tail.size.clusters + at.clusters;
-    for_candidate_runs(
-        group.candidate + at.clusters, segment.clusters.count,
-        [&](std::int32_t c, std::int32_t end) {
-          for (; c < end; ++c) {
-            const std::int32_t first = segment.clusters.first_row[c];
-            const std::int32_t count = segment.clusters.token_count[c];
-            const std::uint64_t selected = cursor.take(s, first, count);
-            if (__builtin_popcountll(selected) == count) {
-              for (int r = 0; r < kRows; ++r) term[r * tail.terms + at.clusters + c] = 0;
-              continue;
-            }
-            for (int r = 0; r < kRows; ++r) {
-              if (largest[r] == -HUGE_VALF) continue;
-              sums.add(rest_weights(logit + r * static_cast<std::int64_t>(tail.size.rows) + first,
-                                    count, selected, largest[r],
-                                    mean[r * static_cast<std::int64_t>(tail.size.clusters) + c],
-                                    drifts[r]),
-                       term + r * tail.terms + at.clusters + c);
-            }
-          }
-        });
-  });
-  sums.flush();
-  for (int r = 0; r < kRows; ++r) drift[r] += sum_lanes(d, drifts[r]);
-}
-
-// Shares of the tail and of what stands in for missing data.
+// Shares of the means in the tail and in what stands in for missing data.
 inline void sum_terms(const AttendGroup& group, const TailShape& tail, const float* term,
                       float& weight, float& fault) {
   const FloatTag d;
@@ -275,44 +184,132 @@ inline void sum_terms(const AttendGroup& group, const TailShape& tail, const flo
   });
 }
 
-// The mean of the rows of a cluster that `bits` marks.
-inline float mean_of_selected(const float* logit, std::uint64_t bits, std::int32_t taken) {
-  float sum = 0;
-  for (; bits != 0; bits &= bits - 1) sum += logit[__builtin_ctzll(bits)];
-  return sum / static_cast<float>(taken);
+// Which of kLanes rows from row i of a cluster on are marked.
+HWY_INLINE hn::Mask<FloatTag> rows_marked(std::uint64_t bits, std::int32_t i) {
+  bits >>= i;
+  std::uint8_t bytes[8];
+  std::memcpy(bytes, &bits, sizeof(bytes));
+  return hn::LoadMaskBits(FloatTag(), bytes);
 }
 
-// Gives the clusters with selected rows their factor n/(n-s), and every selected row its share of
-// what is taken out: taken_out[r * selected_stride + k] of row k of S. The drift of such a rest is
-// from the mean of what is left.
+// The rows of a candidate cluster.
+struct ClusterRows {
+  std::int32_t count;
+  std::int32_t taken_count;  // of them selected
+  std::uint64_t taken;       // which
+};
+
+// The rests of candidates (step 6) for kRows query rows.
 template <int kRows>
-HWY_INLINE void split_rests(const AttendGroup& group, std::int32_t first_row, const TailShape& tail,
-                            float* term, float* taken_out, float* drift) {
-  SelectedCursor cursor{group};
-  std::fill_n(taken_out, kRows * tail.selected_stride, 0.0f);
-  for_each_segment(group, [&](std::int32_t s, const HeadIndex& segment, const Offsets& at) {
-    if (accounting(group, s) != Accounting::kTokens) return;
-    for (std::int32_t c = 0; c < segment.clusters.count && cursor.next < group.selected_count;
-         ++c) {
-      const std::int32_t count = segment.clusters.token_count[c];
-      const std::int32_t first = segment.clusters.first_row[c];
-      const std::uint64_t bits = cursor.take(s, first, count);
-      const std::int32_t taken = __builtin_popcountll(bits);
-      if (taken == 0 || taken == count) continue;
-      const float per_row = 1.0f / static_cast<float>(count - taken);
-      for (int r = 0; r < kRows; ++r) {
-        float& weight = term[r * tail.terms + at.clusters + c];
-        const std::int64_t h = first_row + r;
-        const float* logit = group.token_logit + h * tail.size.rows + at.rows + first;
-        drift[r] -= weight * static_cast<float>(taken) * per_row *
-                    (group.cluster_logit[h * tail.size.clusters + at.clusters + c] -
-                     mean_of_selected(logit, bits, taken));
-        std::fill_n(taken_out + r * tail.selected_stride + cursor.next - taken, taken,
-                    weight * per_row);
-        weight *= static_cast<float>(count) * per_row;
+class Rests {
+ public:
+  // Adds to the sums of weight, fault and drift.
+  HWY_INLINE Rests(const TailShape& tail, TailSums& sums) : tail_(tail), sums_(sums) {
+    for (FloatVec& v : drift_) v = hn::Zero(FloatTag());
+  }
+
+  // One cluster with unselected rows: logit [kRows, rows] of its rows, mean [kRows, clusters] its
+  // own. What ν is to be multiplied with goes to term [kRows, terms]: a rest of which rows are
+  // selected has the factor n/(n-s); what each of those is to lose to taken_out [kRows,
+  // selected_stride], for as many as there are.
+  HWY_INLINE void add(const ClusterRows& rows, const float* logit, const float* mean, bool fault,
+                      float* term, float* taken_out) {
+    const FloatTag d;
+    HWY_ALIGN float total[2 * kRows];
+    add_up(rows, logit, mean, total);
+    const float per_row = 1.0f / static_cast<float>(rows.count - rows.taken_count);
+    const float factor = static_cast<float>(rows.count) * per_row;
+    const auto taken = static_cast<float>(rows.taken_count);
+    for (int r = 0; r < kRows; ++r) {
+      sums_.weight[r] += total[r];
+      sums_.fault[r] += fault ? total[r] : 0.0f;
+      term[r * tail_.terms] = total[r] * factor;
+    }
+    if (rows.taken_count == 0) return;
+    for (int r = 0; r < kRows; ++r) {
+      const float share = total[r] * per_row;
+      // The drift of such a rest is from the mean of what is left.
+      sums_.drift[r] -= share * (taken * mean[r * mean_stride()] - total[kRows + r]);
+      for (std::int32_t k = 0; k < rows.taken_count; k += kLanes) {
+        store_first(d, hn::Set(d, share), rows.taken_count - k,
+                    taken_out + r * tail_.selected_stride + k);
       }
     }
+  }
+  HWY_INLINE void finish() {
+    for (int r = 0; r < kRows; ++r) sums_.drift[r] += sum_lanes(FloatTag(), drift_[r]);
+  }
+
+ private:
+  std::int64_t row_stride() const { return tail_.size.rows; }
+  std::int64_t mean_stride() const { return tail_.size.clusters; }
+
+  // Σ w of the unselected rows, w = e^(x - largest), then Σ x of the selected ones, [2, kRows]; adds
+  // w (x - mean) to the drift.
+  HWY_INLINE void add_up(const ClusterRows& rows, const float* logit, const float* mean,
+                         float* total) {
+    const FloatTag d;
+    const std::uint64_t rest = ((std::uint64_t{1} << rows.count) - 1) & ~rows.taken;
+    FloatVec sum[2 * kRows];
+    for (FloatVec& v : sum) v = hn::Zero(d);
+    for (int r = 0; r < kRows; ++r, logit += row_stride(), mean += mean_stride()) {
+      if (sums_.largest[r] == -HUGE_VALF) continue;
+      const FloatVec reference = hn::Set(d, sums_.largest[r]);
+      const FloatVec middle = hn::Set(d, *mean);
+      for (std::int32_t i = 0; i < rows.count; i += kLanes) {
+        const auto left = rows_marked(rest, i);
+        const FloatVec x = hn::MaskedLoad(left, d, logit + i);
+        const FloatVec w = hn::IfThenElseZero(left, exp_lanes(d, hn::Sub(x, reference)));
+        sum[r] = hn::Add(sum[r], w);
+        drift_[r] = hn::MulAdd(w, hn::Sub(x, middle), drift_[r]);
+      }
+      for (std::int32_t i = 0; rows.taken >> i != 0; i += kLanes) {
+        sum[kRows + r] =
+            hn::Add(sum[kRows + r], hn::MaskedLoad(rows_marked(rows.taken, i), d, logit + i));
+      }
+    }
+    if constexpr (2 * kRows == kLanes) {
+      hn::Store(sum_each(d, sum), d, total);
+    } else {
+      for (int i = 0; i < 2 * kRows; ++i) total[i] = sum_lanes(d, sum[i]);
+    }
+  }
+
+  const TailShape& tail_;
+  TailSums& sums_;
+  FloatVec drift_[kRows];
+};
+
+// The rests of all candidates. Candidates must weigh nothing yet; taken_out [kRows,
+// selected_stride].
+template <int kRows>
+HWY_INLINE void rest_terms(const AttendGroup& group, std::int32_t first_row, const TailShape& tail,
+                           float* term, float* taken_out, TailSums& sums) {
+  std::fill_n(taken_out, kRows * tail.selected_stride, 0.0f);
+  Rests<kRows> rests(tail, sums);
+  SelectedCursor cursor{group};
+  for_each_segment(group, [&](std::int32_t s, const HeadIndex& segment, const Offsets& at) HWY_ATTR {
+    if (accounting(group, s) != Accounting::kTokens) return;
+    const bool fault = group.accounts != nullptr && group.accounts[s].fault;
+    const float* logit =
+        group.token_logit + static_cast<std::int64_t>(first_row) * tail.size.rows + at.rows;
+    const float* mean = group.cluster_logit +
+                        static_cast<std::int64_t>(first_row) * tail.size.clusters + at.clusters;
+    const auto add_run = [&](std::int32_t c, std::int32_t end) HWY_ATTR {
+      for (; c < end; ++c) {
+        const std::int32_t first = segment.clusters.first_row[c];
+        const std::int32_t count = segment.clusters.token_count[c];
+        const std::uint64_t taken = cursor.take(s, first, count);
+        const std::int32_t taken_count = __builtin_popcountll(taken);
+        if (taken_count == count) continue;
+        rests.add({count, taken_count, taken}, logit + first, mean + c,
+                  fault || (group.faulty != nullptr && group.faulty[at.clusters + c] != 0),
+                  term + at.clusters + c, taken_out + cursor.next - taken_count);
+      }
+    };
+    for_candidate_runs(group.candidate + at.clusters, segment.clusters.count, add_run);
   });
+  rests.finish();
 }
 
 // out += Σ weight · mean over the clusters of one level. `weight` is consumed.
@@ -353,14 +350,11 @@ HWY_NOINLINE void make_tail(const HeadShape& shape, const AttendGroup& group,
       if (accounting(group, s) == Accounting::kLists) return;
       sums.drift[r] += mean_drift(segment.clusters, q, shape.beta, of_row + at.clusters);
     });
-  }
-  rest_terms<kRows>(group, first_row, tail, sums.largest, term, sums.drift);
-  for (int r = 0; r < kRows; ++r) {
-    sum_terms(group, tail, term + r * tail.terms, sums.weight[r], sums.fault[r]);
+    sum_terms(group, tail, of_row, sums.weight[r], sums.fault[r]);
     std::fill_n(sums.out[r], shape.d_v, 0.0f);
   }
+  rest_terms<kRows>(group, first_row, tail, term, taken_out, sums);
   if (group.selected_count > 0) {
-    split_rests<kRows>(group, first_row, tail, term, taken_out, sums.drift);
     sums.taken_out = taken_out;
     sums.selected_stride = tail.selected_stride;
   }
