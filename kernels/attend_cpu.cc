@@ -9,6 +9,7 @@
 #include "common/check.h"
 #include "hwy/highway.h"
 #include "kernels/attend.h"
+#include "kernels/attend_logits-inl.h"
 #include "kernels/attend_sums-inl.h"
 #include "kernels/attend_tail-inl.h"
 #include "kernels/simd-inl.h"
@@ -23,14 +24,14 @@ namespace icefield {
 namespace HWY_NAMESPACE {
 namespace {
 
-constexpr int kBlock = RowRun::kMaxRows;  // rows per softmax block
+constexpr int kBlock = 32;  // rows per softmax block
 
 // Exact rows of up to kRowBlock query rows, unnormalised: out = Σ w v, total = Σ w,
 // w = e^(x - largest).
 struct Sums {
   HWY_ALIGN float out[kRowBlock][kMaxHeadDim];  // split
   float largest[kRowBlock];
-  float total[kRowBlock];
+  HWY_ALIGN float total[kRowBlock][kLanes];  // by lane
   float tail_factor[kRowBlock];  // e^(largest of the tail - largest)
 };
 
@@ -63,14 +64,13 @@ class RowReader {
 };
 
 // Moves the sums of row r to a new largest logit.
-HWY_INLINE void raise_largest(Sums& sums, int r, float logit, std::int32_t d_v) {
+HWY_NOINLINE void raise_largest(Sums& sums, int r, float logit, std::int32_t d_v) {
   const FloatTag d;
-  if (logit <= sums.largest[r]) return;
   const float factor = sums.largest[r] == -HUGE_VALF ? 0.0f : std::exp(sums.largest[r] - logit);
   sums.largest[r] = logit;
-  sums.total[r] *= factor;
   sums.tail_factor[r] *= factor;
   const FloatVec f = hn::Set(d, factor);
+  hn::Store(hn::Mul(hn::Load(d, sums.total[r]), f), d, sums.total[r]);
   for (std::int32_t j = 0; j < units_of(d_v) * kUnit; j += kLanes) {
     hn::Store(hn::Mul(hn::Load(d, sums.out[r] + j), f), d, sums.out[r] + j);
   }
@@ -80,20 +80,26 @@ HWY_INLINE void raise_largest(Sums& sums, int r, float logit, std::int32_t d_v) 
 HWY_INLINE void weigh_block(Sums& sums, int r, std::int64_t visible, std::int32_t d_v,
                             float* logit) {
   const FloatTag d;
-  std::fill(logit + visible, logit + kBlock, -HUGE_VALF);
-  if (visible == 0) {  // the largest logit may be -inf, too
-    std::fill_n(logit, kBlock, 0.0f);
-    return;
+  if (visible < kBlock) {
+    std::fill(logit + visible, logit + kBlock, -HUGE_VALF);
+    if (visible == 0) {  // the largest logit may be -inf, too
+      std::fill_n(logit, kBlock, 0.0f);
+      return;
+    }
   }
-  raise_largest(sums, r, max_of(d, logit, kBlock), d_v);
+  FloatVec most = hn::Load(d, logit);
+  for (int i = kLanes; i < kBlock; i += kLanes) most = hn::Max(most, hn::Load(d, logit + i));
+  if (!hn::AllFalse(d, hn::Gt(most, hn::Set(d, sums.largest[r])))) {
+    raise_largest(sums, r, max_lanes(d, most), d_v);
+  }
   const FloatVec largest = hn::Set(d, sums.largest[r]);
-  FloatVec sum = hn::Zero(d);
-  for (std::int64_t i = 0; i < kBlock; i += kLanes) {
+  FloatVec sum = hn::Load(d, sums.total[r]);
+  for (int i = 0; i < kBlock; i += kLanes) {
     const FloatVec weight = exp_lanes(d, hn::Sub(hn::Load(d, logit + i), largest));
     hn::Store(weight, d, logit + i);
     sum = hn::Add(sum, weight);
   }
-  sums.total[r] += sum_lanes(d, sum);
+  hn::Store(sum, d, sums.total[r]);
 }
 
 // weight -= what the rests of clusters give up of these rows.
@@ -106,44 +112,25 @@ HWY_INLINE void take_out(const float* taken_out, float factor, int count, float*
   }
 }
 
-// q [kRows, d_k] split into units; what lies beyond d_k is zero.
-template <int kRows>
-HWY_INLINE void split_queries(const float* q, std::int32_t d_k, float (*split)[kMaxHeadDim]) {
-  for (int r = 0; r < kRows; ++r, q += d_k) {
-    std::fill_n(split[r], units_of(d_k) * kUnit, 0.0f);
-    for (std::int32_t j = 0; j < d_k; ++j) split[r][split_at(j)] = q[j];
-  }
-}
-
-// Selected rows lie anywhere: the next block comes while this one is computed.
-HWY_INLINE void prefetch_row(const Bf16* row, std::int32_t width) {
-  constexpr std::int32_t kLine = 64 / sizeof(Bf16);
-  for (std::int32_t j = 0; j < width; j += kLine) __builtin_prefetch(row + j);
-}
-
 // Exact rows: seen[r] of them for query row r.
 template <int kRows>
 void add_rows(const HeadShape& shape, const AttendGroup& group, const float* q,
               const std::int64_t* seen, const TailSums& tail, Sums& sums) {
   constexpr int kTile = kTileRows<kRows>;
   static_assert(kBlock % kTile == 0);
-  const std::int32_t width = shape.d_k + shape.d_v;
-  RowReader reader(group, width);
+  RowReader reader(group, shape.d_k + shape.d_v);
+  const Queries<kRows> queries(q, shape.d_k);
   const Bf16* blocks[2][kBlock];
   const Bf16** rows = blocks[0];
   const Bf16** next = blocks[1];
-  HWY_ALIGN float split[kRows][kMaxHeadDim];
   HWY_ALIGN float weight[kRows][kBlock];
-  split_queries<kRows>(q, shape.d_k, split);
   std::int64_t done = 0;
   for (int count = reader.next(rows), next_count = 0; count > 0; count = next_count) {
     next_count = reader.next(next);
-    std::fill(rows + count, rows + kBlock, rows[0]);  // fills the last tile
+    std::fill(rows + count, rows + kBlock, rows[0]);            // fills the last tile
+    std::fill(next + next_count, next + kBlock, rows[0]);
     for (int i = 0; i < count; i += kTile) {
-      if (group.selected_count > 0) {
-        for (int p = i; p < std::min(i + kTile, next_count); ++p) prefetch_row(next[p], width);
-      }
-      tile_logits<kRows>(rows + i, split, shape.d_k, shape.beta, weight[0] + i, kBlock);
+      tile_logits<kRows>(rows + i, next + i, queries, shape.d_k, shape.beta, weight[0] + i, kBlock);
     }
     for (int r = 0; r < kRows; ++r) {
       const auto visible = std::clamp<std::int64_t>(seen[r] - done, 0, count);
@@ -153,7 +140,7 @@ void add_rows(const HeadShape& shape, const AttendGroup& group, const float* q,
                  weight[r]);
       }
     }
-    add_values<kRows>(rows, count, weight[0], kBlock, shape.d_k, shape.d_v, sums.out);
+    add_values<kRows>(rows, next, count, weight[0], kBlock, shape.d_k, shape.d_v, sums.out);
     done += count;
     std::swap(rows, next);
   }
@@ -166,7 +153,7 @@ void finish(const HeadShape& shape, std::int32_t first_row, const Sums& sums, co
     const std::int32_t h = first_row + r;
     const float factor = tail == nullptr ? 0 : sums.tail_factor[r];
     const float of_tail = tail == nullptr ? 0 : tail->weight[r] * factor;
-    const float total = sums.total[r] + of_tail;
+    const float total = sum_lanes(FloatTag(), hn::Load(FloatTag(), sums.total[r])) + of_tail;
     const float inverse = total > 0 ? 1.0f / total : 0.0f;
     result.lse[h] = total > 0 ? sums.largest[r] + std::log(total) : -HUGE_VALF;
     result.tail[h] = of_tail * inverse;
@@ -198,7 +185,7 @@ void attend(const HeadShape& shape, const AttendGroup& group) {
       std::fill_n(sums.out[r], units_of(shape.d_v) * kUnit, 0.0f);
       sums.largest[r] = has_tail ? tail.largest[r] : -HUGE_VALF;
       sums.tail_factor[r] = 1;
-      sums.total[r] = 0;
+      std::fill_n(sums.total[r], kLanes, 0.0f);
       seen[r] = rows - (group.hidden == nullptr ? 0 : group.hidden[first + r]);
     }
     add_rows<kRows>(shape, group, group.q + static_cast<std::int64_t>(first) * shape.d_k, seen,

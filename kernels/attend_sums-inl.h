@@ -40,21 +40,30 @@ struct Halves {
   FloatVec odd;
 };
 
-// Unit `unit` of a row of d values; what lies beyond d is zero and not read.
+// Unit `unit` of a row of d values, two to a word; what lies beyond d is zero and not read.
+HWY_INLINE hn::Vec<UintTag> load_words(const Bf16* row, int unit, std::int32_t d) {
+  const hn::Repartition<std::uint16_t, FloatTag> d16;
+  const Bf16* at = row + unit * kUnit;
+  if (kPartUnits && (unit + 1) * kUnit > d) {
+    const auto within = hn::FirstN(d16, static_cast<std::size_t>(d - unit * kUnit));
+    return hn::BitCast(UintTag(), hn::MaskedLoad(within, d16, at));
+  }
+  return hn::BitCast(UintTag(), hn::LoadU(d16, at));
+}
+
+// The same as floats.
 HWY_INLINE Halves load_unit(const Bf16* row, int unit, std::int32_t d) {
   const FloatTag df;
   const UintTag du;
-  const hn::Repartition<std::uint16_t, FloatTag> d16;
-  const Bf16* at = row + unit * kUnit;
-  auto both = hn::Zero(d16);
-  if (kPartUnits && (unit + 1) * kUnit > d) {
-    both = hn::MaskedLoad(hn::FirstN(d16, static_cast<std::size_t>(d - unit * kUnit)), d16, at);
-  } else {
-    both = hn::LoadU(d16, at);
-  }
-  const auto words = hn::BitCast(du, both);
+  const auto words = load_words(row, unit, d);
   return {hn::BitCast(df, hn::ShiftLeft<16>(words)),
           hn::BitCast(df, hn::And(words, hn::Set(du, 0xffff0000u)))};
+}
+
+// Fetches a unit of a row that is needed a block of rows later: rows may lie anywhere, and lines
+// asked for one at a time between products do not wait for each other.
+HWY_INLINE void prefetch_unit(const Bf16* row, int unit) {
+  __builtin_prefetch(row + unit * kUnit, 0, 3);
 }
 
 // Where dimension `dim` stands in a split row.
@@ -62,84 +71,11 @@ constexpr std::int32_t split_at(std::int32_t dim) {
   return dim / kUnit * kUnit + dim % 2 * kLanes + dim % kUnit / 2;
 }
 
-// Rows of a tile: as many as make kLanes products with kRows queries, whose sums are then added up
-// across lanes all at once.
-template <int kRows>
-constexpr int kTileRows = kLanes / (kRows == 3 ? 4 : kRows);
-
-// Products of one row with all queries, not yet summed over lanes.
-template <int kRows>
-HWY_INLINE void row_products(const Bf16* row, const float (*q)[kMaxHeadDim], std::int32_t d_k,
-                             FloatVec* sum) {
-  const FloatTag d;
-  for (int r = 0; r < kRows; ++r) sum[r] = hn::Zero(d);
-  for (int unit = 0; unit < units_of(d_k); ++unit) {
-    const Halves k = load_unit(row, unit, d_k);
-    for (int r = 0; r < kRows; ++r) {
-      sum[r] = hn::MulAdd(k.even, hn::Load(d, q[r] + unit * kUnit), sum[r]);
-      sum[r] = hn::MulAdd(k.odd, hn::Load(d, q[r] + unit * kUnit + kLanes), sum[r]);
-    }
-  }
-}
-
-// Products of a tile's rows with all queries, unit by unit: each query is loaded once for all rows.
-template <int kRows>
-HWY_INLINE void tile_products(const Bf16* const* rows, const float (*q)[kMaxHeadDim],
-                              std::int32_t d_k, FloatVec* sum) {
-  const FloatTag d;
-  constexpr int kTile = kTileRows<kRows>;
-  for (int i = 0; i < kLanes; ++i) sum[i] = hn::Zero(d);
-  for (int unit = 0; unit < units_of(d_k); ++unit) {
-    Halves k[kTile];
-    for (int i = 0; i < kTile; ++i) k[i] = load_unit(rows[i], unit, d_k);
-    for (int r = 0; r < kRows; ++r) {
-      const FloatVec even = hn::Load(d, q[r] + unit * kUnit);
-      const FloatVec odd = hn::Load(d, q[r] + unit * kUnit + kLanes);
-      for (int i = 0; i < kTile; ++i) {
-        FloatVec& s = sum[r * kTile + i];
-        s = hn::MulAdd(k[i].even, even, s);
-        s = hn::MulAdd(k[i].odd, odd, s);
-      }
-    }
-  }
-}
-
-// logit[r * stride + i] = β q_r·k_i for the kTileRows rows i of a tile; q [kRows, kMaxHeadDim]
-// split. One or two queries read row after row, as memory likes it.
-template <int kRows>
-HWY_INLINE void tile_logits(const Bf16* const* rows, const float (*q)[kMaxHeadDim],
-                            std::int32_t d_k, float beta, float* logit, std::int64_t stride) {
-  const FloatTag d;
-  constexpr int kTile = kTileRows<kRows>;
-  FloatVec sum[kLanes];
-  if constexpr (kRows > 2) {
-    tile_products<kRows>(rows, q, d_k, sum);
-  } else {
-    HWY_ALIGN float products[kLanes * kLanes] = {};
-    for (int i = 0; i < kTile; ++i) {
-      FloatVec of_row[kRows];
-      row_products<kRows>(rows[i], q, d_k, of_row);
-      for (int r = 0; r < kRows; ++r) hn::Store(of_row[r], d, products + (r * kTile + i) * kLanes);
-    }
-    for (int i = 0; i < kLanes; ++i) sum[i] = hn::Load(d, products + i * kLanes);
-  }
-  const FloatVec all = hn::Mul(sum_each(d, sum), hn::Set(d, beta));
-  if constexpr (kRows == 1) {
-    hn::StoreU(all, d, logit);
-  } else {
-    HWY_ALIGN float lanes[kLanes];
-    hn::Store(all, d, lanes);
-    for (int r = 0; r < kRows; ++r) {
-      for (int i = 0; i < kTile; ++i) logit[r * stride + i] = lanes[r * kTile + i];
-    }
-  }
-}
-
 // sums[r] += Σ_i weight[r * stride + i] v_i of units [unit, unit + kCount); rows start at v.
 template <int kRows, int kCount>
-HWY_INLINE void add_units(const Bf16* const* rows, std::int64_t count, const float* weight,
-                          std::int64_t stride, std::int32_t d_k, std::int32_t d_v, int unit,
-                          float (*sums)[kMaxHeadDim]) {
+HWY_INLINE void add_units(const Bf16* const* rows, const Bf16* const* next, std::int64_t count,
+                          const float* weight, std::int64_t stride, std::int32_t d_k,
+                          std::int32_t d_v, int unit, float (*sums)[kMaxHeadDim]) {
   const FloatTag d;
   FloatVec sum[kRows][2 * kCount];
   for (int r = 0; r < kRows; ++r) {
@@ -149,7 +85,10 @@ HWY_INLINE void add_units(const Bf16* const* rows, std::int64_t count, const flo
   }
   for (std::int64_t i = 0; i < count; ++i) {
     Halves x[kCount];
-    for (int u = 0; u < kCount; ++u) x[u] = load_unit(rows[i] + d_k, unit + u, d_v);
+    for (int u = 0; u < kCount; ++u) {
+      x[u] = load_unit(rows[i] + d_k, unit + u, d_v);
+      prefetch_unit(next[i] + d_k, unit + u);
+    }
     for (int r = 0; r < kRows; ++r) {
       const FloatVec w = hn::Set(d, weight[r * stride + i]);
       for (int u = 0; u < kCount; ++u) {
@@ -167,20 +106,20 @@ HWY_INLINE void add_units(const Bf16* const* rows, std::int64_t count, const flo
 
 // sums[r] += Σ_i weight[r * stride + i] v_i for `count` rows; sums are split.
 template <int kRows>
-HWY_INLINE void add_values(const Bf16* const* rows, std::int64_t count, const float* weight,
-                           std::int64_t stride, std::int32_t d_k, std::int32_t d_v,
-                           float (*sums)[kMaxHeadDim]) {
+HWY_INLINE void add_values(const Bf16* const* rows, const Bf16* const* next, std::int64_t count,
+                           const float* weight, std::int64_t stride, std::int32_t d_k,
+                           std::int32_t d_v, float (*sums)[kMaxHeadDim]) {
   constexpr int kPass = kUnitsPerPass<kRows>;
   int unit = 0;
   for (; unit + kPass <= units_of(d_v); unit += kPass) {
-    add_units<kRows, kPass>(rows, count, weight, stride, d_k, d_v, unit, sums);
+    add_units<kRows, kPass>(rows, next, count, weight, stride, d_k, d_v, unit, sums);
   }
   if (kPass == 4 && unit + 2 <= units_of(d_v)) {
-    add_units<kRows, 2>(rows, count, weight, stride, d_k, d_v, unit, sums);
+    add_units<kRows, 2>(rows, next, count, weight, stride, d_k, d_v, unit, sums);
     unit += 2;
   }
   for (; unit < units_of(d_v); ++unit) {
-    add_units<kRows, 1>(rows, count, weight, stride, d_k, d_v, unit, sums);
+    add_units<kRows, 1>(rows, next, count, weight, stride, d_k, d_v, unit, sums);
   }
 }
 
