@@ -60,18 +60,20 @@ inline SlopeSample slope_sample(const DescribeArgs& args, const float* key_means
   return sample;
 }
 
-// out[k * d_v + j] = Σ_i key_i[first_k + k] value_i[first_j + j] for k < kKeys, j < kVecs vectors.
+// Rows that stay in the nearest cache while the products of all dimensions are taken.
+constexpr std::int32_t kSlopeRows = 32;
+
+// Σ_i key_i[k] value_i[j] over `count` rows is added to out[k * d_v + j] for k < kKeys and kVecs
+// vectors of j.
 template <int kKeys, int kVecs>
-HWY_INLINE void slope_block(const SlopeSample& sample, std::int32_t d_k, std::int32_t d_v,
-                            std::int32_t first_k, std::int32_t first_j, float* out) {
+HWY_INLINE void slope_block(const float* key, const float* value, std::int32_t count,
+                            std::int32_t d_k, std::int32_t d_v, float* out) {
   const FloatTag d;
   FloatVec sum[kKeys][kVecs];
-  for (auto& row : sum) {
-    for (FloatVec& v : row) v = hn::Zero(d);
+  for (int k = 0; k < kKeys; ++k) {
+    for (int v = 0; v < kVecs; ++v) sum[k][v] = hn::LoadU(d, out + k * d_v + v * kLanes);
   }
-  const float* key = sample.keys.data() + first_k;
-  const float* value = sample.values.data() + first_j;
-  for (std::int32_t i = 0; i < sample.count; ++i, key += d_k, value += d_v) {
+  for (std::int32_t i = 0; i < count; ++i, key += d_k, value += d_v) {
     FloatVec x[kVecs];
     for (int v = 0; v < kVecs; ++v) x[v] = hn::LoadU(d, value + v * kLanes);
     for (int k = 0; k < kKeys; ++k) {
@@ -81,7 +83,26 @@ HWY_INLINE void slope_block(const SlopeSample& sample, std::int32_t d_k, std::in
   }
   for (int k = 0; k < kKeys; ++k) {
     for (int v = 0; v < kVecs; ++v) {
-      hn::StoreU(sum[k][v], d, out + k * d_v + first_j + v * kLanes);
+      hn::StoreU(sum[k][v], d, out + k * d_v + v * kLanes);
+    }
+  }
+}
+
+// The sums of all dimensions over rows [first, end) of the sample, added to slope [d_k, d_v].
+inline void add_slope_rows(const SlopeSample& sample, std::int32_t first, std::int32_t end,
+                           std::int32_t d_k, std::int32_t d_v, float* slope) {
+  constexpr int kKeys = kLanes == 8 ? 4 : 8;  // sums that fit the registers
+  constexpr int kVecs = 2;
+  const float* keys = sample.keys.data() + static_cast<std::int64_t>(first) * d_k;
+  const float* values = sample.values.data() + static_cast<std::int64_t>(first) * d_v;
+  for (std::int32_t k = 0; k < d_k; k += kKeys) {
+    float* out = slope + static_cast<std::int64_t>(k) * d_v;
+    std::int32_t j = 0;
+    for (; j + kVecs * kLanes <= d_v; j += kVecs * kLanes) {
+      slope_block<kKeys, kVecs>(keys + k, values + j, end - first, d_k, d_v, out + j);
+    }
+    for (; j < d_v; j += kLanes) {
+      slope_block<kKeys, 1>(keys + k, values + j, end - first, d_k, d_v, out + j);
     }
   }
 }
@@ -102,20 +123,12 @@ inline double slope_squares(const float* x, std::size_t count) {
 
 // Fills the slope of the clusters; their means must be there.
 inline void describe_slope(const DescribeArgs& args, const float* key_means) {
-  constexpr int kKeys = kLanes == 8 ? 4 : 8;  // sums that fit the registers
-  constexpr int kVecs = 2;
   const SlopeSample sample = slope_sample(args, key_means);
   const auto width = static_cast<std::size_t>(args.d_v);
   std::vector<float, AlignedAllocator<float> > slope(static_cast<std::size_t>(args.d_k) * width);
-  for (std::int32_t k = 0; k < args.d_k; k += kKeys) {
-    float* rows = slope.data() + static_cast<std::size_t>(k) * width;
-    std::int32_t j = 0;
-    for (; j + kVecs * kLanes <= args.d_v; j += kVecs * kLanes) {
-      slope_block<kKeys, kVecs>(sample, args.d_k, args.d_v, k, j, rows);
-    }
-    for (; j < args.d_v; j += kLanes) {
-      slope_block<kKeys, 1>(sample, args.d_k, args.d_v, k, j, rows);
-    }
+  for (std::int32_t i = 0; i < sample.count; i += kSlopeRows) {
+    add_slope_rows(sample, i, std::min(i + kSlopeRows, sample.count), args.d_k, args.d_v,
+                   slope.data());
   }
   const auto count = static_cast<std::size_t>(sample.count);
   const double share = internal::slope_share(

@@ -309,22 +309,31 @@ class Splitter {
     for_each_sum(begin, end, squares, f);
   }
 
-  // Σ of the keys of places [begin, end) for which `in(i)`.
-  template <class In>
-  HWY_INLINE void sum_keys(std::int32_t begin, std::int32_t end, const In& in, Floats& out) {
+  // Σ of the keys of some tokens, in their order. Every key goes through the registers once: sums of
+  // one vector after the other would wait for themselves.
+  HWY_INLINE void sum_keys(std::span<const std::int32_t> tokens, Floats& out) {
+    std::int32_t j = 0;
+    for (; j + 8 * kLanes <= keys_.d; j += 8 * kLanes) sum_vecs<8>(tokens, j, out);
+    for (; j + 4 * kLanes <= keys_.d; j += 4 * kLanes) sum_vecs<4>(tokens, j, out);
+    for (; j < keys_.d; j += kLanes) sum_vecs<1>(tokens, j, out);
+  }
+  template <int kVecs>
+  HWY_INLINE void sum_vecs(std::span<const std::int32_t> tokens, std::int32_t j, Floats& out) {
     const FloatTag d;
-    for (std::int32_t j = 0; j < keys_.d; j += kLanes) {
-      FloatVec sum = hn::Zero(d);
-      for (std::int32_t i = begin; i < end; ++i) {
-        if (in(i)) sum = hn::Add(sum, hn::LoadU(d, key(i) + j));
-      }
-      hn::StoreU(sum, d, out.data() + j);
+    FloatVec sum[kVecs];
+    for (FloatVec& v : sum) v = hn::Zero(d);
+    for (const std::int32_t token : tokens) {
+      const float* at = keys_[token] + j;
+      for (int v = 0; v < kVecs; ++v) sum[v] = hn::Add(sum[v], hn::LoadU(d, at + v * kLanes));
     }
+    for (int v = 0; v < kVecs; ++v) hn::StoreU(sum[v], d, out.data() + j + v * kLanes);
+  }
+  std::span<const std::int32_t> tokens(std::int32_t begin, std::int32_t end) const {
+    return order_.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
   }
 
   Group measure(std::int32_t begin, std::int32_t end) {
-    sum_keys(
-        begin, end, [](std::int32_t) { return true; }, sum_);
+    sum_keys(tokens(begin, end), sum_);
     const float inverse = 1.0f / static_cast<float>(end - begin);
     for (std::size_t j = 0; j < mean_.size(); ++j) mean_[j] = sum_[j] * inverse;
     Group group{.begin = begin,
@@ -349,8 +358,7 @@ class Splitter {
     const float* first = key(group.farthest);
     std::int32_t second = group.begin;
     float largest = 0;
-    sum_keys(
-        group.begin, group.end, [](std::int32_t) { return true; }, sum_);
+    sum_keys(tokens(group.begin, group.end), sum_);
     for_each_distance(group.begin, group.end, first, [&](std::int32_t i, float distance) {
       if (distance > largest) {
         largest = distance;
@@ -362,7 +370,7 @@ class Splitter {
     for (int iteration = 0;; ++iteration) {
       const std::int32_t count = assign_halves(group);
       if (count == 0 || count == group.size()) return group.begin + group.size() / 2;
-      if (iteration == internal::kSplitIterations) break;
+      if (iteration == internal::kSplitIterations) return move_halves(group, count);
       const float of_second = 1.0f / static_cast<float>(count);
       const float of_first = 1.0f / static_cast<float>(group.size() - count);
       for (std::size_t j = 0; j < mean_.size(); ++j) {
@@ -370,7 +378,6 @@ class Splitter {
         other_[j] = part_sum_[j] * of_second;
       }
     }
-    return move_halves(group);
   }
 
   // Marks the tokens that are closer to other_ than to mean_ and adds them up in part_sum_; returns
@@ -383,31 +390,25 @@ class Splitter {
     const auto products = [&](FloatVec sum, FloatVec key, std::int32_t j) HWY_ATTR {
       return hn::MulAdd(key, hn::LoadU(d, other_.data() + j), sum);
     };
-    std::int32_t count = 0;
+    std::size_t count = 0;
     for_each_sum(group.begin, group.end, products, [&](std::int32_t i, float product) {
       const bool second = product > limit;
       in_second_[static_cast<std::size_t>(i)] = second;
+      moved_[count] = order_[static_cast<std::size_t>(i)];
       count += second ? 1 : 0;
     });
-    sum_keys(
-        group.begin, group.end,
-        [&](std::int32_t i) { return in_second_[static_cast<std::size_t>(i)] != 0; }, part_sum_);
-    return count;
+    sum_keys({moved_.data(), count}, part_sum_);
+    return static_cast<std::int32_t>(count);
   }
 
-  // Moves the marked tokens behind the others; both keep their order.
-  std::int32_t move_halves(const Group& group) {
+  // Moves the `count` marked tokens, which are in moved_, behind the others; both keep their order.
+  std::int32_t move_halves(const Group& group, std::int32_t count) {
     std::int32_t kept = group.begin;
-    std::size_t moved = 0;
     for (std::int32_t i = group.begin; i < group.end; ++i) {
-      const std::int32_t token = order_[static_cast<std::size_t>(i)];
-      if (in_second_[static_cast<std::size_t>(i)] != 0) {
-        moved_[moved++] = token;
-      } else {
-        order_[static_cast<std::size_t>(kept++)] = token;
-      }
+      order_[static_cast<std::size_t>(kept)] = order_[static_cast<std::size_t>(i)];
+      kept += in_second_[static_cast<std::size_t>(i)] == 0 ? 1 : 0;
     }
-    std::copy_n(moved_.begin(), moved, order_.begin() + kept);
+    std::copy_n(moved_.begin(), count, order_.begin() + kept);
     return kept;
   }
 
@@ -418,7 +419,7 @@ class Splitter {
   std::vector<Group> groups_;
   Floats sum_, part_sum_, mean_, other_;
   std::vector<std::uint8_t> in_second_;  // by place in the order
-  Tokens moved_;
+  Tokens moved_;  // the marked ones
 };
 
 void partition_run(Workspace& work, std::int32_t begin, std::int32_t end, std::int32_t segment_rows,
