@@ -179,8 +179,8 @@ void rotate_lanes(std::int32_t d_k, Residuals& x) {
 // The scale of least squared error of the codes of each lane. For every scale the dimensions beyond
 // the threshold take the outer level, and for every set of those the best scale is known; iterating
 // the two (Lloyd) ends in a local maximum of the power that the codes explain. From starts around
-// the scale of a normal variable the best is within 0.2 % of the error that the reference's full
-// search finds.
+// the scale of a normal variable, which go side by side, the best is within 0.2 % of the error that
+// the reference's full search finds.
 FloatVec code_scales(std::int32_t d_k, Residuals& x) {
   const FloatTag d;
   constexpr float kStarts[] = {0.45f, 0.56f};  // a normal variable's is 0.498
@@ -196,26 +196,33 @@ FloatVec code_scales(std::int32_t d_k, Residuals& x) {
   const FloatVec deviation = hn::Sqrt(hn::Div(power, dims));
   FloatVec best = hn::Zero(d);
   FloatVec best_gain = hn::Zero(d);
-  for (const float start : kStarts) {
-    FloatVec scale = hn::Mul(deviation, hn::Set(d, start));
-    for (int iteration = 0; iteration < kIterations; ++iteration) {
-      const FloatVec threshold = hn::Mul(scale, hn::Set(d, kCodeThreshold));
-      FloatVec large = hn::Zero(d);
-      FloatVec outer = hn::Zero(d);
-      for (std::int32_t j = 0; j < d_k; ++j) {
-        const FloatVec v = hn::Abs(hn::Load(d, x.vector(j)));
-        const auto is_outer = hn::Gt(v, threshold);
-        large = hn::Add(large, hn::IfThenElseZero(is_outer, v));
-        outer = hn::Add(outer, hn::IfThenElseZero(is_outer, hn::Set(d, 1.0f)));
+  FloatVec scale[2] = {hn::Mul(deviation, hn::Set(d, kStarts[0])),
+                       hn::Mul(deviation, hn::Set(d, kStarts[1]))};
+  for (int iteration = 0; iteration < kIterations; ++iteration) {
+    FloatVec threshold[2];
+    FloatVec large[2];
+    FloatVec outer[2];
+    for (int s = 0; s < 2; ++s) {
+      threshold[s] = hn::Mul(scale[s], hn::Set(d, kCodeThreshold));
+      large[s] = outer[s] = hn::Zero(d);
+    }
+    for (std::int32_t j = 0; j < d_k; ++j) {
+      const FloatVec v = hn::Abs(hn::Load(d, x.vector(j)));
+      for (int s = 0; s < 2; ++s) {
+        const auto is_outer = hn::Gt(v, threshold[s]);
+        large[s] = hn::Add(large[s], hn::IfThenElseZero(is_outer, v));
+        outer[s] = hn::Add(outer[s], hn::IfThenElseZero(is_outer, hn::Set(d, 1.0f)));
       }
+    }
+    for (int s = 0; s < 2; ++s) {
       // Levels 1 and 3: Σ level |x| and Σ level².
-      const FloatVec dot = hn::MulAdd(hn::Set(d, 2.0f), large, all);
-      const FloatVec norm = hn::MulAdd(hn::Set(d, 8.0f), outer, dims);
-      scale = hn::Div(dot, norm);
-      const FloatVec gain = hn::Mul(dot, scale);
+      const FloatVec dot = hn::MulAdd(hn::Set(d, 2.0f), large[s], all);
+      const FloatVec norm = hn::MulAdd(hn::Set(d, 8.0f), outer[s], dims);
+      scale[s] = hn::Div(dot, norm);
+      const FloatVec gain = hn::Mul(dot, scale[s]);
       const auto better = hn::Gt(gain, best_gain);
       best_gain = hn::IfThenElse(better, gain, best_gain);
-      best = hn::IfThenElse(better, scale, best);
+      best = hn::IfThenElse(better, scale[s], best);
     }
   }
   return best;
@@ -252,7 +259,6 @@ void encode_lanes(Residuals& x, std::int32_t row, const MutableCodesView& codes)
 // means [clusters, d_k], dequantised.
 void encode(const DescribeArgs& args, const float* means) {
   const FloatTag d;
-  const IntTag di;
   ICE_CHECK(args.first_indexed_row % kCodePanel == 0);
   HWY_ALIGN float signs[kMaxHeadDim];
   const std::int32_t block = args.d_k & -args.d_k;
@@ -260,23 +266,24 @@ void encode(const DescribeArgs& args, const float* means) {
     signs[j] = rotation_sign(j) / std::sqrt(static_cast<float>(block));
   }
   Residuals residuals;
-  HWY_ALIGN float rows[kLanes * kMaxHeadDim];
-  const auto lane_offsets = hn::Mul(hn::Iota(di, 0), hn::Set(di, args.d_k));
   std::size_t cluster = 0;
   std::int32_t cluster_end = args.first_indexed_row + args.partition->cluster_rows[0];
   for (std::int32_t first = args.first_indexed_row; first < args.row_count; first += kLanes) {
-    for (std::int32_t row = first; row < first + kLanes; ++row) {
-      while (row >= cluster_end) cluster_end += args.partition->cluster_rows[++cluster];
-      const float* mean = means + cluster * static_cast<std::size_t>(args.d_k);
-      const Bf16* key = args.rows + static_cast<std::int64_t>(row) * (args.d_k + args.d_v);
-      for (std::int32_t j = 0; j < args.d_k; j += kLanes) {
-        const FloatVec residual = hn::Sub(load_bf16(d, key + j), hn::LoadU(d, mean + j));
-        hn::StoreU(hn::Mul(residual, hn::Load(d, signs + j)), d,
-                   rows + static_cast<std::ptrdiff_t>(row - first) * args.d_k + j);
-      }
+    const float* mean[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      while (first + i >= cluster_end) cluster_end += args.partition->cluster_rows[++cluster];
+      mean[i] = means + cluster * static_cast<std::size_t>(args.d_k);
     }
-    for (std::int32_t j = 0; j < args.d_k; ++j) {
-      hn::Store(hn::GatherIndex(d, rows + j, lane_offsets), d, residuals.vector(j));
+    const std::int64_t width = args.d_k + args.d_v;
+    const Bf16* key = args.rows + first * width;
+    for (std::int32_t j = 0; j < args.d_k; j += kLanes) {
+      const FloatVec sign = hn::Load(d, signs + j);
+      FloatVec v[kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        v[i] = hn::Mul(hn::Sub(load_bf16(d, key + i * width + j), hn::LoadU(d, mean[i] + j)), sign);
+      }
+      transpose(d, v);
+      for (int i = 0; i < kLanes; ++i) hn::Store(v[i], d, residuals.vector(j + i));
     }
     rotate_lanes(args.d_k, residuals);
     encode_lanes(residuals, first, args.codes);

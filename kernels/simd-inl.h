@@ -130,6 +130,43 @@ HWY_INLINE FloatVec sum_each(FloatTag d, FloatVec* v) {
                  hn::BitCast(d, hn::InterleaveUpper(d64, a, b)));
 }
 
+// Lane j of vector i becomes lane i of vector j, for kLanes vectors.
+HWY_INLINE void transpose(FloatTag d, FloatVec* v) {
+  const hn::Repartition<std::uint64_t, FloatTag> d64;
+  const auto lower = [&](FloatVec a, FloatVec b) HWY_ATTR {
+    return hn::BitCast(d, hn::InterleaveLower(d64, hn::BitCast(d64, a), hn::BitCast(d64, b)));
+  };
+  const auto upper = [&](FloatVec a, FloatVec b) HWY_ATTR {
+    return hn::BitCast(d, hn::InterleaveUpper(d64, hn::BitCast(d64, a), hn::BitCast(d64, b)));
+  };
+  for (int i = 0; i < kLanes; i += 4) {  // inside of blocks of four lanes
+    const FloatVec low_01 = hn::InterleaveLower(d, v[i], v[i + 1]);
+    const FloatVec high_01 = hn::InterleaveUpper(d, v[i], v[i + 1]);
+    const FloatVec low_23 = hn::InterleaveLower(d, v[i + 2], v[i + 3]);
+    const FloatVec high_23 = hn::InterleaveUpper(d, v[i + 2], v[i + 3]);
+    v[i] = lower(low_01, low_23);
+    v[i + 1] = upper(low_01, low_23);
+    v[i + 2] = lower(high_01, high_23);
+    v[i + 3] = upper(high_01, high_23);
+  }
+  if constexpr (kLanes >= 8) {  // halves
+    for (int i = 0; i < kLanes / 2; ++i) {
+      const FloatVec low = v[i];
+      const FloatVec high = v[i + kLanes / 2];
+      v[i] = hn::ConcatLowerLower(d, high, low);
+      v[i + kLanes / 2] = hn::ConcatUpperUpper(d, high, low);
+    }
+  }
+  if constexpr (kLanes == 16) {  // blocks inside of halves
+    for (int i = 0; i < 16; i += i % 8 == 3 ? 5 : 1) {
+      const FloatVec even = v[i];
+      const FloatVec odd = v[i + 4];
+      v[i] = hn::OddEvenBlocks(hn::SwapAdjacentBlocks(odd), even);
+      v[i + 4] = hn::OddEvenBlocks(odd, hn::SwapAdjacentBlocks(even));
+    }
+  }
+}
+
 // Σ e^(x_i - reference) and max x_i of x[count].
 HWY_INLINE float sum_exp(FloatTag d, const float* x, std::int64_t count, float reference) {
   FloatVec sum = hn::Zero(d);
