@@ -34,38 +34,64 @@ struct SplitRow {
   HWY_ALIGN float at[kMaxHeadDim];
 };
 
+// Units that are added up side by side: one alone would wait for itself.
+constexpr int kUnitsAtOnce = kLanes == 16 ? 4 : 2;
+
+// Calls f(std::integral_constant<int, count>, first unit) for all units of d values.
+template <class F>
+HWY_INLINE void for_unit_blocks(std::int32_t d, F&& f) {
+  int unit = 0;
+  for (; unit + kUnitsAtOnce <= units_of(d); unit += kUnitsAtOnce) {
+    f(std::integral_constant<int, kUnitsAtOnce>(), unit);
+  }
+  for (; unit < units_of(d); ++unit) f(std::integral_constant<int, 1>(), unit);
+}
+
 // Σ of d values of `count` rows of bf16 that are `width` apart.
 void sum_rows(const Bf16* rows, std::int32_t count, std::int64_t width, std::int32_t d,
               SplitRow& out) {
   const FloatTag df;
-  for (int unit = 0; unit < units_of(d); ++unit) {
-    Halves sum{hn::Zero(df), hn::Zero(df)};
+  for_unit_blocks(d, [&](auto units, int first) HWY_ATTR {
+    Halves sum[units];
+    for (Halves& s : sum) s = {hn::Zero(df), hn::Zero(df)};
     for (std::int32_t i = 0; i < count; ++i) {
-      const Halves x = load_unit(rows + i * width, unit, d);
-      sum = {hn::Add(sum.even, x.even), hn::Add(sum.odd, x.odd)};
+      for (int u = 0; u < units; ++u) {
+        const Halves x = load_unit(rows + i * width, first + u, d);
+        sum[u] = {hn::Add(sum[u].even, x.even), hn::Add(sum[u].odd, x.odd)};
+      }
     }
-    hn::Store(sum.even, df, out.at + unit * kUnit);
-    hn::Store(sum.odd, df, out.at + unit * kUnit + kLanes);
-  }
+    for (int u = 0; u < units; ++u) {
+      hn::Store(sum[u].even, df, out.at + (first + u) * kUnit);
+      hn::Store(sum[u].odd, df, out.at + (first + u) * kUnit + kLanes);
+    }
+  });
 }
 
 // Σ (x - mean)² by dimension; what lies beyond d is zero as long as `mean` is.
 void sum_squares(const Bf16* rows, std::int32_t count, std::int64_t width, std::int32_t d,
                  const SplitRow& mean, SplitRow& out) {
   const FloatTag df;
-  for (int unit = 0; unit < units_of(d); ++unit) {
-    const Halves middle{hn::Load(df, mean.at + unit * kUnit),
-                        hn::Load(df, mean.at + unit * kUnit + kLanes)};
-    Halves sum{hn::Zero(df), hn::Zero(df)};
-    for (std::int32_t i = 0; i < count; ++i) {
-      const Halves x = load_unit(rows + i * width, unit, d);
-      const FloatVec even = hn::Sub(x.even, middle.even);
-      const FloatVec odd = hn::Sub(x.odd, middle.odd);
-      sum = {hn::MulAdd(even, even, sum.even), hn::MulAdd(odd, odd, sum.odd)};
+  for_unit_blocks(d, [&](auto units, int first) HWY_ATTR {
+    Halves middle[units];
+    Halves sum[units];
+    for (int u = 0; u < units; ++u) {
+      middle[u] = {hn::Load(df, mean.at + (first + u) * kUnit),
+                   hn::Load(df, mean.at + (first + u) * kUnit + kLanes)};
+      sum[u] = {hn::Zero(df), hn::Zero(df)};
     }
-    hn::Store(sum.even, df, out.at + unit * kUnit);
-    hn::Store(sum.odd, df, out.at + unit * kUnit + kLanes);
-  }
+    for (std::int32_t i = 0; i < count; ++i) {
+      for (int u = 0; u < units; ++u) {
+        const Halves x = load_unit(rows + i * width, first + u, d);
+        const FloatVec even = hn::Sub(x.even, middle[u].even);
+        const FloatVec odd = hn::Sub(x.odd, middle[u].odd);
+        sum[u] = {hn::MulAdd(even, even, sum[u].even), hn::MulAdd(odd, odd, sum[u].odd)};
+      }
+    }
+    for (int u = 0; u < units; ++u) {
+      hn::Store(sum[u].even, df, out.at + (first + u) * kUnit);
+      hn::Store(sum[u].odd, df, out.at + (first + u) * kUnit + kLanes);
+    }
+  });
 }
 
 // Quantises sum / count, d numbers, to int8 with one scale, which it returns. The dequantised mean

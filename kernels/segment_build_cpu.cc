@@ -28,13 +28,27 @@ namespace {
 using Tokens = std::vector<std::int32_t>;
 using Floats = std::vector<float, AlignedAllocator<float> >;
 
-// Keys as floats, by token: [token_count, d].
-struct Keys {
-  std::int32_t d = 0;
-  Floats values;
+// Keys as floats, by token: [token_count, d]. Not a vector, which would first fill them with zeros.
+class Keys {
+ public:
+  Keys(std::int32_t token_count, std::int32_t dim)
+      : d(dim),
+        count_(static_cast<std::size_t>(token_count) * static_cast<std::size_t>(dim)),
+        values_(AlignedAllocator<float>().allocate(count_)) {}
+  ~Keys() { AlignedAllocator<float>().deallocate(values_, count_); }
+  Keys(const Keys&) = delete;
+  Keys& operator=(const Keys&) = delete;
+
+  float* operator[](std::int32_t token) { return values_ + static_cast<std::int64_t>(token) * d; }
   const float* operator[](std::int32_t token) const {
-    return values.data() + static_cast<std::int64_t>(token) * d;
+    return values_ + static_cast<std::int64_t>(token) * d;
   }
+
+  const std::int32_t d;
+
+ private:
+  const std::size_t count_;
+  float* const values_;
 };
 
 // Centroids side by side: dimension j of centroid c at [j * width + c].
@@ -64,6 +78,8 @@ struct Centroids {
 
 // Everything k-means needs again and again.
 struct Workspace {
+  explicit Workspace(const PartitionArgs& args) : keys(args.row_count, args.d_k) {}
+
   Keys keys;
   Centroids centroids;
   Floats sums;                       // [k, d]
@@ -462,15 +478,13 @@ bool all_finite(const Bf16* values, std::int32_t count) {
 
 Status load_keys(const PartitionArgs& args, Keys& keys) {
   const FloatTag d;
-  keys.d = args.d_k;
-  keys.values.resize(static_cast<std::size_t>(args.row_count) * static_cast<std::size_t>(args.d_k));
   for (std::int32_t i = 0; i < args.row_count; ++i) {
     const Bf16* row = args.rows + static_cast<std::int64_t>(i) * (args.d_k + args.d_v);
     if (!all_finite(row, args.d_k + args.d_v)) {
       return Status(Code::kInvalidArgument,
                     "key or value of token " + std::to_string(i) + " of the segment is not finite");
     }
-    float* key = keys.values.data() + static_cast<std::int64_t>(i) * args.d_k;
+    float* key = keys[i];
     for (std::int32_t j = 0; j < args.d_k; j += kLanes) {
       hn::StoreU(load_bf16(d, row + j), d, key + j);
     }
@@ -481,7 +495,7 @@ Status load_keys(const PartitionArgs& args, Keys& keys) {
 }  // namespace
 
 Status partition_target(const PartitionArgs& args, Partition& out) {
-  Workspace work;
+  Workspace work(args);
   ICE_TRY(load_keys(args, work.keys));
   out = {};
   out.order.resize(static_cast<std::size_t>(args.first_indexed_row));
