@@ -7,8 +7,10 @@
 // The order matters: simd-inl.h needs the target.
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <numeric>
 
+#include "common/bytes.h"
 #include "hwy/highway.h"
 #include "kernels/rounded_query.h"
 #include "kernels/select.h"
@@ -152,15 +154,53 @@ HWY_NOINLINE void score_segment(const HeadIndex& segment, const std::uint8_t* ca
   });
 }
 
+// A vote that `budget` rows reach: every largest vote of 4 × budget sets of rows is one row's, so the
+// budget-th of them will do, and few rows beyond the best reach it.
+class VoteBound {
+ public:
+  explicit VoteBound(std::int32_t budget)
+      : budget_(budget),
+        sets_(budget > kMostBudget ? 0 : static_cast<int>(ceil_div(4 * budget, kLanes))) {
+    std::fill_n(largest_, sets_ * kLanes, -HUGE_VALF);
+  }
+
+  // votes[i] of the rows [begin, end) of the table.
+  void add(const float* votes, std::int32_t begin, std::int32_t end) {
+    if (sets_ == 0) return;
+    const FloatTag d;
+    for (std::int32_t i = begin; i < end; i += kLanes) {
+      const FloatVec v = load_first(d, votes + i, end - i, -HUGE_VALF);
+      float* at = largest_ + next_ * kLanes;
+      const FloatVec largest = hn::Load(d, at);
+      hn::Store(hn::IfThenElse(hn::Gt(v, largest), v, largest), d, at);
+      next_ = next_ + 1 == sets_ ? 0 : next_ + 1;
+    }
+  }
+  float value() {
+    if (sets_ == 0) return -HUGE_VALF;
+    std::nth_element(largest_, largest_ + budget_ - 1, largest_ + sets_ * kLanes, std::greater<>());
+    return largest_[budget_ - 1];
+  }
+
+ private:
+  static constexpr std::int32_t kMostBudget = 256;
+
+  HWY_ALIGN float largest_[4 * kMostBudget + kLanes];
+  const std::int32_t budget_;
+  const int sets_;  // vectors of them
+  int next_ = 0;
+};
+
 // The rows with the largest votes, `budget` of them. Votes are filtered against the worst of the
 // best so far, so most rows cost one comparison.
 class BestRows {
  public:
-  BestRows(std::int32_t budget, RankedRow* best) : budget_(budget), best_(best) {}
+  // `budget` rows have at least the vote `bound`.
+  BestRows(std::int32_t budget, float bound, RankedRow* best)
+      : budget_(budget), best_(best), threshold_(std::nextafter(bound, -HUGE_VALF)) {}
 
   // votes[i] of the rows [begin, end) of the table; call with ascending rows.
   void add(const float* votes, std::int32_t begin, std::int32_t end) {
-    if (budget_ == 0) return;
     const FloatTag d;
     const auto lanes = static_cast<std::int32_t>(hn::Lanes(d));
     const std::int32_t room = static_cast<std::int32_t>(rank_scratch_rows(budget_)) - lanes;
@@ -199,13 +239,23 @@ class BestRows {
   const std::int32_t budget_;
   RankedRow* const best_;
   std::int32_t count_ = 0;
-  float threshold_ = -HUGE_VALF;
+  float threshold_;  // what a row must exceed
+};
+
+// The part of a group's table that one selection goes over.
+struct Selection {
+  std::int32_t first_segment;
+  std::int32_t end_segment;
+  std::int32_t first_cluster;
+  std::int32_t first_row;
+  std::int32_t budget;
 };
 
 // Appends the best rows, which come out ascending, so that the segment only moves forward.
-void append_selected(const RankGroup& group, BestRows& best, std::int32_t segment,
-                     std::int32_t segment_begin) {
+void append_selected(const RankGroup& group, const Selection& from, BestRows& best) {
   const std::int32_t count = best.finish();
+  std::int32_t segment = from.first_segment;
+  std::int32_t segment_begin = from.first_row;
   std::int32_t& selected = *group.selected_count;
   for (std::int32_t i = 0; i < count; ++i) {
     while (group.ranking[i].index >= segment_begin + group.segments[segment].codes.row_count) {
@@ -213,6 +263,35 @@ void append_selected(const RankGroup& group, BestRows& best, std::int32_t segmen
     }
     group.selected[selected++] = {segment, group.ranking[i].index - segment_begin};
   }
+}
+
+// Calls f(first row of the table, end) for each run of candidates' rows.
+template <class F>
+HWY_INLINE void for_candidate_rows(const RankGroup& group, const Selection& from, F&& f) {
+  const std::uint8_t* candidate = group.candidate + from.first_cluster;
+  std::int32_t first_row = from.first_row;
+  for (std::int32_t s = from.first_segment; s < from.end_segment; ++s) {
+    const HeadIndex& segment = group.segments[s];
+    for_candidate_runs(candidate, segment.clusters.count, [&](std::int32_t c, std::int32_t end) {
+      const RowRange rows = rows_of(segment.clusters, c, end);
+      f(first_row + rows.first, first_row + rows.end);
+    });
+    candidate += segment.clusters.count;
+    first_row += segment.codes.row_count;
+  }
+}
+
+void select_best(const RankGroup& group, const Selection& from) {
+  if (from.budget == 0) return;
+  VoteBound bound(from.budget);
+  for_candidate_rows(group, from, [&](std::int32_t begin, std::int32_t end) {
+    bound.add(group.vote, begin, end);
+  });
+  BestRows best(from.budget, bound.value(), group.ranking);
+  for_candidate_rows(group, from, [&](std::int32_t begin, std::int32_t end) {
+    best.add(group.vote, begin, end);
+  });
+  append_selected(group, from, best);
 }
 
 // x̂ and votes of all candidates.
@@ -246,23 +325,19 @@ void rank(const HeadShape& shape, const RankGroup& group) {
   const TableSize total = table_size(group.segments, group.segment_count);
   score_tokens(shape, group, total);
   *group.selected_count = 0;
-  const bool by_segment = group.rule.segment_budgets != nullptr;
-  BestRows of_all(by_segment ? 0 : group.rule.budget, group.ranking);
-  const std::uint8_t* candidate = group.candidate;
-  std::int32_t first_row = 0;
-  for (std::int32_t s = 0; s < group.segment_count; ++s) {
-    const HeadIndex& segment = group.segments[s];
-    BestRows of_segment(by_segment ? group.rule.segment_budgets[s] : 0, group.ranking);
-    BestRows& best = by_segment ? of_segment : of_all;
-    for_candidate_runs(candidate, segment.clusters.count, [&](std::int32_t c, std::int32_t end) {
-      const RowRange rows = rows_of(segment.clusters, c, end);
-      best.add(group.vote, first_row + rows.first, first_row + rows.end);
-    });
-    if (by_segment) append_selected(group, of_segment, s, first_row);
-    candidate += segment.clusters.count;
-    first_row += segment.codes.row_count;
+  if (group.rule.segment_budgets == nullptr) {
+    select_best(group, {0, group.segment_count, 0, 0, group.rule.budget});
+    return;
   }
-  if (!by_segment) append_selected(group, of_all, 0, 0);
+  Selection from{};
+  for (std::int32_t s = 0; s < group.segment_count; ++s) {
+    from.first_segment = s;
+    from.end_segment = s + 1;
+    from.budget = group.rule.segment_budgets[s];
+    select_best(group, from);
+    from.first_cluster += group.segments[s].clusters.count;
+    from.first_row += group.segments[s].codes.row_count;
+  }
 }
 
 }  // namespace

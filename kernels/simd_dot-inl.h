@@ -47,11 +47,8 @@ HWY_INLINE IntVec pair_dot(IntVec sum, ShortVec a, ShortVec b) {
 #endif
 }
 
-// Steps of 16 dimensions, two products of each parity in them, before sums must be closed: 16 bits
-// hold 2 × 12 × 127 eight times. VNNI could go on for longer but has no reason to.
-constexpr int kCodeSumSteps = 4;
-
 #if HWY_TARGET == HWY_AVX3_DL
+constexpr int kCodeSumSteps = 16;  // all there are
 using CodeSum = IntVec;
 HWY_INLINE CodeSum zero_codes() { return hn::Zero(IntTag()); }
 
@@ -64,6 +61,9 @@ HWY_INLINE IntVec close_codes(IntVec total, CodeSum plain, CodeSum times_4) {
   return hn::Add(total, hn::Add(plain, hn::ShiftRight<2>(times_4)));
 }
 #else
+// Steps of 16 dimensions, two products of each parity in them, before sums must be closed: 16 bits
+// hold 2 × 12 × 127 eight times.
+constexpr int kCodeSumSteps = 4;
 using CodeSum = ShortVec;
 HWY_INLINE CodeSum zero_codes() { return hn::Zero(ShortTag()); }
 
