@@ -43,36 +43,65 @@ struct CodeQueries {
   float step[kRows];        // times β
 };
 
-// Σ q c of the rows in one vector of code words, from the words on. Dimension 4 k + b of a word's
-// 16 stands in bits 2 k of byte b: masks give k = 0 and, times 4, k = 1; after a shift 2 and 3.
+// Vectors of rows that share the broadcasts of a query: one or two rows alone would wait for loads.
 template <int kRows>
-HWY_INLINE void sum_codes(const CodeQueries<kRows>& q, const std::uint32_t* words,
-                          std::int32_t steps, IntVec* total) {
-  const IntTag di;
+constexpr int kVecsAtOnce = kLanes == kCodePanel && kRows <= 2 ? 2 : 1;
+
+// The four codes in each byte of `words`: dimension 4 k + b of a word's 16 stands in bits 2 k of
+// byte b. Where sums may grow, masks do: code k comes times 4^k. Else after a shift the last two are
+// like the first two, code k times 4^(k % 2).
+template <bool kInPlace>
+HWY_INLINE void split_codes(hn::Vec<UintTag> words, UByteVec* codes) {
   const UintTag du;
   const UByteTag du8;
+  constexpr std::uint32_t kFirst = 0x03030303u;
+  const auto high = kInPlace ? words : hn::ShiftRight<4>(words);
+  codes[0] = hn::BitCast(du8, hn::And(words, hn::Set(du, kFirst)));
+  codes[1] = hn::BitCast(du8, hn::And(words, hn::Set(du, kFirst << 2)));
+  codes[2] = hn::BitCast(du8, hn::And(high, hn::Set(du, kInPlace ? kFirst << 4 : kFirst)));
+  codes[3] = hn::BitCast(du8, hn::And(high, hn::Set(du, kInPlace ? kFirst << 6 : kFirst << 2)));
+}
+
+// total[v][r] = Σ q_r c of the rows in kVecs vectors of code words, d_k words apart.
+template <int kRows, int kVecs>
+HWY_INLINE void sum_codes(const CodeQueries<kRows>& q, const std::uint32_t* words, std::int32_t d_k,
+                          IntVec (*total)[kRows]) {
+  const IntTag di;
   const ByteTag d8;
-  const auto plain = hn::Set(du, 0x03030303u);
-  const auto times_4 = hn::Set(du, 0x0c0c0c0cu);
-  for (int r = 0; r < kRows; ++r) total[r] = hn::Zero(di);
+  constexpr bool kInPlace = kWideCodeSums && kRows <= 2;
+  constexpr int kSums = kInPlace ? 4 : 2;
+  const std::int32_t steps = d_k / kCodeGroup;
+  for (int v = 0; v < kVecs; ++v) {
+    for (int r = 0; r < kRows; ++r) total[v][r] = hn::Zero(di);
+  }
   for (std::int32_t begin = 0; begin < steps; begin += kCodeSumSteps) {
-    CodeSum sum[kRows][2];
-    for (auto& row : sum) row[0] = row[1] = zero_codes();
+    CodeSum sum[kVecs][kRows][4];
+    for (auto& vec : sum) {
+      for (auto& row : vec) row[0] = row[1] = row[2] = row[3] = zero_codes();
+    }
     for (std::int32_t g = begin; g < std::min(begin + kCodeSumSteps, steps); ++g) {
-      const auto low = hn::LoadU(du, words + static_cast<std::int64_t>(g) * kCodePanel);
-      const auto high = hn::ShiftRight<4>(low);
-      const UByteVec codes[4] = {
-          hn::BitCast(du8, hn::And(low, plain)), hn::BitCast(du8, hn::And(low, times_4)),
-          hn::BitCast(du8, hn::And(high, plain)), hn::BitCast(du8, hn::And(high, times_4))};
+      UByteVec codes[kVecs][4];
+      for (int v = 0; v < kVecs; ++v) {
+        split_codes<kInPlace>(
+            hn::LoadU(UintTag(), words + static_cast<std::int64_t>(v) * d_k + g * kCodePanel),
+            codes[v]);
+      }
       for (int r = 0; r < kRows; ++r) {
         for (int k = 0; k < 4; ++k) {
           std::int32_t four;
           std::memcpy(&four, q.levels[r] + g * kCodeGroup + 4 * k, sizeof(four));
-          sum[r][k % 2] = add_codes(sum[r][k % 2], codes[k], hn::BitCast(d8, hn::Set(di, four)));
+          const ByteVec x = hn::BitCast(d8, hn::Set(di, four));
+          for (int v = 0; v < kVecs; ++v) {
+            sum[v][r][k % kSums] = add_codes(sum[v][r][k % kSums], codes[v][k], x);
+          }
         }
       }
     }
-    for (int r = 0; r < kRows; ++r) total[r] = close_codes(total[r], sum[r][0], sum[r][1]);
+    for (int v = 0; v < kVecs; ++v) {
+      for (int r = 0; r < kRows; ++r) {
+        total[v][r] = close_codes<kInPlace>(total[v][r], sum[v][r]);
+      }
+    }
   }
 }
 
@@ -89,18 +118,14 @@ struct TokenScores {
   bool only_row;     // there is one query row: x̂ - R orders as its vote does
 };
 
-// x̂ and votes of kLanes rows from `row` on. `cluster` is the one that holds the first of them, or
-// the first after it. Rows in no cluster get numbers that nobody reads.
+// x̂ and votes of kLanes rows from `row` on, of which `total` has Σ q c. `cluster` is the one that
+// holds the first of them, or the first after it. Rows in no cluster get numbers that nobody reads.
 template <int kRows>
 HWY_INLINE void score_rows(const HeadIndex& segment, std::int32_t row, std::int32_t cluster,
-                           const CodeQueries<kRows>& q, const TokenScores<kRows>& out) {
+                           const CodeQueries<kRows>& q, const IntVec* total,
+                           const TokenScores<kRows>& out) {
   const FloatTag d;
   const IntTag di;
-  const std::uint32_t* words = segment.codes.codes +
-                               static_cast<std::int64_t>(row / kCodePanel) * segment.codes.d_k +
-                               row % kCodePanel;
-  IntVec total[kRows];
-  sum_codes<kRows>(q, words, segment.codes.d_k / kCodeGroup, total);
   const FloatVec scale = load_fp16(d, segment.codes.scale + row);
   FloatVec logit[kRows];
   for (int r = 0; r < kRows; ++r) {
@@ -147,10 +172,20 @@ HWY_NOINLINE void score_segment(const HeadIndex& segment, const std::uint8_t* ca
       cluster = c;
       while (cluster > 0 && clusters.first_row[cluster] > next) --cluster;
     }
-    for (; next < rows.end; next += kLanes) {
-      while (clusters.first_row[cluster] + clusters.token_count[cluster] <= next) ++cluster;
-      score_rows<kRows>(segment, next, cluster, q, out);
-    }
+    const auto score = [&](auto vecs) HWY_ATTR {
+      const std::uint32_t* words =
+          segment.codes.codes +
+          static_cast<std::int64_t>(next / kCodePanel) * segment.codes.d_k + next % kCodePanel;
+      IntVec total[vecs][kRows];
+      sum_codes<kRows, vecs>(q, words, segment.codes.d_k, total);
+      for (int v = 0; v < vecs; ++v, next += kLanes) {
+        while (clusters.first_row[cluster] + clusters.token_count[cluster] <= next) ++cluster;
+        score_rows<kRows>(segment, next, cluster, q, total[v], out);
+      }
+    };
+    constexpr int kVecs = kVecsAtOnce<kRows>;
+    while (next + (kVecs - 1) * kLanes < rows.end) score(std::integral_constant<int, kVecs>());
+    while (next < rows.end) score(std::integral_constant<int, 1>());
   });
 }
 

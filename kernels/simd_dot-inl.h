@@ -3,7 +3,7 @@
 //
 // pair_dot: int16 × int16 by neighbouring pairs; means against a query of 16 bits.
 // CodeSum:  sums of uint8 (at most 12) × int8 by neighbouring fours; codes against a query of 8
-//           bits. AVX-512 with VNNI adds fours into 32 bits; AVX2 and NEON add pairs into 16 bits,
+//           bits. AVX-512 with VNNI adds fours into 32 bits, which hold codes times 64, too; AVX2 and NEON add pairs into 16 bits,
 //           which hold kCodeSumTerms products of each parity, and are widened by close_codes().
 #if defined(ICEFIELD_KERNELS_SIMD_DOT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ICEFIELD_KERNELS_SIMD_DOT_INL_H_
@@ -49,6 +49,7 @@ HWY_INLINE IntVec pair_dot(IntVec sum, ShortVec a, ShortVec b) {
 
 #if HWY_TARGET == HWY_AVX3_DL
 constexpr int kCodeSumSteps = 16;  // all there are
+constexpr bool kWideCodeSums = true;
 using CodeSum = IntVec;
 HWY_INLINE CodeSum zero_codes() { return hn::Zero(IntTag()); }
 
@@ -56,14 +57,18 @@ HWY_INLINE CodeSum add_codes(CodeSum sum, UByteVec codes, ByteVec q) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(codes.raw), "v"(q.raw));
   return sum;
 }
-// total + plain + times_4 / 4
-HWY_INLINE IntVec close_codes(IntVec total, CodeSum plain, CodeSum times_4) {
-  return hn::Add(total, hn::Add(plain, hn::ShiftRight<2>(times_4)));
+// total + Σ_k sum[k] / 4^k, k < 4 if kInPlace, else 2.
+template <bool kInPlace>
+HWY_INLINE IntVec close_codes(IntVec total, const CodeSum* sum) {
+  total = hn::Add(total, hn::Add(sum[0], hn::ShiftRight<2>(sum[1])));
+  if (!kInPlace) return total;
+  return hn::Add(total, hn::Add(hn::ShiftRight<4>(sum[2]), hn::ShiftRight<6>(sum[3])));
 }
 #else
 // Steps of 16 dimensions, two products of each parity in them, before sums must be closed: 16 bits
 // hold 2 × 12 × 127 eight times.
 constexpr int kCodeSumSteps = 4;
+constexpr bool kWideCodeSums = false;
 using CodeSum = ShortVec;
 HWY_INLINE CodeSum zero_codes() { return hn::Zero(ShortTag()); }
 
@@ -79,8 +84,10 @@ HWY_INLINE CodeSum add_codes(CodeSum sum, UByteVec codes, ByteVec q) {
   return hn::Add(sum, ShortVec(vpaddq_s16(low, high)));
 #endif
 }
-HWY_INLINE IntVec close_codes(IntVec total, CodeSum plain, CodeSum times_4) {
-  return pair_dot(total, hn::Add(plain, hn::ShiftRight<2>(times_4)), hn::Set(ShortTag(), 1));
+template <bool kInPlace>
+HWY_INLINE IntVec close_codes(IntVec total, const CodeSum* sum) {
+  static_assert(!kInPlace);
+  return pair_dot(total, hn::Add(sum[0], hn::ShiftRight<2>(sum[1])), hn::Set(ShortTag(), 1));
 }
 #endif
 
