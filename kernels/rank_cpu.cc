@@ -43,23 +43,32 @@ struct CodeQueries {
   float step[kRows];        // times β
 };
 
-// Vectors of rows that share the broadcasts of a query: one or two rows alone would wait for loads.
+// Sums in which a query row's products with four dimensions of a word go. Where sums may grow, codes
+// that stay in their bits, times 4^k, need four of them; with one all codes are shifted, which many
+// query rows share. Else code k comes times 4^(k % 2).
 template <int kRows>
-constexpr int kVecsAtOnce = kLanes == kCodePanel && kRows <= 2 ? 2 : 1;
+constexpr int kCodeSums = !kWideCodeSums ? 2 : kRows <= 2 ? 4 : 1;
+
+// Vectors of rows that share the broadcasts of the queries, which would else decide: as many as have
+// room in the registers.
+template <int kRows>
+constexpr int kVecsAtOnce = kLanes == kCodePanel && kRows * kCodeSums<kRows> <= 8 ? 2 : 1;
 
 // The four codes in each byte of `words`: dimension 4 k + b of a word's 16 stands in bits 2 k of
-// byte b. Where sums may grow, masks do: code k comes times 4^k. Else after a shift the last two are
-// like the first two, code k times 4^(k % 2).
-template <bool kInPlace>
+// byte b.
+template <int kSums>
 HWY_INLINE void split_codes(hn::Vec<UintTag> words, UByteVec* codes) {
   const UintTag du;
   const UByteTag du8;
-  constexpr std::uint32_t kFirst = 0x03030303u;
-  const auto high = kInPlace ? words : hn::ShiftRight<4>(words);
-  codes[0] = hn::BitCast(du8, hn::And(words, hn::Set(du, kFirst)));
-  codes[1] = hn::BitCast(du8, hn::And(words, hn::Set(du, kFirst << 2)));
-  codes[2] = hn::BitCast(du8, hn::And(high, hn::Set(du, kInPlace ? kFirst << 4 : kFirst)));
-  codes[3] = hn::BitCast(du8, hn::And(high, hn::Set(du, kInPlace ? kFirst << 6 : kFirst << 2)));
+  const auto masked = [&](hn::Vec<UintTag> x, std::uint32_t shift) HWY_ATTR {
+    return hn::BitCast(du8, hn::And(x, hn::Set(du, 0x03030303u << shift)));
+  };
+  codes[0] = masked(words, 0);
+  codes[1] = kSums == 1 ? masked(hn::ShiftRight<2>(words), 0) : masked(words, 2);
+  codes[2] = kSums == 4 ? masked(words, 4) : masked(hn::ShiftRight<4>(words), 0);
+  codes[3] = kSums == 4   ? masked(words, 6)
+             : kSums == 2 ? masked(hn::ShiftRight<4>(words), 2)
+                          : masked(hn::ShiftRight<6>(words), 0);
 }
 
 // total[v][r] = Σ q_r c of the rows in kVecs vectors of code words, d_k words apart.
@@ -68,21 +77,22 @@ HWY_INLINE void sum_codes(const CodeQueries<kRows>& q, const std::uint32_t* word
                           IntVec (*total)[kRows]) {
   const IntTag di;
   const ByteTag d8;
-  constexpr bool kInPlace = kWideCodeSums && kRows <= 2;
-  constexpr int kSums = kInPlace ? 4 : 2;
+  constexpr int kSums = kCodeSums<kRows>;
   const std::int32_t steps = d_k / kCodeGroup;
   for (int v = 0; v < kVecs; ++v) {
     for (int r = 0; r < kRows; ++r) total[v][r] = hn::Zero(di);
   }
   for (std::int32_t begin = 0; begin < steps; begin += kCodeSumSteps) {
-    CodeSum sum[kVecs][kRows][4];
+    CodeSum sum[kVecs][kRows][kSums];
     for (auto& vec : sum) {
-      for (auto& row : vec) row[0] = row[1] = row[2] = row[3] = zero_codes();
+      for (auto& row : vec) {
+        for (CodeSum& s : row) s = zero_codes();
+      }
     }
     for (std::int32_t g = begin; g < std::min(begin + kCodeSumSteps, steps); ++g) {
       UByteVec codes[kVecs][4];
       for (int v = 0; v < kVecs; ++v) {
-        split_codes<kInPlace>(
+        split_codes<kSums>(
             hn::LoadU(UintTag(), words + static_cast<std::int64_t>(v) * d_k + g * kCodePanel),
             codes[v]);
       }
@@ -99,7 +109,7 @@ HWY_INLINE void sum_codes(const CodeQueries<kRows>& q, const std::uint32_t* word
     }
     for (int v = 0; v < kVecs; ++v) {
       for (int r = 0; r < kRows; ++r) {
-        total[v][r] = close_codes<kInPlace>(total[v][r], sum[v][r]);
+        total[v][r] = close_codes<kSums>(total[v][r], sum[v][r]);
       }
     }
   }

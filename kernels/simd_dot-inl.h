@@ -57,12 +57,15 @@ HWY_INLINE CodeSum add_codes(CodeSum sum, UByteVec codes, ByteVec q) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(codes.raw), "v"(q.raw));
   return sum;
 }
-// total + Σ_k sum[k] / 4^k, k < 4 if kInPlace, else 2.
-template <bool kInPlace>
+// total + Σ_k sum[k] / 4^k, k < kSums.
+template <int kSums>
 HWY_INLINE IntVec close_codes(IntVec total, const CodeSum* sum) {
-  total = hn::Add(total, hn::Add(sum[0], hn::ShiftRight<2>(sum[1])));
-  if (!kInPlace) return total;
-  return hn::Add(total, hn::Add(hn::ShiftRight<4>(sum[2]), hn::ShiftRight<6>(sum[3])));
+  total = hn::Add(total, sum[0]);
+  if constexpr (kSums == 4) {
+    const IntVec last = hn::Add(hn::ShiftRight<4>(sum[2]), hn::ShiftRight<6>(sum[3]));
+    total = hn::Add(total, hn::Add(hn::ShiftRight<2>(sum[1]), last));
+  }
+  return total;
 }
 #else
 // Steps of 16 dimensions, two products of each parity in them, before sums must be closed: 16 bits
@@ -84,9 +87,9 @@ HWY_INLINE CodeSum add_codes(CodeSum sum, UByteVec codes, ByteVec q) {
   return hn::Add(sum, ShortVec(vpaddq_s16(low, high)));
 #endif
 }
-template <bool kInPlace>
+template <int kSums>
 HWY_INLINE IntVec close_codes(IntVec total, const CodeSum* sum) {
-  static_assert(!kInPlace);
+  static_assert(kSums == 2);
   return pair_dot(total, hn::Add(sum[0], hn::ShiftRight<2>(sum[1])), hn::Set(ShortTag(), 1));
 }
 #endif
