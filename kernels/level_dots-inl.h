@@ -50,7 +50,10 @@ HWY_INLINE void panel_dots(const LevelView& level, const MeanQueries<kRows>& q, 
   for (auto& row : sum) {
     for (IntVec& s : row) s = hn::Zero(di);
   }
+  // The processor itself fetches ahead only inside of a page, which is a panel of 128 dimensions.
+  const std::int64_t panel_bytes = static_cast<std::int64_t>(level.d_k) * width;
   for (std::int32_t j = 0; j < level.d_k; j += 4, at += static_cast<std::int64_t>(width) * 4) {
+    __builtin_prefetch(at + panel_bytes);
     // Four dimensions of half as many clusters as there are lanes, in pairs.
     ShortVec mean[2 * kGroups];
     for (int i = 0; i < 2 * kGroups; ++i) {

@@ -71,10 +71,10 @@ HWY_INLINE void split_codes(hn::Vec<UintTag> words, UByteVec* codes) {
                           : masked(hn::ShiftRight<6>(words), 0);
 }
 
-// total[v][r] = Σ q_r c of the rows in kVecs vectors of code words, d_k words apart.
+// total[v][r] = Σ q_r c of the rows in kVecs vectors of code words, which begin at words[v].
 template <int kRows, int kVecs>
-HWY_INLINE void sum_codes(const CodeQueries<kRows>& q, const std::uint32_t* words, std::int32_t d_k,
-                          IntVec (*total)[kRows]) {
+HWY_INLINE void sum_codes(const CodeQueries<kRows>& q, const std::uint32_t* const* words,
+                          std::int32_t d_k, IntVec (*total)[kRows]) {
   const IntTag di;
   const ByteTag d8;
   constexpr int kSums = kCodeSums<kRows>;
@@ -92,9 +92,7 @@ HWY_INLINE void sum_codes(const CodeQueries<kRows>& q, const std::uint32_t* word
     for (std::int32_t g = begin; g < std::min(begin + kCodeSumSteps, steps); ++g) {
       UByteVec codes[kVecs][4];
       for (int v = 0; v < kVecs; ++v) {
-        split_codes<kSums>(
-            hn::LoadU(UintTag(), words + static_cast<std::int64_t>(v) * d_k + g * kCodePanel),
-            codes[v]);
+        split_codes<kSums>(hn::LoadU(UintTag(), words[v] + g * kCodePanel), codes[v]);
       }
       for (int r = 0; r < kRows; ++r) {
         for (int k = 0; k < 4; ++k) {
@@ -167,36 +165,79 @@ HWY_INLINE void score_rows(const HeadIndex& segment, std::int32_t row, std::int3
   hn::StoreU(vote, d, out.vote + row);
 }
 
-// x̂ and votes of all panels that hold a row of a candidate.
+// kLanes rows from `row` on, and the cluster that holds the first of them or the first after it.
+struct RowVector {
+  std::int32_t row;
+  std::int32_t cluster;
+};
+
+// All vectors of rows of a segment that hold a row of a candidate, ascending.
+struct CandidateVectors {
+  CandidateVectors(const LevelView& clusters, const std::uint8_t* candidate) {
+    std::int32_t next = 0;  // first row not yet in
+    for_candidate_runs(candidate, clusters.count, [&](std::int32_t c, std::int32_t end) {
+      const RowRange rows = rows_of(clusters, c, end);
+      next = std::max(next, rows.first / kLanes * kLanes);
+      while (c > 0 && clusters.first_row[c] > next) --c;
+      for (; next < rows.end; next += kLanes) {
+        while (clusters.first_row[c] + clusters.token_count[c] <= next) ++c;
+        at[count++] = {next, c};
+      }
+    });
+  }
+
+  std::int32_t count = 0;
+  RowVector at[kMaxSegmentTokens / kLanes];
+};
+
+inline const std::uint32_t* code_words(const CodesView& codes, std::int32_t row) {
+  return codes.codes + static_cast<std::int64_t>(row / kCodePanel) * codes.d_k + row % kCodePanel;
+}
+
+// Fetches what scoring kLanes rows reads and writes.
+template <int kRows>
+HWY_INLINE void prefetch_rows(const CodesView& codes, std::int32_t row,
+                              const TokenScores<kRows>& out) {
+  const std::uint32_t* words = code_words(codes, row);
+  for (std::int32_t i = 0; i < codes.d_k; i += kCodePanel) __builtin_prefetch(words + i);
+  __builtin_prefetch(codes.scale + row);
+  for (int r = 0; r < kRows; ++r) __builtin_prefetch(out.logit + r * out.row_stride + row, 1);
+  __builtin_prefetch(out.vote + row, 1);
+}
+
+// x̂ and votes of all vectors that hold a row of a candidate.
 template <int kRows>
 HWY_NOINLINE void score_segment(const HeadIndex& segment, const std::uint8_t* candidate,
                                 const CodeQueries<kRows>& q, const TokenScores<kRows>& out) {
-  std::int32_t next = 0;     // first row not yet scored
-  std::int32_t cluster = 0;  // one that ends beyond it, or the first such
-  const LevelView& clusters = segment.clusters;
-  for_candidate_runs(candidate, clusters.count, [&](std::int32_t c, std::int32_t end) {
-    const RowRange rows = rows_of(clusters, c, end);
-    const std::int32_t begin = rows.first / kLanes * kLanes;
-    if (begin >= next) {
-      next = begin;
-      cluster = c;
-      while (cluster > 0 && clusters.first_row[cluster] > next) --cluster;
-    }
-    const auto score = [&](auto vecs) HWY_ATTR {
-      const std::uint32_t* words =
-          segment.codes.codes +
-          static_cast<std::int64_t>(next / kCodePanel) * segment.codes.d_k + next % kCodePanel;
-      IntVec total[vecs][kRows];
-      sum_codes<kRows, vecs>(q, words, segment.codes.d_k, total);
-      for (int v = 0; v < vecs; ++v, next += kLanes) {
-        while (clusters.first_row[cluster] + clusters.token_count[cluster] <= next) ++cluster;
-        score_rows<kRows>(segment, next, cluster, q, total[v], out);
+  constexpr int kVecs = kVecsAtOnce<kRows>;
+  constexpr std::int32_t kAhead = 6;  // vectors
+  const CandidateVectors vectors(segment.clusters, candidate);
+  // The processor fetches ahead by itself where rows follow each other.
+  const bool scattered = 2 * kLanes * vectors.count < segment.codes.row_count;
+  const auto score = [&](auto vecs, std::int32_t i) HWY_ATTR {
+    const std::uint32_t* words[vecs];
+    for (int v = 0; v < vecs; ++v) {
+      words[v] = code_words(segment.codes, vectors.at[i + v].row);
+      const std::int32_t ahead = i + v + kAhead;
+      if (scattered && ahead < vectors.count) {
+        prefetch_rows(segment.codes, vectors.at[ahead].row, out);
       }
-    };
-    constexpr int kVecs = kVecsAtOnce<kRows>;
-    while (next + (kVecs - 1) * kLanes < rows.end) score(std::integral_constant<int, kVecs>());
-    while (next < rows.end) score(std::integral_constant<int, 1>());
-  });
+    }
+    IntVec total[vecs][kRows];
+    sum_codes<kRows, vecs>(q, words, segment.codes.d_k, total);
+    for (int v = 0; v < vecs; ++v) {
+      const RowVector& at = vectors.at[i + v];
+      score_rows<kRows>(segment, at.row, at.cluster, q, total[v], out);
+    }
+  };
+  if (scattered) {
+    for (std::int32_t i = 0; i < std::min(kAhead, vectors.count); ++i) {
+      prefetch_rows(segment.codes, vectors.at[i].row, out);
+    }
+  }
+  std::int32_t i = 0;
+  for (; i + kVecs <= vectors.count; i += kVecs) score(std::integral_constant<int, kVecs>(), i);
+  for (; i < vectors.count; ++i) score(std::integral_constant<int, 1>(), i);
 }
 
 // A vote that `budget` rows reach: every largest vote of 4 × budget sets of rows is one row's, so the
