@@ -81,10 +81,6 @@ void check_step(const std::vector<const World*>& worlds, const std::vector<Group
   }
 }
 
-GroupOptions with_rule(std::int32_t budget, std::int32_t breadth) {
-  return {.rule = {.budget = budget, .breadth = breadth}};
-}
-
 TEST(AttendCuda, SelectedRowsAndTailAgreeWithTheReferenceForAllHeadDimensions) {
   std::uint64_t seed = 1;
   for (const std::int32_t d : {64, 80, 96, 128, 256}) {
@@ -104,42 +100,22 @@ TEST(AttendCuda, GroupsOfOneLaunchDoNotMix) {
 TEST(AttendCuda, RandomShapes) {
   SeededRng rng(60);
   for (int i = 0; i < 5; ++i) {
-    const std::int32_t d = std::vector<std::int32_t>{64, 80, 96, 128}[rng.below(4)];
-    std::vector<std::unique_ptr<World>> worlds;
-    std::vector<const World*> pointers;
-    std::vector<GroupOptions> options;
+    SCOPED_TRACE("case " + std::to_string(i));
+    LayerCase layer = random_layer(rng, std::vector<std::int32_t>{64, 80, 96, 128}[rng.below(4)]);
     const std::int32_t page_rows = 1 << rng.below(5);
-    for (std::uint64_t g = 1 + rng.below(3); g > 0; --g) {
-      std::vector<std::int32_t> lengths;
-      for (std::uint64_t s = rng.below(4); s > 0; --s) {
-        lengths.push_back(rng.below(3) == 0 ? 1024 : 256);
-      }
-      const auto query_rows = static_cast<std::int32_t>(1 + rng.below(18));
-      worlds.push_back(std::make_unique<World>(rng.next(), lengths, d, query_rows));
-      pointers.push_back(worlds.back().get());
-      const std::int32_t indexed = worlds.back()->size().indexed_rows;
-      const auto budget = static_cast<std::int32_t>(rng.below(static_cast<unsigned>(indexed) + 1));
-      GroupOptions option = with_rule(budget, static_cast<std::int32_t>(rng.below(5)) - 1);
+    for (GroupOptions& option : layer.options) {
       option.page_rows = page_rows;
       for (std::int32_t page = 0; page < 40; ++page) {
         if (rng.below(4) == 0) option.missing_pages.push_back(page);
       }
-      options.push_back(option);
     }
-    SCOPED_TRACE("case " + std::to_string(i));
-    check_step(pointers, options);
+    check_step(layer.pointers(), layer.options);
   }
 }
 
 TEST(AttendCuda, ClustersOfOneTokenEqualKeysAndOutliers) {
-  World single(31, {256, 256}, 64, 2);
-  single.split_clusters(0);
-  std::vector<Bf16> equal(256 * 128, float_to_bf16(0.5f));
-  std::vector<Bf16> outlier(256 * 128, float_to_bf16(0.01f));
-  for (int j = 0; j < 64; ++j)
-    outlier[100 * 128 + static_cast<std::size_t>(j)] = float_to_bf16(1e4f);
-  const World strange({equal, outlier}, 64, 2);
-  check_step({&single, &strange}, {with_rule(40, 1), with_rule(40, 1)});
+  const LayerCase layer = strange_layer();
+  check_step(layer.pointers(), layer.options);
 }
 
 TEST(AttendCuda, NothingSelectedIsAllTailAndDrifts) {

@@ -95,6 +95,46 @@ void World::split_clusters(std::size_t s) {
   table[s] = head.index;
 }
 
+GroupOptions with_rule(std::int32_t budget, std::int32_t breadth) {
+  return {.rule = {.budget = budget, .breadth = breadth}};
+}
+
+std::vector<const World*> LayerCase::pointers() const {
+  std::vector<const World*> pointers;
+  for (const auto& world : worlds) pointers.push_back(world.get());
+  return pointers;
+}
+
+LayerCase random_layer(SeededRng& rng, std::int32_t head_dim) {
+  LayerCase layer;
+  for (std::uint64_t g = 1 + rng.below(3); g > 0; --g) {
+    std::vector<std::int32_t> lengths;
+    for (std::uint64_t s = rng.below(4); s > 0; --s) {
+      lengths.push_back(rng.below(3) == 0 ? 1024 : 256);
+    }
+    const auto query_rows = static_cast<std::int32_t>(1 + rng.below(18));
+    layer.worlds.push_back(std::make_unique<World>(rng.next(), lengths, head_dim, query_rows));
+    const std::int32_t indexed = layer.worlds.back()->size().indexed_rows;
+    const auto budget = static_cast<std::int32_t>(rng.below(static_cast<unsigned>(indexed) + 1));
+    layer.options.push_back(with_rule(budget, static_cast<std::int32_t>(rng.below(5)) - 1));
+  }
+  return layer;
+}
+
+LayerCase strange_layer() {
+  LayerCase layer;
+  layer.worlds.push_back(
+      std::make_unique<World>(31, std::vector<std::int32_t>{256, 256}, 64, 2));
+  layer.worlds.back()->split_clusters(0);
+  const std::vector<Bf16> equal(256 * 128, float_to_bf16(0.5f));
+  std::vector<Bf16> outlier(256 * 128, float_to_bf16(0.01f));
+  std::fill_n(outlier.begin() + 100 * 128, 64, float_to_bf16(1e4f));
+  layer.worlds.push_back(
+      std::make_unique<World>(std::vector<std::vector<Bf16>>{equal, outlier}, 64, 2));
+  layer.options = {with_rule(40, 1), with_rule(40, 1)};
+  return layer;
+}
+
 PartialBuffer read_partial(const GpuArena& arena, const Partial& partial, std::int32_t rows,
                            std::int32_t d_v) {
   PartialBuffer buffer(rows, d_v);

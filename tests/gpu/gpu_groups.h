@@ -53,6 +53,20 @@ struct GroupOptions {
   std::vector<std::int32_t> missing_pages;
 };
 
+GroupOptions with_rule(std::int32_t budget, std::int32_t breadth);
+
+// Groups for one launch: of one head dimension, each with a world of its own.
+struct LayerCase {
+  std::vector<std::unique_ptr<World>> worlds;
+  std::vector<GroupOptions> options;  // of each
+
+  std::vector<const World*> pointers() const;
+};
+// Up to three groups of random segments, query rows, budgets and breadths.
+LayerCase random_layer(SeededRng& rng, std::int32_t head_dim);
+// Clusters of one token; equal keys beside a huge outlier.
+LayerCase strange_layer();
+
 // One group on the GPU with all its arrays.
 struct GpuGroup {
   const World* world;

@@ -165,10 +165,6 @@ void check_layer(const std::vector<const World*>& worlds,
   }
 }
 
-GroupOptions with_rule(std::int32_t budget, std::int32_t breadth) {
-  return {.rule = {.budget = budget, .breadth = breadth}};
-}
-
 TEST(SelectCuda, AgreesWithTheReferenceForAllHeadDimensions) {
   std::uint64_t seed = 1;
   for (const std::int32_t d : {64, 80, 96, 128, 256}) {
@@ -221,36 +217,16 @@ TEST(SelectCuda, AWindowThatCoversTheLastExtentHidesItsClusters) {
 TEST(SelectCuda, RandomShapes) {
   SeededRng rng(50);
   for (int i = 0; i < 8; ++i) {
-    const std::int32_t d = std::vector<std::int32_t>{64, 80, 96, 112, 128}[rng.below(5)];
-    std::vector<std::unique_ptr<World>> worlds;
-    std::vector<const World*> pointers;
-    std::vector<GroupOptions> options;
-    for (std::uint64_t g = 1 + rng.below(3); g > 0; --g) {
-      std::vector<std::int32_t> lengths;
-      for (std::uint64_t s = rng.below(4); s > 0; --s) {
-        lengths.push_back(rng.below(3) == 0 ? 1024 : 256);
-      }
-      const auto query_rows = static_cast<std::int32_t>(1 + rng.below(18));
-      worlds.push_back(std::make_unique<World>(rng.next(), lengths, d, query_rows));
-      pointers.push_back(worlds.back().get());
-      const std::int32_t indexed = worlds.back()->size().indexed_rows;
-      const auto budget = static_cast<std::int32_t>(rng.below(static_cast<unsigned>(indexed) + 1));
-      options.push_back(with_rule(budget, static_cast<std::int32_t>(rng.below(5)) - 1));
-    }
     SCOPED_TRACE("case " + std::to_string(i));
-    check_layer(pointers, options);
+    const std::int32_t d = std::vector<std::int32_t>{64, 80, 96, 112, 128}[rng.below(5)];
+    const LayerCase layer = random_layer(rng, d);
+    check_layer(layer.pointers(), layer.options);
   }
 }
 
 TEST(SelectCuda, ClustersOfOneTokenEqualKeysAndOutliers) {
-  World single(31, {256, 256}, 64, 2);
-  single.split_clusters(0);
-  std::vector<Bf16> equal(256 * 128, float_to_bf16(0.5f));
-  std::vector<Bf16> outlier(256 * 128, float_to_bf16(0.01f));
-  for (int j = 0; j < 64; ++j)
-    outlier[100 * 128 + static_cast<std::size_t>(j)] = float_to_bf16(1e4f);
-  const World strange({equal, outlier}, 64, 2);
-  check_layer({&single, &strange}, {with_rule(40, 1), with_rule(40, 1)});
+  const LayerCase layer = strange_layer();
+  check_layer(layer.pointers(), layer.options);
 }
 
 TEST(SelectCuda, EqualVotesGoToTheLowerRows) {
