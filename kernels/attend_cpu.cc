@@ -24,7 +24,8 @@ namespace icefield {
 namespace HWY_NAMESPACE {
 namespace {
 
-constexpr int kBlock = 32;  // rows per softmax block
+// Rows per softmax block: at d 128 this one and the next, which is being fetched, fit the L1 cache.
+constexpr int kBlock = 32;
 
 // Exact rows of up to kRowBlock query rows, unnormalised: out = Σ w v, total = Σ w,
 // w = e^(x - largest).

@@ -155,7 +155,8 @@ HWY_INLINE void transposed_products(const Bf16* const* rows, const Bf16* const* 
 }
 #endif
 
-// logit[r * stride + i] = β q_r·k_i for the kTileRows rows i of a tile; `next` is fetched. One or two queries read row after row, as memory likes it.
+// logit[r * stride + i] = β q_r·k_i for the kTileRows rows i of a tile; `next` rows are fetched.
+// One or two queries read row after row, as memory likes it.
 template <int kRows>
 HWY_INLINE void tile_logits(const Bf16* const* rows, const Bf16* const* next,
                             const Queries<kRows>& q, std::int32_t d_k, float beta, float* logit,

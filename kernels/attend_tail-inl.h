@@ -244,8 +244,8 @@ class Rests {
   std::int64_t row_stride() const { return tail_.size.rows; }
   std::int64_t mean_stride() const { return tail_.size.clusters; }
 
-  // Σ w of the unselected rows, w = e^(x - largest), then Σ x of the selected ones, [2, kRows]; adds
-  // w (x - mean) to the drift.
+  // Σ w of the unselected rows, w = e^(x - largest), then Σ x of the selected ones, [2, kRows];
+  // adds w (x - mean) to the drift.
   HWY_INLINE void add_up(const ClusterRows& rows, const float* logit, const float* mean,
                          float* total) {
     const FloatTag d;
@@ -288,7 +288,7 @@ HWY_INLINE void rest_terms(const AttendGroup& group, std::int32_t first_row, con
   std::fill_n(taken_out, kRows * tail.selected_stride, 0.0f);
   Rests<kRows> rests(tail, sums);
   SelectedCursor cursor{group};
-  for_each_segment(group, [&](std::int32_t s, const HeadIndex& segment, const Offsets& at) HWY_ATTR {
+  const auto add = [&](std::int32_t s, const HeadIndex& segment, const Offsets& at) HWY_ATTR {
     if (accounting(group, s) != Accounting::kTokens) return;
     const bool fault = group.accounts != nullptr && group.accounts[s].fault;
     const float* logit =
@@ -308,7 +308,8 @@ HWY_INLINE void rest_terms(const AttendGroup& group, std::int32_t first_row, con
       }
     };
     for_candidate_runs(group.candidate + at.clusters, segment.clusters.count, add_run);
-  });
+  };
+  for_each_segment(group, add);
   rests.finish();
 }
 

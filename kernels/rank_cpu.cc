@@ -1,6 +1,6 @@
 // Ranking of candidates' tokens on the CPU. Bound: the instructions that unpack codes and multiply
-// them, 10 for each vector of code words (16 dimensions of kLanes tokens) and query row, of which 6
-// are shared by the rows.
+// them, 8 (VNNI) or 10 for each vector of code words (16 dimensions of kLanes tokens) and query
+// row, of which 4 to 7 are shared by the rows.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/rank_cpu.cc"
 #include "hwy/foreach_target.h"  // compiles this file once per instruction set
@@ -43,14 +43,14 @@ struct CodeQueries {
   float step[kRows];        // times β
 };
 
-// Sums in which a query row's products with four dimensions of a word go. Where sums may grow, codes
-// that stay in their bits, times 4^k, need four of them; with one all codes are shifted, which many
+// Sums that a query row's products with the four codes of a byte go into. Where sums may grow,
+// codes that stay in their bits, times 4^k, need four; with one all codes are shifted, which many
 // query rows share. Else code k comes times 4^(k % 2).
 template <int kRows>
 constexpr int kCodeSums = !kWideCodeSums ? 2 : kRows <= 2 ? 4 : 1;
 
-// Vectors of rows that share the broadcasts of the queries, which would else decide: as many as have
-// room in the registers.
+// Vectors of rows that share the broadcasts of the queries, which would else decide: as many as
+// have room in the registers.
 template <int kRows>
 constexpr int kVecsAtOnce = kLanes == kCodePanel && kRows * kCodeSums<kRows> <= 8 ? 2 : 1;
 
@@ -240,8 +240,8 @@ HWY_NOINLINE void score_segment(const HeadIndex& segment, const std::uint8_t* ca
   for (; i < vectors.count; ++i) score(std::integral_constant<int, 1>(), i);
 }
 
-// A vote that `budget` rows reach: every largest vote of 4 × budget sets of rows is one row's, so the
-// budget-th of them will do, and few rows beyond the best reach it.
+// A vote that `budget` rows reach: every largest vote of 4 × budget sets of rows is one row's, so
+// the budget-th of them will do, and few rows beyond the best reach it.
 class VoteBound {
  public:
   explicit VoteBound(std::int32_t budget)

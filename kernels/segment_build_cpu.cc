@@ -325,8 +325,8 @@ class Splitter {
     for_each_sum(begin, end, squares, f);
   }
 
-  // Σ of the keys of some tokens, in their order. Every key goes through the registers once: sums of
-  // one vector after the other would wait for themselves.
+  // Σ of the keys of some tokens, in their order. Every key goes through the registers once: sums
+  // of one vector after the other would wait for themselves.
   HWY_INLINE void sum_keys(std::span<const std::int32_t> tokens, Floats& out) {
     std::int32_t j = 0;
     for (; j + 8 * kLanes <= keys_.d; j += 8 * kLanes) sum_vecs<8>(tokens, j, out);

@@ -116,7 +116,7 @@ LayerCase random_layer(SeededRng& rng, std::int32_t head_dim) {
     layer.worlds.push_back(std::make_unique<World>(rng.next(), lengths, head_dim, query_rows));
     const std::int32_t indexed = layer.worlds.back()->size().indexed_rows;
     const auto budget = static_cast<std::int32_t>(rng.below(static_cast<unsigned>(indexed) + 1));
-    layer.options.push_back(with_rule(budget, static_cast<std::int32_t>(rng.below(5)) - 1));
+    layer.options.push_back(with_rule(budget, static_cast<std::int32_t>(rng.below(5))));
   }
   return layer;
 }
