@@ -6,13 +6,6 @@
 #include <cstring>
 
 namespace icefield {
-namespace {
-
-bool alive(const ObjectInfo& info, const Clock& clock) {
-  return info.retention.expires_at_ms == 0 || clock.unix_ms() < info.retention.expires_at_ms;
-}
-
-}  // namespace
 
 Status DramTier::Options::validate() const {
   constexpr std::int64_t kPage = 4096;
@@ -73,16 +66,30 @@ ByteSpan DramTier::slot(std::uint32_t index) const {
   return slab_.subspan(index * bytes, bytes);
 }
 
+std::int64_t DramTier::slots_of(std::int64_t bytes) const {
+  return std::max<std::int64_t>(ceil_div(bytes, options_.slot_bytes), 1);
+}
+
+ObjectInfo DramTier::info_of(Id id) const {
+  const Entry& entry = objects_[id];
+  return {.bytes = entry.bytes, .checksum = entry.checksum, .retention = evictor_.retention(id)};
+}
+
+bool DramTier::alive(Id id) const {
+  const std::int64_t end = evictor_.retention(id).expires_at_ms;
+  return end == 0 || clock_.unix_ms() < end;
+}
+
 std::optional<DramTier::Id> DramTier::find_alive(const ObjectKey& key, std::uint64_t name) const {
   const std::optional<Id> id = objects_.find(key, name);
-  if (!id.has_value() || !alive(objects_[*id].info, clock_)) return std::nullopt;
+  if (!id.has_value() || !alive(*id)) return std::nullopt;
   return id;
 }
 
 std::vector<ConstByteSpan> DramTier::pieces_of(const Entry& entry) const {
   std::vector<ConstByteSpan> pieces;
-  pieces.reserve(static_cast<std::size_t>(ceil_div(entry.info.bytes, options_.slot_bytes)));
-  std::int64_t left = entry.info.bytes;
+  pieces.reserve(static_cast<std::size_t>(ceil_div(entry.bytes, options_.slot_bytes)));
+  std::int64_t left = entry.bytes;
   for (std::uint32_t index = entry.first_slot; left > 0; index = next_slot_[index]) {
     pieces.push_back(
         slot(index).first(static_cast<std::size_t>(std::min(left, options_.slot_bytes))));
@@ -102,7 +109,7 @@ Status DramTier::make_room(std::int64_t slots) {
                                                   " free, the others are in use or pinned");
     }
     const ObjectKey key = objects_[*id].key;
-    (alive(objects_[*id].info, clock_) ? evicted : expired).add();
+    (alive(*id) ? evicted : expired).add();
     objects_.hide(*id, objects_.name_of(key));
     give_slots_back(*id);
     if (on_evict_) on_evict_(key);
@@ -127,8 +134,7 @@ std::uint32_t DramTier::take_slots(std::int64_t count) {
 }
 
 void DramTier::give_slots_back(Id id) {
-  const std::int64_t slots =
-      std::max<std::int64_t>(ceil_div(objects_[id].info.bytes, options_.slot_bytes), 1);
+  const std::int64_t slots = slots_of(objects_[id].bytes);
   std::uint32_t index = objects_[id].first_slot;
   for (std::int64_t i = 0; i < slots; ++i, ++free_count_) {
     const std::uint32_t next = next_slot_[index];
@@ -140,10 +146,9 @@ void DramTier::give_slots_back(Id id) {
 }
 
 void DramTier::drop(Id id) {
-  Entry& entry = objects_[id];
-  objects_.hide(id, objects_.name_of(entry.key));
+  objects_.hide(id, objects_.name_of(objects_[id].key));
   if (evictor_.in_use(id)) {
-    entry.doomed = true;
+    doomed_.insert(id);
     return;
   }
   evictor_.erase(id);
@@ -153,7 +158,7 @@ void DramTier::drop(Id id) {
 void DramTier::end_lease(Id id) {
   --leases_;
   evictor_.end_use(id);
-  if (!objects_[id].doomed || evictor_.in_use(id)) return;
+  if (doomed_.empty() || evictor_.in_use(id) || doomed_.erase(id) == 0) return;
   evictor_.erase(id);
   give_slots_back(id);
 }
@@ -175,9 +180,9 @@ void DramTier::fill(const Entry& entry, std::span<const ConstByteSpan> pieces) {
       at += count;
     }
     total += static_cast<std::int64_t>(piece.size());
-    ICE_CHECK(total <= entry.info.bytes);
+    ICE_CHECK(total <= entry.bytes);
   }
-  ICE_CHECK(total == entry.info.bytes);
+  ICE_CHECK(total == entry.bytes);
 }
 
 Task<PutOutcome> DramTier::put(ObjectKey key, std::span<const ConstByteSpan> pieces,
@@ -186,11 +191,11 @@ Task<PutOutcome> DramTier::put(ObjectKey key, std::span<const ConstByteSpan> pie
   const std::uint64_t name = objects_.name_of(key);
   const std::optional<Id> old = objects_.find(key, name);
   if (old.has_value()) {
-    if (alive(objects_[*old].info, clock_)) co_return PutOutcome::kAlreadyThere;
+    if (alive(*old)) co_return PutOutcome::kAlreadyThere;
     expired.add();
     drop(*old);
   }
-  const std::int64_t slots = std::max<std::int64_t>(ceil_div(info.bytes, options_.slot_bytes), 1);
+  const std::int64_t slots = slots_of(info.bytes);
   if (slots > slot_count_) {
     co_return Status(Code::kResourceExhausted, "object of " + std::to_string(info.bytes) +
                                                    " bytes, DRAM tier of " +
@@ -199,7 +204,10 @@ Task<PutOutcome> DramTier::put(ObjectKey key, std::span<const ConstByteSpan> pie
   const Evictor::Object object{.name = name, .weight = static_cast<std::uint32_t>(slots)};
   evictor_.expect(object);
   ICE_CO_TRY(make_room(slots));
-  const Entry entry{.key = key, .info = info, .first_slot = take_slots(slots)};
+  const Entry entry{.key = key,
+                    .bytes = static_cast<std::uint32_t>(info.bytes),
+                    .first_slot = take_slots(slots),
+                    .checksum = info.checksum};
   fill(entry, pieces);
   evictor_.insert(objects_.insert(entry, name), object, info.retention);
   co_return PutOutcome::kStored;
@@ -214,13 +222,11 @@ Task<ObjectBytes> DramTier::get(ObjectKey key, Verify verify) {
                            "object " + to_string(key));
   }
   const Id id = *found;
-  const Entry& entry = objects_[id];
-  if (!alive(entry.info, clock_)) {
+  if (!alive(id)) {
     co_return Status::miss(MissReason::kExpired, "object " + to_string(key));
   }
-  std::vector<ConstByteSpan> pieces = pieces_of(entry);
   if (verify == Verify::kByTier) {
-    Status status = verify_object(key, entry.info, pieces);
+    Status status = verify_object(key, info_of(id), pieces_of(objects_[id]));
     if (!status.ok()) {
       damaged.add();
       drop(id);
@@ -228,10 +234,22 @@ Task<ObjectBytes> DramTier::get(ObjectKey key, Verify verify) {
     }
   }
   evictor_.touch(id);
+  co_return lease(id);
+}
+
+ObjectBytes DramTier::lease(Id id) {
+  const Entry& entry = objects_[id];
+  std::vector<ConstByteSpan> pieces = pieces_of(entry);
   evictor_.begin_use(id);
   ++leases_;
-  std::shared_ptr<const void> lease(&entry, [this, id](const void*) { end_lease(id); });
-  co_return ObjectBytes(std::move(pieces), std::move(lease));
+  std::shared_ptr<const void> owner(&entry, [this, id](const void*) { end_lease(id); });
+  return ObjectBytes(std::move(pieces), std::move(owner));
+}
+
+std::optional<ObjectBytes> DramTier::lease(const ObjectKey& key) {
+  const std::optional<Id> id = find_alive(key, objects_.name_of(key));
+  if (!id.has_value()) return std::nullopt;
+  return lease(*id);
 }
 
 Task<> DramTier::remove(ObjectKey key) {
@@ -247,7 +265,6 @@ Task<> DramTier::retain(ObjectKey key, Retention retention) {
   if (!id.has_value()) {
     co_return Status::miss(MissReason::kNeverStored, "object " + to_string(key));
   }
-  objects_[*id].info.retention = retention;
   evictor_.retain(*id, retention);
   co_return Status();
 }
@@ -255,13 +272,13 @@ Task<> DramTier::retain(ObjectKey key, Retention retention) {
 std::optional<ObjectInfo> DramTier::find(const ObjectKey& key) const {
   const std::optional<Id> id = find_alive(key, objects_.name_of(key));
   if (!id.has_value()) return std::nullopt;
-  return objects_[*id].info;
+  return info_of(*id);
 }
 
 void DramTier::for_each(
     const std::function<void(const ObjectKey&, const ObjectInfo&)>& visit) const {
-  objects_.for_each([&](Id, const Entry& entry) {
-    if (alive(entry.info, clock_)) visit(entry.key, entry.info);
+  objects_.for_each([&](Id id, const Entry& entry) {
+    if (alive(id)) visit(entry.key, info_of(id));
   });
 }
 

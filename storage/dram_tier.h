@@ -1,6 +1,7 @@
 // storage/dram_tier.h — objects in host memory: slots of one slab, evicted by a policy.
 #pragma once
 
+#include <unordered_set>
 #include <vector>
 
 #include "common/metrics.h"
@@ -13,7 +14,7 @@ namespace icefield {
 // The slab is mapped once, in open(), and touched by the operating system as it is used; or it is
 // somebody else's, a transport's region. An object is a chain of slots, so memory never fragments
 // and any object can take the place of any other. A row never crosses a slot: slots are a multiple
-// of 4 KiB and rows divide that. Beyond its slots an object costs about 150 bytes, and finding,
+// of 4 KiB and rows divide that. Beyond its slots an object costs about 120 bytes, and finding,
 // storing and evicting one cost the same in a tier of any size.
 //
 // Ownership  The tier owns the slab unless it was given one; an ObjectBytes pins its object. The
@@ -50,6 +51,9 @@ class DramTier final : public Tier {
       const std::function<void(const ObjectKey&, const ObjectInfo&)>& visit) const override;
   TierUsage usage() const override;
 
+  // The bytes of an object, kept in place, which is no use of it; none when it is not there.
+  std::optional<ObjectBytes> lease(const ObjectKey& key);
+
   // The slab, for registration with a transport, and for tests that damage it.
   ByteSpan memory() { return slab_; }
 
@@ -62,17 +66,22 @@ class DramTier final : public Tier {
   static constexpr std::uint32_t kNoSlot = 0xffffffff;
   struct Entry {
     ObjectKey key;
-    ObjectInfo info;
+    std::uint32_t bytes = 0;
     std::uint32_t first_slot = kNoSlot;
-    bool doomed = false;  // removed while in use: its slots come back with the last lease
+    std::uint64_t checksum = 0;
   };
+  static_assert(sizeof(Entry) == 56);
 
   DramTier(Options options, const Clock& clock, ByteSpan slab);
 
   ByteSpan slot(std::uint32_t index) const;
+  std::int64_t slots_of(std::int64_t bytes) const;
+  ObjectInfo info_of(Id id) const;
+  bool alive(Id id) const;
   // Found and not expired.
   std::optional<Id> find_alive(const ObjectKey& key, std::uint64_t name) const;
   std::vector<ConstByteSpan> pieces_of(const Entry& entry) const;
+  ObjectBytes lease(Id id);
   Status make_room(std::int64_t slots);
   std::uint32_t take_slots(std::int64_t count);
   void fill(const Entry& entry, std::span<const ConstByteSpan> pieces);
@@ -87,6 +96,7 @@ class DramTier final : public Tier {
   const std::int64_t slot_count_;
   ObjectTable<Entry> objects_;
   Evictor evictor_;
+  std::unordered_set<Id> doomed_;         // removed while in use: they end with their last lease
   std::vector<std::uint32_t> next_slot_;  // of the object, or of the free ones
   std::uint32_t first_free_ = kNoSlot;
   std::int64_t free_count_ = 0;

@@ -14,15 +14,22 @@ using Id = EvictionPolicy::Id;
 constexpr Id kNone = 0xffffffff;
 
 struct Node {
-  std::uint64_t name = 0;
+  std::uint32_t name = 0;  // half of the object's
   Id previous = kNone;
   Id next = kNone;
-  std::uint32_t weight = 0;
-  std::uint8_t list = 0;
-  bool evictable = true;
-  bool aside = false;  // in the list by weight, but not linked: evict() came across it
+  std::uint32_t weight : 29 = 0;
+  std::uint32_t list : 1 = 0;
+  std::uint32_t evictable : 1 = true;
+  std::uint32_t aside : 1 = false;  // in the list by weight, but not linked: evict() came across it
 };
-static_assert(sizeof(Node) == 24);
+static_assert(sizeof(Node) == 16);
+static_assert(EvictionPolicy::kMaxWeight < 1u << 29);
+
+// Two objects of which half the name is the same are one to the ghost lists: one in four thousand
+// newcomers among a million ghosts is taken for one of them, and treated as if it came back.
+std::uint32_t half(std::uint64_t name) {
+  return static_cast<std::uint32_t>((name * 0x9e3779b97f4a7c15u) >> 32);
+}
 
 // Two lists of nodes, the oldest first.
 class NodeLists {
@@ -30,11 +37,11 @@ class NodeLists {
   Node& operator[](Id id) { return nodes_[id]; }
   const Node& operator[](Id id) const { return nodes_[id]; }
 
-  void enter(int list, Id id, const EvictionPolicy::Object& object) {
+  void enter(int list, Id id, std::uint32_t name, std::uint32_t weight) {
+    ICE_CHECK(weight <= EvictionPolicy::kMaxWeight);
     nodes_.reach(id);
-    nodes_[id] = {
-        .name = object.name, .weight = object.weight, .list = static_cast<std::uint8_t>(list)};
-    lists_[list].weight += object.weight;
+    nodes_[id] = {.name = name, .weight = weight & 0x1fffffff, .list = list != 0};
+    lists_[list].weight += weight;
     link_newest(id);
   }
   void leave(Id id) {
@@ -46,7 +53,7 @@ class NodeLists {
     Node& node = nodes_[id];
     unlink(id);
     lists_[node.list].weight -= node.weight;
-    node.list = static_cast<std::uint8_t>(list);
+    node.list = list != 0;
     lists_[list].weight += node.weight;
     link_newest(id);
   }
@@ -105,7 +112,9 @@ class NodeLists {
 class LruPolicy final : public EvictionPolicy {
  public:
   void expect(const Object&) override {}
-  void insert(Id id, const Object& object) override { objects_.enter(0, id, object); }
+  void insert(Id id, const Object& object) override {
+    objects_.enter(0, id, half(object.name), object.weight);
+  }
   void touch(Id id) override { objects_.move(0, id); }
   void erase(Id id) override { objects_.leave(id); }
   void set_evictable(Id id, bool evictable) override { objects_.set_evictable(id, evictable); }
@@ -128,7 +137,7 @@ class ArcPolicy final : public EvictionPolicy {
 
   void expect(const Object& incoming) override {
     returning_again_ = false;
-    const Id ghost = find_ghost(incoming.name);
+    const Id ghost = find_ghost(half(incoming.name));
     if (ghost == kNone) return;
     const std::int64_t once = ghosts_.weight(kOnce);
     const std::int64_t again = ghosts_.weight(kAgain);
@@ -143,15 +152,20 @@ class ArcPolicy final : public EvictionPolicy {
   }
 
   void insert(Id id, const Object& object) override {
-    const Id ghost = find_ghost(object.name);
+    const std::uint32_t name = half(object.name);
+    const Id ghost = find_ghost(name);
     if (ghost != kNone) drop_ghost(ghost);
-    objects_.enter(ghost == kNone ? kOnce : kAgain, id, object);
+    objects_.enter(ghost == kNone ? kOnce : kAgain, id, name, object.weight);
+    most_objects_ = std::max(most_objects_, ++object_count_);
     returning_again_ = false;
     trim_ghosts();
   }
 
   void touch(Id id) override { objects_.move(kAgain, id); }
-  void erase(Id id) override { objects_.leave(id); }
+  void erase(Id id) override {
+    objects_.leave(id);
+    --object_count_;
+  }
   void set_evictable(Id id, bool evictable) override { objects_.set_evictable(id, evictable); }
 
   std::optional<Id> evict() override {
@@ -163,30 +177,31 @@ class ArcPolicy final : public EvictionPolicy {
     if (id == kNone) return std::nullopt;
     const Node gone = objects_[id];
     objects_.leave(id);
-    add_ghost(gone.list, {.name = gone.name, .weight = gone.weight});
+    --object_count_;
+    add_ghost(gone);
     return id;
   }
 
-  bool remembers(std::uint64_t name) const override { return find_ghost(name) != kNone; }
+  bool remembers(std::uint64_t name) const override { return find_ghost(half(name)) != kNone; }
 
  private:
   static constexpr int kOnce = 0;
   static constexpr int kAgain = 1;
 
-  Id find_ghost(std::uint64_t name) const {
+  Id find_ghost(std::uint32_t name) const {
     return ghost_ids_.find(name, [&](Id id) { return ghosts_[id].name == name; }).value_or(kNone);
   }
 
-  void add_ghost(int list, const Object& object) {
-    if (object.weight == 0 || find_ghost(object.name) != kNone) return;
+  void add_ghost(const Node& gone) {
+    if (gone.weight == 0 || find_ghost(gone.name) != kNone) return;
     Id id = free_ghost_;
     if (id == kNone) {
-      id = ghost_count_++;
+      id = ghost_end_++;
     } else {
       free_ghost_ = ghosts_[id].next;
     }
-    ghosts_.enter(list, id, object);
-    ghost_ids_.insert(object.name, id);
+    ghosts_.enter(gone.list, id, gone.name, gone.weight);
+    ghost_ids_.insert(gone.name, id);
   }
 
   void drop_ghost(Id id) {
@@ -196,7 +211,9 @@ class ArcPolicy final : public EvictionPolicy {
     free_ghost_ = id;
   }
 
-  // |T1| + |B1| <= capacity, and all four together at most twice that.
+  // |T1| + |B1| <= capacity, and all four together at most twice that. Ghosts of small objects must
+  // not take more memory than the large objects that have come since: with unit weights the third
+  // rule follows from the others.
   void trim_ghosts() {
     const auto drop_oldest = [this](int list) { drop_ghost(ghosts_.oldest(list)); };
     while (ghosts_.weight(kOnce) > 0 &&
@@ -208,6 +225,9 @@ class ArcPolicy final : public EvictionPolicy {
            objects + ghosts_.weight(kOnce) + ghosts_.weight(kAgain) > 2 * capacity_) {
       drop_oldest(kAgain);
     }
+    while (ghost_ids_.count() > most_objects_) {
+      drop_oldest(ghosts_.weight(kOnce) > 0 ? kOnce : kAgain);
+    }
   }
 
   const std::int64_t capacity_;
@@ -217,7 +237,9 @@ class ArcPolicy final : public EvictionPolicy {
   NodeLists ghosts_;  // with ids of their own
   IdTable ghost_ids_;
   Id free_ghost_ = kNone;
-  Id ghost_count_ = 0;
+  Id ghost_end_ = 0;
+  std::size_t object_count_ = 0;
+  std::size_t most_objects_ = 0;  // that there ever were
 };
 
 }  // namespace

@@ -18,9 +18,10 @@ namespace icefield {
 class EvictionPolicy {
  public:
   using Id = std::uint32_t;
+  static constexpr std::uint32_t kMaxWeight = (1u << 29) - 1;
   struct Object {
     std::uint64_t name = 0;    // a hash of its key: how the policy knows it again after eviction
-    std::uint32_t weight = 1;  // what it takes of the tier, in the tier's unit: slots or bytes
+    std::uint32_t weight = 1;  // what it takes of the tier, in the tier's unit: slots or blocks
   };
 
   virtual ~EvictionPolicy() = default;
@@ -47,7 +48,8 @@ Result<EvictionKind> parse_eviction_kind(std::string_view text);
 // again apart and remembers the names of about as many evicted ones ("ghosts"), from whose return
 // it learns how much room either kind deserves; objects that are used once cannot flush those that
 // are used again. It is generalized to weights: with unit weights it is ARC to the letter (integer
-// steps). Per object LRU takes 24 bytes; ARC the same, and 34 to 44 per ghost.
+// steps). Per object LRU takes 16 bytes; ARC the same, and 26 to 29 per ghost, of which there are
+// never more than there have been objects.
 //
 // `capacity` is the sum of weights that the tier holds.
 std::unique_ptr<EvictionPolicy> make_eviction_policy(EvictionKind kind, std::int64_t capacity);

@@ -21,6 +21,8 @@ void Evictor::erase(Id id) {
 void Evictor::retain(Id id, const Retention& retention) {
   expiries_.erase(id);
   pins_.erase(id);
+  if (retention != Retention()) retentions_.reach(id);
+  if (retentions_.has(id)) retentions_[id] = retention;
   if (retention.expires_at_ms != 0) expiries_.set(id, retention.expires_at_ms);
   const std::int64_t until = retention.pinned_until_ms;
   if (until != 0 && until != Retention::kForever) pins_.set(id, until);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <boost/asio/executor_work_guard.hpp>
 #include <filesystem>
+#include <unordered_map>
 
 namespace icefield {
 namespace {
@@ -20,14 +21,18 @@ std::int64_t share(double part, std::int64_t bytes) {
   return static_cast<std::int64_t>(part * static_cast<double>(bytes));
 }
 
-std::uint32_t weight_of(const ObjectInfo& info) {
-  return static_cast<std::uint32_t>(std::max<std::int64_t>(info.bytes, 1));
+// Objects weigh in the smallest blocks that a device writes.
+constexpr std::int64_t kBlock = 512;
+
+std::uint32_t weight_of(std::int64_t bytes) {
+  return static_cast<std::uint32_t>(std::max<std::int64_t>(ceil_div(bytes, kBlock), 1));
 }
 
 // Without a limit nothing is evicted but what expires: the order needs no ghosts.
 std::unique_ptr<EvictionPolicy> policy_for(const NvmeTier::Options& options) {
   if (options.capacity_bytes == 0) return make_eviction_policy(EvictionKind::kLru, 0);
-  return make_eviction_policy(options.eviction, share(kEvictAbove, options.capacity_bytes));
+  return make_eviction_policy(options.eviction,
+                              share(kEvictAbove, options.capacity_bytes) / kBlock);
 }
 
 // Adds its bytes to a count while it lives.
@@ -148,8 +153,25 @@ Status NvmeTier::check_space(const Options& options, std::int64_t bytes) {
                     " wanted); free some space or choose another --store");
 }
 
-bool NvmeTier::alive(const ObjectInfo& info) const {
-  return info.retention.expires_at_ms == 0 || clock_.unix_ms() < info.retention.expires_at_ms;
+bool NvmeTier::alive(Id id) const {
+  const std::int64_t end = evictor_.retention(id).expires_at_ms;
+  return end == 0 || clock_.unix_ms() < end;
+}
+
+StoredObject NvmeTier::object_of(Id id) const {
+  const Entry& entry = objects_[id];
+  return {.key = entry.key,
+          .info = {.bytes = entry.bytes,
+                   .checksum = entry.checksum,
+                   .retention = evictor_.retention(id)},
+          .number = entry.number};
+}
+
+NvmeTier::Entry NvmeTier::entry_of(const StoredObject& object) {
+  return {.key = object.key,
+          .bytes = static_cast<std::uint32_t>(object.info.bytes),
+          .checksum = object.info.checksum,
+          .number = object.number};
 }
 
 std::int64_t NvmeTier::disk_bytes() const {
@@ -160,28 +182,32 @@ std::int64_t NvmeTier::disk_bytes() const {
 // Numbers tell the order of puts: after a restart it is the order of use.
 Status NvmeTier::load_catalog() {
   std::vector<std::pair<std::uint64_t, Id>> order;
+  std::unordered_map<Id, Retention> retentions;
   ICE_TRY(store_->load([&](const StoredObject& object) {
-    order.emplace_back(object.number, objects_.insert(object, objects_.name_of(object.key)));
+    const Id id = objects_.insert(entry_of(object), objects_.name_of(object.key));
+    order.emplace_back(object.number, id);
+    if (object.info.retention != Retention()) retentions.emplace(id, object.info.retention);
   }));
   std::sort(order.begin(), order.end());
   for (const auto& [number, id] : order) {
-    const StoredObject& object = objects_[id];
-    evictor_.insert(id, {.name = objects_.name_of(object.key), .weight = weight_of(object.info)},
-                    object.info.retention);
-    used_bytes_ += object.info.bytes;
+    const Entry& entry = objects_[id];
+    const auto retention = retentions.find(id);
+    evictor_.insert(id, {.name = objects_.name_of(entry.key), .weight = weight_of(entry.bytes)},
+                    retention == retentions.end() ? Retention() : retention->second);
+    used_bytes_ += entry.bytes;
   }
   if (!order.empty()) next_number_ = order.back().first + 1;
   return Status();
 }
 
 void NvmeTier::know(const StoredObject& object, std::uint64_t name) {
-  evictor_.insert(objects_.insert(object, name), {.name = name, .weight = weight_of(object.info)},
-                  object.info.retention);
+  evictor_.insert(objects_.insert(entry_of(object), name),
+                  {.name = name, .weight = weight_of(object.info.bytes)}, object.info.retention);
   used_bytes_ += object.info.bytes;
 }
 
 StoredObject NvmeTier::forget(Id id) {
-  const StoredObject object = objects_[id];
+  const StoredObject object = object_of(id);
   objects_.hide(id, objects_.name_of(object.key));
   objects_.reuse(id);
   used_bytes_ -= object.info.bytes;
@@ -215,8 +241,8 @@ Task<> NvmeTier::make_room(std::int64_t bytes) {
     while (used_bytes_ + writing_bytes_ > target && doomed.size() < kEraseBatch) {
       const std::optional<Id> id = evictor_.evict(clock_.unix_ms());
       if (!id.has_value()) break;
+      (alive(*id) ? evicted : expired).add();
       doomed.push_back(forget(*id));
-      (alive(doomed.back().info) ? evicted : expired).add();
       if (on_evict_) on_evict_(doomed.back().key);
     }
     ICE_CO_TRY(co_await erase(std::move(doomed)));
@@ -254,7 +280,7 @@ Task<PutOutcome> NvmeTier::put(ObjectKey key, std::span<const ConstByteSpan> pie
   co_await others(key);
   const std::uint64_t name = objects_.name_of(key);
   const std::optional<Id> old = objects_.find(key, name);
-  if (old.has_value() && alive(objects_[*old].info)) co_return PutOutcome::kAlreadyThere;
+  if (old.has_value() && alive(*old)) co_return PutOutcome::kAlreadyThere;
   writing_.insert(key);
   StoredObject object{.key = key, .info = info, .number = 0};
   Result<PutOutcome> result = co_await put_new(object, name, pieces);
@@ -267,7 +293,7 @@ Task<PutOutcome> NvmeTier::put_new(StoredObject object, std::uint64_t name,
                                    std::span<const ConstByteSpan> pieces) {
   const std::int64_t bytes = object.info.bytes;
   ICE_CO_TRY(co_await remove_now(object.key));  // one that has expired
-  evictor_.expect({.name = name, .weight = weight_of(object.info)});
+  evictor_.expect({.name = name, .weight = weight_of(object.info.bytes)});
   ICE_CO_TRY(co_await make_room(bytes));
   object.number = next_number_++;
   writing_bytes_ += bytes;
@@ -288,8 +314,8 @@ Task<ObjectBytes> NvmeTier::get(ObjectKey key, Verify) {
     co_return Status::miss(evicted_lately ? MissReason::kEvicted : MissReason::kNeverStored,
                            "object " + to_string(key));
   }
-  const StoredObject object = objects_[*found];
-  if (!alive(object.info)) {
+  const StoredObject object = object_of(*found);
+  if (!alive(*found)) {
     co_return Status::miss(MissReason::kExpired, "object " + to_string(key));
   }
   const std::int64_t held = leased_bytes_->load(std::memory_order_relaxed);
@@ -366,17 +392,18 @@ Task<> NvmeTier::flush() {
 Task<> NvmeTier::retain(ObjectKey key, Retention retention) {
   co_await others(key);
   const std::optional<Id> id = objects_.find(key, objects_.name_of(key));
-  if (!id.has_value() || !alive(objects_[*id].info)) {
+  if (!id.has_value() || !alive(*id)) {
     co_return Status::miss(MissReason::kNeverStored, "object " + to_string(key));
   }
-  objects_[*id].info.retention = retention;
+  StoredObject object = object_of(*id);
+  object.info.retention = retention;
   // Its record must not be written again after it was erased.
   writing_.insert(key);
   evictor_.begin_use(*id);
-  auto work = [this, object = objects_[*id]] { return store_->update(object); };
+  evictor_.retain(*id, retention);
+  auto work = [this, object] { return store_->update(object); };
   const Status status = co_await on_thread(io_, std::move(work));
   evictor_.end_use(*id);
-  evictor_.retain(*id, retention);
   writing_.erase(key);
   put_ended_.notify_all();
   co_return status;
@@ -384,14 +411,14 @@ Task<> NvmeTier::retain(ObjectKey key, Retention retention) {
 
 std::optional<ObjectInfo> NvmeTier::find(const ObjectKey& key) const {
   const std::optional<Id> id = objects_.find(key, objects_.name_of(key));
-  if (!id.has_value() || !alive(objects_[*id].info)) return std::nullopt;
-  return objects_[*id].info;
+  if (!id.has_value() || !alive(*id)) return std::nullopt;
+  return object_of(*id).info;
 }
 
 void NvmeTier::for_each(
     const std::function<void(const ObjectKey&, const ObjectInfo&)>& visit) const {
-  objects_.for_each([&](Id, const StoredObject& object) {
-    if (alive(object.info)) visit(object.key, object.info);
+  objects_.for_each([&](Id id, const Entry& entry) {
+    if (alive(id)) visit(entry.key, object_of(id).info);
   });
 }
 

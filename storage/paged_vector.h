@@ -1,5 +1,5 @@
-// storage/paged_vector.h — an array that grows by pages: elements keep their place, and growing
-// never copies or doubles what is there.
+// storage/paged_vector.h — an array that grows by pages: elements keep their place, growing never
+// copies or doubles what is there, and pages without an element take nothing.
 #pragma once
 
 #include <cstdint>
@@ -13,10 +13,14 @@ class PagedVector {
  public:
   T& operator[](std::uint32_t index) { return pages_[index / kPage][index % kPage]; }
   const T& operator[](std::uint32_t index) const { return pages_[index / kPage][index % kPage]; }
-  std::uint32_t size() const { return static_cast<std::uint32_t>(pages_.size()) * kPage; }
-  // Makes [0, index] usable; new elements are value-initialized.
+  bool has(std::uint32_t index) const {
+    return index / kPage < pages_.size() && pages_[index / kPage] != nullptr;
+  }
+  // Makes the page of `index` usable; its new elements are value-initialized.
   void reach(std::uint32_t index) {
-    while (size() <= index) pages_.push_back(std::make_unique<T[]>(kPage));
+    const std::size_t page = index / kPage;
+    if (page >= pages_.size()) pages_.resize(page + 1);
+    if (pages_[page] == nullptr) pages_[page] = std::make_unique<T[]>(kPage);
   }
 
  private:

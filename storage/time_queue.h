@@ -30,7 +30,7 @@ class TimeQueue {
   }
   // Nothing happens when it is not in the queue.
   void erase(Id id) {
-    if (id >= positions_.size() || positions_[id] == 0) return;
+    if (!positions_.has(id) || positions_[id] == 0) return;
     const std::size_t hole = positions_[id] - 1;
     positions_[id] = 0;
     const Due last = heap_.back();

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 #include <malloc.h>
 
+#include <map>
+
 #include "tests/support/objects.h"
 #include "tests/support/run_task.h"
 
@@ -102,6 +104,107 @@ TEST_F(DramTierTest, EveryFlippedBitIsDetected) {
     }
   }
 }
+
+// Random operations beside a plain map: what is there has its bytes, what went was told, leases and
+// pins hold, and no slot is lost.
+class DramTierModel : public testing::TestWithParam<EvictionKind> {
+ protected:
+  struct Object {
+    Bytes bytes;
+    bool pinned = false;
+  };
+  struct Lease {
+    ObjectKey key;  // of nothing once the object was removed
+    Bytes expected;
+    ObjectBytes bytes;
+  };
+
+  DramTierModel() {
+    for (int i = 0; i < 60; ++i) keys_.push_back(random_key(rng_));
+    tier_->on_evict([this](const ObjectKey& key) {
+      ASSERT_TRUE(model_.contains(key));
+      EXPECT_FALSE(model_[key].pinned);
+      for (const Lease& lease : leases_) EXPECT_NE(lease.key, key);
+      model_.erase(key);
+    });
+  }
+
+  void put(const ObjectKey& key) {
+    Object object{.bytes = random_bytes(rng_, rng_.below(5 * 4096)), .pinned = rng_.below(20) == 0};
+    const std::vector<ConstByteSpan> pieces = {object.bytes};
+    ObjectInfo info = info_of(key, object.bytes);
+    if (object.pinned) info.retention.pinned_until_ms = Retention::kForever;
+    const Result<PutOutcome> outcome = run_task(tier_->put(key, pieces, info));
+    if (!outcome.has_value()) {
+      EXPECT_EQ(outcome.error().code(), Code::kResourceExhausted);
+    } else if (*outcome == PutOutcome::kStored) {
+      EXPECT_TRUE(model_.emplace(key, std::move(object)).second);
+    } else {
+      EXPECT_TRUE(model_.contains(key));
+    }
+  }
+  void look(const ObjectKey& key, bool touch) {
+    std::optional<ObjectBytes> bytes;
+    if (touch) {
+      Result<ObjectBytes> got = run_task(tier_->get(key, Verify::kByTier));
+      if (got.has_value()) bytes = std::move(*got);
+    } else {
+      bytes = tier_->lease(key);
+    }
+    ASSERT_EQ(bytes.has_value(), model_.contains(key));
+    if (!bytes.has_value()) return;
+    EXPECT_EQ(bytes->copy(), model_[key].bytes);
+    if (rng_.below(3) == 0) leases_.push_back({key, model_[key].bytes, std::move(*bytes)});
+  }
+  void remove(const ObjectKey& key) {
+    ASSERT_TRUE(run_task(tier_->remove(key)).ok());
+    for (Lease& lease : leases_) {
+      if (lease.key == key) lease.key = {};
+    }
+    model_.erase(key);
+  }
+  void end_lease() {
+    if (leases_.empty()) return;
+    EXPECT_EQ(leases_.front().bytes.copy(), leases_.front().expected);
+    leases_.erase(leases_.begin());
+  }
+  void unpin(const ObjectKey& key) {
+    EXPECT_EQ(run_task(tier_->retain(key, {})).ok(), model_.contains(key));
+    if (model_.contains(key)) model_[key].pinned = false;
+  }
+
+  SeededRng rng_{9};
+  std::vector<ObjectKey> keys_;
+  std::unique_ptr<DramTier> tier_ =
+      DramTier::open({.capacity_bytes = 40 * 4096, .slot_bytes = 4096, .eviction = GetParam()})
+          .value();
+  std::map<ObjectKey, Object> model_;
+  std::vector<Lease> leases_;
+};
+
+TEST_P(DramTierModel, RandomOperationsAgreeWithAMap) {
+  for (int step = 0; step < 20000; ++step) {
+    const ObjectKey& key = keys_[rng_.below(keys_.size())];
+    switch (rng_.below(8)) {
+      case 0: remove(key); break;
+      case 1: unpin(key); break;
+      case 2: look(key, true); break;
+      case 3: look(key, false); break;
+      case 4: end_lease(); break;
+      default: put(key);
+    }
+    if (leases_.size() > 6) end_lease();
+    ASSERT_EQ(tier_->usage().object_count, static_cast<std::int64_t>(model_.size()));
+    ASSERT_FALSE(HasFailure()) << "step " << step;
+  }
+  EXPECT_GT(tier_->evicted.value(), 1000);
+  leases_.clear();
+  for (const ObjectKey& key : keys_) remove(key);
+  EXPECT_EQ(tier_->usage().used_bytes, 0) << "slots were lost";
+}
+INSTANTIATE_TEST_SUITE_P(Policies, DramTierModel,
+                         testing::Values(EvictionKind::kLru, EvictionKind::kArc),
+                         [](const auto& kind) { return std::string(to_string(kind.param)); });
 
 // What the process allocates beside the slab, with a tier that has been full for long: entries,
 // index, policy and ghosts. The bar is 200 bytes.

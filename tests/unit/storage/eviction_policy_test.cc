@@ -2,6 +2,7 @@
 #include "storage/eviction_policy.h"
 
 #include <gtest/gtest.h>
+#include <malloc.h>
 
 #include <algorithm>
 #include <list>
@@ -243,6 +244,47 @@ TEST(Arc, AScanDoesNotFlushWhatIsUsedAgain) {
     EXPECT_FALSE(lru.holds(name));
     EXPECT_TRUE(arc.holds(name));
   }
+}
+
+// Small objects pass by large ones that stay: by weight alone each would leave a ghost.
+TEST(Arc, ThereAreNeverMoreGhostsThanThereWereObjects) {
+  PolicyCache cache(EvictionKind::kArc, 1000);
+  std::size_t most = 0;
+  for (std::uint64_t step = 0; step < 5000; ++step) {
+    for (std::uint64_t large = 0; large < 9; ++large) cache.access(large, 100);
+    for (int twice = 0; twice < 2; ++twice) cache.access(1000 + step);
+    most = std::max(most, cache.count());
+  }
+  std::size_t remembered = 0;
+  for (std::uint64_t step = 0; step < 5000; ++step) {
+    remembered += cache.policy().remembers(1000 + step);
+  }
+  EXPECT_EQ(remembered, most);
+  EXPECT_LT(most, 120u);
+}
+
+// 16 bytes an object, and 26 to 29 for the ghost that each one comes to have.
+TEST(Arc, AnObjectAndItsGhostTakeAtMost45Bytes) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "a sanitizer's allocator is in the place of the one that is asked";
+#endif
+  constexpr EvictionPolicy::Id kObjects = 100000;
+  const auto allocated = [] { return mallinfo2().uordblks + mallinfo2().hblkhd; };
+  const std::size_t before = allocated();
+  const auto policy = make_eviction_policy(EvictionKind::kArc, kObjects);
+  SeededRng rng(1);
+  for (EvictionPolicy::Id id = 0; id < kObjects; ++id) policy->insert(id, {.name = rng.next()});
+  for (EvictionPolicy::Id step = 0; step < 3 * kObjects; ++step) {
+    const EvictionPolicy::Object object{.name = rng.next()};
+    policy->expect(object);
+    const EvictionPolicy::Id id = policy->evict().value();
+    policy->insert(id, object);
+    if (step % 2 == 0) policy->touch(id);
+  }
+  const double each = static_cast<double>(allocated() - before) / kObjects;
+  std::printf("%.1f bytes an object\n", each);
+  EXPECT_LT(each, 45);
+  EXPECT_GT(each, 40) << "the measurement misses something";
 }
 
 TEST(Arc, RemembersWhatItEvictedAndForgetsWhatWasErased) {

@@ -55,6 +55,42 @@ TEST_F(NvmeTierTest, RestartServesWhatWasFlushed) {
   }
 }
 
+// Enough objects for several flushes and compactions of the catalog, some removed, some to be kept.
+TEST_F(NvmeTierTest, RestartOfManyObjectsFindsAllThatWereNotRemoved) {
+  constexpr std::size_t kObjects = 20000;
+  std::vector<ObjectKey> keys;
+  const auto bytes_of = [](std::size_t i) { return Bytes(700 + i % 50, std::byte(i % 251)); };
+  const auto retention_of = [](std::size_t i) {
+    return i % 100 == 1 ? Retention{.expires_at_ms = INT64_MAX - 1} : Retention();
+  };
+  {
+    const auto tier = NvmeTier::open({.path = dir_.path(), .write_buffer_bytes = 1 << 20}).value();
+    for (std::size_t i = 0; i < kObjects; ++i) {
+      keys.push_back(random_key(rng_));
+      put(*tier, keys.back(), bytes_of(i));
+      Status changed;
+      if (i % 100 == 1) changed = run_task(tier->retain(keys.back(), retention_of(i)));
+      if (i % 7 == 6) changed = run_task(tier->remove(keys[i - 3]));
+      if (i % 1000 == 999) changed = run_task(tier->flush());
+      ASSERT_TRUE(changed.ok());
+    }
+    ASSERT_TRUE(run_task(tier->flush()).ok());
+  }
+  const auto tier = open();
+  int found = 0;
+  for (std::size_t i = 0; i < kObjects; ++i) {
+    const auto info = tier->find(keys[i]);
+    ASSERT_EQ(info.has_value(), i % 7 != 3 || i + 3 >= kObjects) << i;
+    if (!info.has_value()) continue;
+    ++found;
+    ASSERT_EQ(info->retention, retention_of(i));
+    if (i % 20 != 0) continue;
+    ASSERT_EQ(run_task(tier->get(keys[i], Verify::kByTier)).value().copy(), bytes_of(i));
+  }
+  EXPECT_EQ(tier->usage().object_count, found);
+  EXPECT_GT(tier->reads_in_place(), 800);
+}
+
 // One access to the device, past RocksDB: of what was flushed, after a restart, and of what moved.
 TEST_F(NvmeTierTest, FlushedValuesAreReadInPlace) {
   std::vector<std::pair<ObjectKey, Bytes>> objects;
