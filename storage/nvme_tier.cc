@@ -136,6 +136,7 @@ Result<std::unique_ptr<NvmeTier>> NvmeTier::open(Options options, const Clock& c
 
 NvmeTier::~NvmeTier() {
   io_.join();
+  writer_.join();
   maintenance_.join();
 }
 
@@ -217,7 +218,7 @@ StoredObject NvmeTier::forget(Id id) {
 Task<> NvmeTier::erase(std::vector<StoredObject> objects) {
   if (objects.empty()) co_return Status();
   auto work = [this, doomed = std::move(objects)] { return store_->erase(doomed); };
-  co_return co_await on_thread(io_, std::move(work));
+  co_return co_await on_thread(writer_, std::move(work));
 }
 
 Task<> NvmeTier::drop_expired() {
@@ -298,7 +299,7 @@ Task<PutOutcome> NvmeTier::put_new(StoredObject object, std::uint64_t name,
   object.number = next_number_++;
   writing_bytes_ += bytes;
   auto work = [this, object, pieces] { return store_->write(object, pieces); };
-  const Status status = co_await on_thread(io_, std::move(work));
+  const Status status = co_await on_thread(writer_, std::move(work));
   writing_bytes_ -= bytes;
   ICE_CO_TRY(status);
   unflushed_bytes_ += bytes;
@@ -402,7 +403,7 @@ Task<> NvmeTier::retain(ObjectKey key, Retention retention) {
   evictor_.begin_use(*id);
   evictor_.retain(*id, retention);
   auto work = [this, object] { return store_->update(object); };
-  const Status status = co_await on_thread(io_, std::move(work));
+  const Status status = co_await on_thread(writer_, std::move(work));
   evictor_.end_use(*id);
   writing_.erase(key);
   put_ended_.notify_all();

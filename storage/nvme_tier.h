@@ -135,7 +135,8 @@ class NvmeTier final : public Tier {
 
   std::shared_ptr<std::atomic<std::int64_t>> leased_bytes_;  // relaxed: a limit, no order
   std::atomic<bool> reclaiming_{false};
-  asio::thread_pool io_;
+  asio::thread_pool io_;         // waits for the device: reads and flushes
+  asio::thread_pool writer_{1};  // never waits: RocksDB takes one write at a time
   asio::thread_pool maintenance_{1};
 };
 

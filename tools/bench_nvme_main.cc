@@ -101,10 +101,14 @@ asio::awaitable<void> write_some(Job& job) {
     while (true) {
       const Result<PutOutcome> result = co_await job.tier.put(key, pieces, info);
       if (result.has_value()) break;
-      if (result.error().code() == Code::kResourceExhausted) {
-        // The device is behind: wait for it where waiting is what we want.
-        const Status flushed = co_await job.tier.flush();
-        if (flushed.ok()) continue;
+      constexpr double kPatience = 10e6;
+      if (result.error().code() == Code::kResourceExhausted &&
+          microseconds_since(begin) < kPatience) {
+        // The device is behind: a client tries again a little later.
+        asio::steady_timer pause(co_await asio::this_coro::executor, std::chrono::milliseconds(1));
+        boost::system::error_code ignored;
+        co_await pause.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+        continue;
       }
       job.status = result.error();
       co_return;
