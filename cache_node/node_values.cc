@@ -1,6 +1,7 @@
 #include "cache_node/node_values.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "cache_node/part_cursor.h"
 
@@ -27,6 +28,7 @@ NodeValues::NodeValues(DramTier& memory, Tier* disk, const Clock& clock, Options
     : memory_(memory), disk_(disk), clock_(clock), options_(options) {}
 
 Task<> NodeValues::stop() {
+  to_copy_.clear();
   if (copies_.has_value()) co_await copies_->join();
   uploads_.clear();
   co_return Status();
@@ -103,12 +105,16 @@ Task<PutValuesReply> NodeValues::put(const PutValues& request) {
   PutValuesReply reply;
   Namespace* const space = co_await enter(request.scope, reply.head);
   if (space == nullptr) co_return reply;
+  if (!copies_.has_value()) copies_.emplace(co_await asio::this_coro::executor);
   expire_due();
   ICE_CO_TRY(co_await remove_doomed());
   reply.outcomes.reserve(request.values.size());
+  Batch batch;
   for (const PutValue& item : request.values) {
-    reply.outcomes.push_back(co_await put_one(*space, item, request));
+    reply.outcomes.push_back(co_await put_one(*space, item, request, batch));
   }
+  batch.leases.clear();
+  start_copies();
   ICE_CO_TRY(co_await remove_doomed());
   if (request.options.level == WriteLevel::kDurable && disk_ != nullptr) {
     const Status flushed = co_await disk_->flush();
@@ -120,7 +126,7 @@ Task<PutValuesReply> NodeValues::put(const PutValues& request) {
 }
 
 Task<PutOutcome> NodeValues::put_one(Namespace& space, const PutValue& item,
-                                     const PutValues& request) {
+                                     const PutValues& request, Batch& batch) {
   const bool durable = request.options.level == WriteLevel::kDurable;
   if (durable && disk_ == nullptr) {
     co_return Status(Code::kFailedPrecondition,
@@ -151,7 +157,7 @@ Task<PutOutcome> NodeValues::put_one(Namespace& space, const PutValue& item,
     drop_upload(hash);
     co_return Status(Code::kAborted, "namespace flushed meanwhile");
   }
-  ICE_CO_TRY(co_await complete(space, hash, item.key, request.options.level));
+  ICE_CO_TRY(co_await complete(space, hash, item.key, request.options.level, batch));
   co_return PutOutcome::kStored;
 }
 
@@ -207,9 +213,8 @@ Task<> NodeValues::store_chunks(const ValueHash& hash, const PutValue& item,
     if (!upload->second.stored[number]) --upload->second.missing;
     upload->second.stored[number] = true;
     upload->second.checksums[number] = info.checksum;
-    if (count == 1) continue;
-    const auto lease = co_await memory_.get(key, Verify::kByCaller);
-    if (lease.has_value()) uploads_.at(hash).leases.push_back(lease->owner());
+    const std::optional<ObjectBytes> lease = memory_.lease(key);
+    if (lease.has_value()) upload->second.leases.push_back(lease->owner());
   }
   co_return Status();
 }
@@ -236,9 +241,14 @@ Task<> NodeValues::store_chunk(ObjectKey key, ObjectInfo info, std::span<const C
 }
 
 Task<> NodeValues::complete(Namespace& space, const ValueHash& hash, std::string_view key,
-                            WriteLevel level) {
-  const Upload upload = std::move(uploads_.at(hash));
+                            WriteLevel level, Batch& batch) {
+  Upload upload = std::move(uploads_.at(hash));
   uploads_.erase(hash);
+  if (batch.bytes + upload.bytes <= memory_.usage().capacity_bytes / 4) {
+    batch.bytes += upload.bytes;
+    std::ranges::move(upload.leases, std::back_inserter(batch.leases));
+  }
+  upload.leases.clear();
   Value value{.bytes = upload.bytes, .retention = upload.retention};
   value.version = upload.checksums.size() == 1
                       ? upload.checksums.front()
@@ -249,9 +259,12 @@ Task<> NodeValues::complete(Namespace& space, const ValueHash& hash, std::string
   space.value_bytes += value.bytes;
   puts.add();
   put_bytes.add(value.bytes);
-  missed_.forget(fingerprint(space, key));
-  values_.insert_or_assign(hash, std::move(value));
-  if (level == WriteLevel::kDurable) ICE_CO_TRY(co_await store_name(hash));
+  const std::uint64_t name = fingerprint(space, key);
+  const bool came_back = missed_.recall(name) == MissReason::kEvicted;
+  missed_.forget(name);
+  Value& stored = values_.insert_or_assign(hash, std::move(value)).first->second;
+  if (level == WriteLevel::kDurable) co_return co_await store_name(hash);
+  if (came_back) note_use(hash, stored);
   co_return Status();
 }
 
@@ -392,6 +405,7 @@ void NodeValues::note_evicted(const ObjectKey& chunk) {
   hash.bytes = chunk.segment.bytes;
   const auto value = values_.find(hash);
   if (value != values_.end()) {
+    if (value->second.copying) copies_late.add();
     drop(value, is_over(value->second) ? MissReason::kExpired : MissReason::kEvicted);
   } else {
     drop_upload(hash);
@@ -399,8 +413,9 @@ void NodeValues::note_evicted(const ObjectKey& chunk) {
 }
 
 std::vector<const Counter*> NodeValues::counters() const {
-  return {&puts,       &put_bytes,      &already_there, &hits,    &hit_bytes, &misses,
-          &disk_reads, &copied_to_disk, &evicted,       &expired, &damaged};
+  return {&puts,    &put_bytes,  &already_there,  &hits,           &hit_bytes,
+          &misses,  &disk_reads, &copied_to_disk, &copies_refused, &copies_late,
+          &evicted, &expired,    &damaged};
 }
 
 void NodeValues::add_stats(NodeStats& stats) const {

@@ -2,6 +2,7 @@
 // stay, and why those that are gone are gone.
 #pragma once
 
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -31,9 +32,12 @@ struct ValueReads : ValueFacts {
 
 // A value is a set of chunks in the tiers and one entry here. It counts from the moment all of its
 // chunks are stored and is dropped as a whole: nothing is kept that cannot be used. Values live in
-// memory; they go to disk when they are put durably, or once they have been used again
-// (Options::disk_after_hits). On disk the name of a value is its commit, so a restart reads the
-// catalog only, and names when they are first needed.
+// memory; they go to disk when they are put durably, or on evidence of reuse: once they have been
+// read often enough (Options::disk_after_hits), or when they are put again after they were evicted.
+// Such values are copied in the background as soon as memory is half full, the longest known first,
+// a few at a time, so that what is evicted is on disk already and eviction never waits for it. On
+// disk the name of a value is its commit, so a restart reads the catalog only, and names when they
+// are first needed.
 //
 // How long a value is kept goes with its objects into the tiers, which evict accordingly and keep
 // it in the catalog of the disk. Here it says when to forget a value, and which soft pin is first.
@@ -86,6 +90,10 @@ class NodeValues {
   Counter disk_reads{"icefield_cache_node_value_disk_reads_total", "chunks read from disk"};
   Counter copied_to_disk{"icefield_cache_node_value_copied_to_disk_total",
                          "values copied to disk because they were used again"};
+  Counter copies_refused{"icefield_cache_node_value_copies_refused_total",
+                         "copies given up: too many were waiting, or the disk could not keep up"};
+  Counter copies_late{"icefield_cache_node_value_copies_late_total",
+                      "values used again that left memory before their copy was made"};
   Counter evicted{"icefield_cache_node_value_evicted_total", "values lost to eviction"};
   Counter expired{"icefield_cache_node_value_expired_total", "values whose time was over"};
   Counter damaged{"icefield_cache_node_value_damaged_total", "values dropped: wrong checksum"};
@@ -109,9 +117,10 @@ class NodeValues {
     std::unique_ptr<Name> name;  // null: on disk, not read yet
     std::int32_t hits = 0;
     bool on_disk = false;  // all of it
-    bool copying = false;
+    bool copying = false;  // or waiting for it
   };
   using Values = std::unordered_map<ValueHash, Value, Hash128Hasher>;
+  using Leases = std::vector<std::shared_ptr<const void>>;
   // A value whose chunks are still coming.
   struct Upload {
     std::uint64_t number = 0;
@@ -119,9 +128,9 @@ class NodeValues {
     Retention retention;
     std::int64_t last_ms = 0;
     std::vector<std::uint64_t> checksums;
-    std::vector<bool> stored;                         // per chunk
-    std::int64_t missing = 0;                         // chunks
-    std::vector<std::shared_ptr<const void>> leases;  // so that its chunks do not evict each other
+    std::vector<bool> stored;  // per chunk
+    std::int64_t missing = 0;  // chunks
+    Leases leases;             // so that its chunks do not evict each other
   };
   struct Doomed {
     ValueHash hash;
@@ -137,12 +146,20 @@ class NodeValues {
   std::uint64_t fingerprint(const Namespace& space, std::string_view key) const;
 
   // Putting.
-  Task<PutOutcome> put_one(Namespace& space, const PutValue& item, const PutValues& request);
+  // What one request has put: leased until it is answered, as long as that is a small part of
+  // memory, so that the values of a batch do not evict each other.
+  struct Batch {
+    Leases leases;
+    std::int64_t bytes = 0;
+  };
+  Task<PutOutcome> put_one(Namespace& space, const PutValue& item, const PutValues& request,
+                           Batch& batch);
   Task<> store_chunks(const ValueHash& hash, const PutValue& item, const PutValues& request);
   Task<> store_chunk(ObjectKey key, ObjectInfo info, std::span<const ConstByteSpan> parts,
                      WriteLevel level);
   Result<Upload*> upload_of(const ValueHash& hash, const PutValue& item, const PutValues& request);
-  Task<> complete(Namespace& space, const ValueHash& hash, std::string_view key, WriteLevel level);
+  Task<> complete(Namespace& space, const ValueHash& hash, std::string_view key, WriteLevel level,
+                  Batch& batch);
   void note_retention(const ValueHash& hash, const Value& value);
   void forget_retention(const ValueHash& hash, const Value& value);
   bool is_over(const Value& value) const;  // expired
@@ -161,9 +178,12 @@ class NodeValues {
                      std::uint64_t version, ValueReads& reads);
   Task<Value*> live(const Namespace& space, std::string_view key, const ValueHash& hash);
   bool in_memory(const ValueHash& hash) const;
-  void note_hit(const ValueHash& hash, Value& value);
 
   // Disk.
+  void note_use(const ValueHash& hash, Value& value);
+  void start_copies();
+  bool memory_fills() const;
+  asio::awaitable<void> make_copies();
   Task<> copy_to_disk(ValueHash hash);
   Task<> copy_chunks(const ValueHash& hash, std::int64_t chunk_count);
   Task<> store_name(ValueHash hash);
@@ -193,7 +213,8 @@ class NodeValues {
   std::unordered_set<ValueHash, Hash128Hasher> removing_;  // their chunks are going
   std::int64_t nameless_count_ = 0;
   MissMemory missed_;
-  std::optional<TaskScope> copies_;  // to disk
+  std::deque<ValueHash> to_copy_;    // to disk; bounded
+  std::optional<TaskScope> copies_;  // under way
 };
 
 }  // namespace icefield

@@ -8,7 +8,8 @@
 namespace icefield {
 namespace {
 
-constexpr int kMaxCopies = 4;  // to disk, side by side
+constexpr int kMaxCopies = 4;               // to disk, side by side
+constexpr std::size_t kMaxWaiting = 16384;  // for their copy
 
 // What a store holds of one value.
 struct FoundChunks {
@@ -176,30 +177,53 @@ Task<> NodeValues::load_names() {
 
 // -------------------------------------------------------------------------------------- copies
 
-// Evidence of reuse, and memory is filling up: then the value is worth a place on disk.
-void NodeValues::note_hit(const ValueHash& hash, Value& value) {
+void NodeValues::note_use(const ValueHash& hash, Value& value) {
   ++value.hits;
   if (disk_ == nullptr || value.on_disk || value.copying) return;
-  if (value.hits < options_.disk_after_hits || copies_->running() >= kMaxCopies) return;
-  const TierUsage usage = memory_.usage();
-  if (usage.used_bytes * 2 < usage.capacity_bytes) return;
+  if (value.hits < options_.disk_after_hits) return;
+  if (to_copy_.size() >= kMaxWaiting) {
+    copies_refused.add();
+    return;
+  }
   value.copying = true;
-  const auto copy = [](NodeValues& self, ValueHash one) -> asio::awaitable<void> {
-    const Status copied = co_await self.copy_to_disk(one);
+  to_copy_.push_back(hash);
+  start_copies();
+}
+
+bool NodeValues::memory_fills() const {
+  const TierUsage usage = memory_.usage();
+  return usage.used_bytes * 2 >= usage.capacity_bytes;
+}
+
+void NodeValues::start_copies() {
+  if (to_copy_.empty() || copies_->running() >= kMaxCopies || !memory_fills()) return;
+  copies_->spawn(make_copies());
+}
+
+asio::awaitable<void> NodeValues::make_copies() {
+  while (!to_copy_.empty() && memory_fills()) {
+    const ValueHash hash = to_copy_.front();
+    to_copy_.pop_front();
+    const Status copied = co_await copy_to_disk(hash);
+    const auto found = values_.find(hash);
+    if (found != values_.end()) found->second.copying = false;
     if (copied.ok()) {
-      self.copied_to_disk.add();
-    } else {
-      LOG(WARNING) << "value " << to_string(one) << " not copied to disk: " << copied.to_string();
+      copied_to_disk.add();
+    } else if (copied.code() == Code::kResourceExhausted) {
+      // The disk is busy or full: its next use asks for it again.
+      copies_refused.add();
+      co_return;
+    } else if (copied.code() != Code::kNotFound) {
+      LOG_EVERY_T(WARNING, 1) << "value " << to_string(hash)
+                              << " not copied to disk: " << copied.to_string();
     }
-    const auto found = self.values_.find(one);
-    if (found != self.values_.end()) found->second.copying = false;
-  };
-  copies_->spawn(copy(*this, hash));
+  }
 }
 
 Task<> NodeValues::copy_to_disk(ValueHash hash) {
   const auto value = values_.find(hash);
-  if (value == values_.end()) co_return Status();
+  if (value == values_.end()) co_return Status::miss(MissReason::kEvicted, "value to be copied");
+  if (value->second.on_disk) co_return Status();
   const std::int64_t count = value_chunk_count(value->second.bytes);
   const Status copied = co_await copy_chunks(hash, count);
   if (copied.ok() && values_.contains(hash)) co_return co_await store_name(hash);
@@ -216,8 +240,9 @@ Task<> NodeValues::copy_chunks(const ValueHash& hash, std::int64_t chunk_count) 
     const ObjectKey key = value_chunk_key(hash, chunk_count, chunk);
     if (disk_->find(key).has_value()) continue;
     const std::optional<ObjectInfo> info = memory_.find(key);
-    ICE_CO_TRY(const ObjectBytes bytes, co_await memory_.get(key, Verify::kByCaller));
-    ICE_CO_TRY(co_await disk_->put(key, bytes.pieces(), *info));
+    const std::optional<ObjectBytes> bytes = memory_.lease(key);
+    if (!bytes.has_value()) co_return Status::miss(MissReason::kEvicted, "value to be copied");
+    ICE_CO_TRY(co_await disk_->put(key, bytes->pieces(), *info));
   }
   co_return Status();
 }

@@ -141,7 +141,7 @@ Task<> NodeValues::read_value(const Namespace& space, const Wanted& wanted, Valu
   reads.versions.push_back(version);
   hits.add();
   hit_bytes.add(end - offset);
-  if (found != values_.end()) note_hit(wanted.hash, found->second);
+  if (found != values_.end()) note_use(wanted.hash, found->second);
   co_return Status();
 }
 

@@ -22,14 +22,14 @@ class TestNode {
   struct Options {
     std::int64_t dram_bytes = 64 << 20;
     std::string store;  // empty: memory only
+    // Which value goes first must not depend on what a policy learns, but where that is tested.
+    EvictionKind eviction = EvictionKind::kLru;
   };
   TestNode(asio::io_context& io, const Clock& clock, Options options)
       : io_(io),
         options_(std::move(options)),
-        memory_(DramTier::open({.capacity_bytes = options_.dram_bytes,
-                                // Which value goes first must not depend on what a policy learns.
-                                .eviction = EvictionKind::kLru},
-                               clock)
+        memory_(DramTier::open(
+                    {.capacity_bytes = options_.dram_bytes, .eviction = options_.eviction}, clock)
                     .value()),
         disk_(options_.store.empty() ? nullptr
                                      : NvmeTier::open({.path = options_.store}, clock).value()),

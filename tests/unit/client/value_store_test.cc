@@ -415,22 +415,5 @@ TEST_F(ValueStoreTest, DurableValuesSurviveARestart) {
   EXPECT_EQ(cluster.node(0).disk()->usage().object_count, 1) << "the namespace, nothing else";
 }
 
-TEST_F(ValueStoreTest, ValuesInUseGoToDiskWhenMemoryFillsUp) {
-  TempDir dir;
-  ValueCluster cluster({.dram_bytes = 4 << 20, .store = dir.path()}, 1);
-  const Bytes used = random(1 << 20);
-  ASSERT_TRUE(put(cluster, "used", used).ok());
-  ASSERT_TRUE(put(cluster, "filler", random(1 << 20)).ok());
-  EXPECT_TRUE(get(cluster, "used", 1 << 20).has_value());
-  ASSERT_TRUE(cluster.run(cluster.node(0).values().stop()).ok());  // the copy is made
-  EXPECT_EQ(cluster.node(0).values().copied_to_disk.value(), 1);
-  for (int i = 0; i < 6; ++i) {
-    ASSERT_TRUE(put(cluster, "k" + std::to_string(i), random(1 << 20)).ok());
-  }
-  EXPECT_TRUE(get(cluster, "used", 1 << 20).value() == used) << "from disk";
-  EXPECT_GT(cluster.node(0).values().disk_reads.value(), 0);
-  EXPECT_EQ(miss(cluster, "filler"), MissReason::kEvicted) << "never used: not worth the disk";
-}
-
 }  // namespace
 }  // namespace icefield
