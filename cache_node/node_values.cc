@@ -249,10 +249,9 @@ Task<> NodeValues::complete(Namespace& space, const ValueHash& hash, std::string
     std::ranges::move(upload.leases, std::back_inserter(batch.leases));
   }
   upload.leases.clear();
-  Value value{.bytes = upload.bytes, .retention = upload.retention};
-  value.version = upload.checksums.size() == 1
-                      ? upload.checksums.front()
-                      : xxh3(std::as_bytes(std::span(upload.checksums)), 0);
+  Value value{.bytes = static_cast<std::int32_t>(upload.bytes),
+              .retention = upload.retention,
+              .version = version_of(upload.checksums)};
   value.name = std::make_unique<Name>(Name{.space = &space, .key = std::string(key)});
   note_retention(hash, value);
   ++space.value_count;
@@ -266,6 +265,10 @@ Task<> NodeValues::complete(Namespace& space, const ValueHash& hash, std::string
   if (level == WriteLevel::kDurable) co_return co_await store_name(hash);
   if (came_back) note_use(hash, stored);
   co_return Status();
+}
+
+std::uint64_t NodeValues::version_of(std::span<const std::uint64_t> checksums) {
+  return checksums.size() == 1 ? checksums.front() : xxh3(std::as_bytes(checksums), 0);
 }
 
 void NodeValues::note_retention(const ValueHash& hash, const Value& value) {

@@ -111,14 +111,16 @@ class NodeValues {
     std::string key;
   };
   struct Value {
-    std::int64_t bytes = 0;
-    Retention retention;  // its objects'
+    std::int32_t bytes = 0;
+    std::int16_t hits = 0;  // up to kManyHits
+    bool on_disk = false;   // all of it
+    bool copying = false;   // or waiting for it
+    Retention retention;    // its objects'
     std::uint64_t version = 0;
     std::unique_ptr<Name> name;  // null: on disk, not read yet
-    std::int32_t hits = 0;
-    bool on_disk = false;  // all of it
-    bool copying = false;  // or waiting for it
   };
+  static_assert(sizeof(Value) == 40 && kMaxValueBytes <= INT32_MAX);
+  static constexpr std::int16_t kManyHits = INT16_MAX;
   using Values = std::unordered_map<ValueHash, Value, Hash128Hasher>;
   using Leases = std::vector<std::shared_ptr<const void>>;
   // A value whose chunks are still coming.
@@ -189,6 +191,8 @@ class NodeValues {
   Task<> store_name(ValueHash hash);
   Task<> load_name(ValueHash hash);
   Task<> load_names();
+  std::optional<Value> value_on_disk(const ValueHash& hash, std::int64_t chunk_count) const;
+  static std::uint64_t version_of(std::span<const std::uint64_t> checksums);
   Task<> recover_namespaces(std::vector<ObjectKey> records);
 
   // Dropping: the entry at once, its chunks in remove_doomed().

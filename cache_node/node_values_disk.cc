@@ -13,29 +13,8 @@ constexpr std::size_t kMaxWaiting = 16384;  // for their copy
 
 // What a store holds of one value.
 struct FoundChunks {
-  std::int64_t chunk_count = 0;
-  std::vector<std::pair<std::int64_t, ObjectInfo>> chunks;
+  std::int32_t chunk_count = 0;
   bool named = false;
-
-  // All chunks, whole but for the last.
-  bool complete() {
-    std::ranges::sort(chunks, {}, [](const auto& chunk) { return chunk.first; });
-    for (std::size_t i = 0; i < chunks.size(); ++i) {
-      const bool last = i + 1 == chunks.size();
-      if (chunks[i].first != static_cast<std::int64_t>(i)) return false;
-      if (!last && chunks[i].second.bytes != kValueChunkBytes) return false;
-    }
-    return named && static_cast<std::int64_t>(chunks.size()) == chunk_count;
-  }
-  std::int64_t bytes() const {
-    return (chunk_count - 1) * kValueChunkBytes + chunks.back().second.bytes;
-  }
-  std::uint64_t version() const {
-    if (chunks.size() == 1) return chunks.front().second.checksum;
-    std::vector<std::uint64_t> checksums;
-    for (const auto& [number, info] : chunks) checksums.push_back(info.checksum);
-    return xxh3(std::as_bytes(std::span(checksums)), 0);
-  }
 };
 
 }  // namespace
@@ -43,14 +22,13 @@ struct FoundChunks {
 Task<> NodeValues::recover() {
   if (disk_ == nullptr) co_return Status();
   std::unordered_map<ValueHash, FoundChunks, Hash128Hasher> found;
+  found.reserve(static_cast<std::size_t>(disk_->usage().object_count / 2));
   std::vector<ObjectKey> spaces;
-  disk_->for_each([&](const ObjectKey& key, const ObjectInfo& info) {
+  disk_->for_each([&](const ObjectKey& key, const ObjectInfo&) {
     ValueHash hash;
     hash.bytes = key.segment.bytes;
     if (key.part.kind == PartKind::kValue) {
-      FoundChunks& value = found[hash];
-      value.chunk_count = key.part.layer + 1;
-      value.chunks.emplace_back(key.part.extent, info);
+      found[hash].chunk_count = key.part.layer + 1;
     } else if (key.part.kind == PartKind::kValueName) {
       found[hash].named = true;
     } else if (key.part.kind == PartKind::kNamespace) {
@@ -58,24 +36,42 @@ Task<> NodeValues::recover() {
     }
   });
   ICE_CO_TRY(co_await recover_namespaces(std::move(spaces)));
+  values_.reserve(found.size());
   std::int64_t removed = 0;
-  for (auto& [hash, value] : found) {
-    if (!value.complete()) {
+  for (const auto& [hash, chunks] : found) {
+    std::optional<Value> value;
+    if (chunks.named) value = value_on_disk(hash, chunks.chunk_count);
+    if (!value.has_value()) {
       ++removed;
       removing_.insert(hash);
-      doomed_.push_back({.hash = hash, .chunk_count = value.chunk_count});
+      doomed_.push_back({.hash = hash, .chunk_count = chunks.chunk_count});
       continue;
     }
-    const auto known =
-        values_.emplace(hash, Value{.bytes = value.bytes(),
-                                    .retention = value.chunks.front().second.retention,
-                                    .version = value.version(),
-                                    .on_disk = true});
-    note_retention(hash, known.first->second);
+    note_retention(hash, *value);
+    values_.emplace(hash, std::move(*value));
     ++nameless_count_;
   }
   if (removed > 0) LOG(INFO) << removed << " values that were never finished removed";
   co_return co_await remove_doomed();
+}
+
+// None when a chunk is missing, or is not as long as its place in the value says.
+std::optional<NodeValues::Value> NodeValues::value_on_disk(const ValueHash& hash,
+                                                           std::int64_t chunk_count) const {
+  if (chunk_count == 0 || chunk_count > value_chunk_count(kMaxValueBytes)) return std::nullopt;
+  Value value{.on_disk = true};
+  std::vector<std::uint64_t> checksums;
+  for (std::int64_t chunk = 0; chunk < chunk_count; ++chunk) {
+    const auto info = disk_->find(value_chunk_key(hash, chunk_count, chunk));
+    if (!info.has_value()) return std::nullopt;
+    const bool last = chunk + 1 == chunk_count;
+    if (!last && info->bytes != kValueChunkBytes) return std::nullopt;
+    value.bytes += static_cast<std::int32_t>(info->bytes);
+    if (chunk == 0) value.retention = info->retention;
+    checksums.push_back(info->checksum);
+  }
+  value.version = version_of(checksums);
+  return value;
 }
 
 Task<> NodeValues::recover_namespaces(std::vector<ObjectKey> records) {
@@ -178,7 +174,7 @@ Task<> NodeValues::load_names() {
 // -------------------------------------------------------------------------------------- copies
 
 void NodeValues::note_use(const ValueHash& hash, Value& value) {
-  ++value.hits;
+  if (value.hits < kManyHits) ++value.hits;
   if (disk_ == nullptr || value.on_disk || value.copying) return;
   if (value.hits < options_.disk_after_hits) return;
   if (to_copy_.size() >= kMaxWaiting) {

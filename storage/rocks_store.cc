@@ -21,6 +21,7 @@ constexpr char kFormatKey[] = "icefield.store_format";
 constexpr char kFormat[] = "2";  // 1, without this key: values filed under object keys
 constexpr char kValueFamily[] = "values";
 constexpr std::int64_t kMeasureEvery = 4 << 20;
+constexpr std::int64_t kMinBlobBytes = 512;  // smaller values stand in the tables themselves
 
 struct CatalogRecord {
   std::uint64_t number = 0;
@@ -118,7 +119,7 @@ rocksdb::ColumnFamilyOptions value_options(const RocksStore::Options& options,
   allow_many_flushes(family);
   family.compression = rocksdb::kNoCompression;  // K/V does not compress
   family.enable_blob_files = true;
-  family.min_blob_size = 512;
+  family.min_blob_size = kMinBlobBytes;
   family.blob_file_size = static_cast<std::uint64_t>(options.write_buffer_bytes);
   // Compaction moves references; values move when reclaim() says so.
   family.enable_blob_garbage_collection = false;
@@ -271,7 +272,7 @@ Status RocksStore::load(const std::function<void(const StoredObject&)>& visit) {
                                          "cache is rebuilt from the documents");
     }
     const StoredObject object = object_of(key, records->value().data());
-    places_.add(object.number);
+    if (object.info.bytes >= kMinBlobBytes) places_.add(object.number);
     visit(object);
   }
   ICE_TRY(from_rocksdb(records->status(), "open"));
@@ -305,7 +306,9 @@ Status RocksStore::write(const StoredObject& object, std::span<const ConstByteSp
                    "write"));
   ICE_TRY(from_rocksdb(
       batch.Put(catalog_, slice(name), slice(std::as_bytes(std::span(&record, 1)))), "write"));
-  places_.add(object.number);  // before a flush can say where it is
+  if (object.info.bytes >= kMinBlobBytes) {
+    places_.add(object.number);  // before a flush can say where it is
+  }
   const Status written = from_rocksdb(database_->Write(write_options(), &batch), "write");
   if (!written.ok()) {
     places_.remove(object.number);

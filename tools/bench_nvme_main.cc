@@ -1,6 +1,5 @@
-// icefield bench nvme — the NVMe tier beside fio on the same file system, and how fast it restarts.
+// icefield bench nvme — the NVMe tier beside fio on one file system, and how fast a node restarts.
 #include <gflags/gflags.h>
-#include <malloc.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,6 +13,7 @@
 #include "common/task_scope.h"
 #include "storage/nvme_tier.h"
 #include "tools/command_line.h"
+#include "tools/nvme_restart.h"
 #include "tools/report.h"
 
 DEFINE_string(dir, "", "directory on the device; the bench makes and removes its own below it");
@@ -24,7 +24,7 @@ DEFINE_int32(seconds, 3, "of reading per round");
 DEFINE_int32(io_threads, 16, "ours and fio's: accesses to the device at a time");
 DEFINE_int32(clients, 32, "readers and writers of ours; more than threads, so that none is idle");
 DEFINE_int64(write_buffer_bytes, 64 << 20, "of the tier");
-DEFINE_int64(restart_objects, 0, "also: objects of a store that is opened with a cold page cache");
+DEFINE_int64(restart_values, 0, "also: values of a node that is started with a cold page cache");
 DEFINE_int64(restart_value_bytes, 16 << 10, "their size");
 DEFINE_bool(json, false, "print one JSON object instead of a table");
 
@@ -38,7 +38,8 @@ Reads are cold (direct I/O, no page cache) and verified; writes include the
 flush. fio runs psync with direct I/O and as many I/O threads, each with one access
 at a time.
 
-  icefield bench nvme --dir=/tmp --restart_objects=1000000
+  icefield bench nvme --dir=/tmp
+  icefield bench nvme --dir=/tmp --rounds=0 --restart_values=1000000   (17 GB)
 )";
 
 using Seconds = std::chrono::duration<double>;
@@ -145,14 +146,6 @@ Result<double> run_job(Job& job, asio::awaitable<void> (*some)(Job&), bool flush
   io.run();
   ICE_TRY(job.status);
   return Seconds(std::chrono::steady_clock::now() - begin).count();
-}
-
-void drop_page_cache() {
-  ::sync();
-  if (std::FILE* file = std::fopen("/proc/sys/vm/drop_caches", "w"); file != nullptr) {
-    std::fputs("3\n", file);
-    std::fclose(file);
-  }
 }
 
 // Bytes a second of fio with these arguments; `side` is "read" or "write". kNotFound without fio.
@@ -270,56 +263,6 @@ Status measure_size(const std::string& dir, std::int64_t value_bytes, Report& re
   return Status();
 }
 
-std::int64_t resident_bytes() {
-  std::int64_t total = 0;
-  std::int64_t resident = 0;
-  if (std::FILE* file = std::fopen("/proc/self/statm", "r"); file != nullptr) {
-    if (std::fscanf(file, "%ld %ld", &total, &resident) != 2) resident = 0;
-    std::fclose(file);
-  }
-  return resident * ::sysconf(_SC_PAGESIZE);
-}
-
-Status measure_restart(const std::string& dir, Report& report) {
-  const Values values(FLAGS_restart_value_bytes);
-  const NvmeTier::Options options{.path = dir + "/restart",
-                                  .io_threads = FLAGS_io_threads,
-                                  .write_buffer_bytes = FLAGS_write_buffer_bytes};
-  {
-    ICE_TRY(const auto tier, NvmeTier::open(options));
-    Job write{.tier = *tier, .values = values, .count = FLAGS_restart_objects};
-    ICE_TRY(run_job(write, write_some, true));
-  }
-  drop_page_cache();
-  ::malloc_trim(0);  // what the writing left would hide what opening takes
-  const std::int64_t before = resident_bytes();
-  const auto begin = std::chrono::steady_clock::now();
-  ICE_TRY(const auto tier, NvmeTier::open(options));
-  const double open_seconds = Seconds(std::chrono::steady_clock::now() - begin).count();
-  ::malloc_trim(0);
-  const std::int64_t after = resident_bytes();
-  Job read{.tier = *tier, .values = values, .count = FLAGS_restart_objects};
-  read.stop = std::chrono::steady_clock::now() + std::chrono::milliseconds(1);
-  ICE_TRY(run_job(read, read_some, false));
-  const double seconds = Seconds(std::chrono::steady_clock::now() - begin).count();
-  if (tier->usage().object_count != FLAGS_restart_objects) {
-    return Status(Code::kDataLoss, std::to_string(tier->usage().object_count) + " of " +
-                                       std::to_string(FLAGS_restart_objects) +
-                                       " objects after the restart");
-  }
-  const nlohmann::ordered_json params = {{"objects", FLAGS_restart_objects},
-                                         {"value_bytes", FLAGS_restart_value_bytes},
-                                         {"tier", "nvme"}};
-  report.add({.name = "restart_seconds", .params = params, .value = seconds, .unit = "s"});
-  report.add({.name = "open_seconds", .params = params, .value = open_seconds, .unit = "s"});
-  report.add(
-      {.name = "memory_per_object_bytes",
-       .params = params,
-       .value = static_cast<double>(after - before) / static_cast<double>(FLAGS_restart_objects),
-       .unit = "bytes"});
-  return Status();
-}
-
 Status measure(const std::string& dir) {
   ICE_TRY(const std::vector<std::int64_t> sizes,
           parse_numbers("value_bytes", FLAGS_value_bytes, 1));
@@ -328,12 +271,18 @@ Status measure(const std::string& dir) {
   if (FLAGS_rounds > 0) {
     for (const std::int64_t size : sizes) ICE_TRY(measure_size(dir, size, report, table));
   }
-  if (FLAGS_restart_objects > 0) ICE_TRY(measure_restart(dir, report));
+  if (FLAGS_restart_values > 0) {
+    ICE_TRY(measure_restart({.path = dir + "/restart",
+                             .values = FLAGS_restart_values,
+                             .value_bytes = FLAGS_restart_value_bytes,
+                             .write_buffer_bytes = FLAGS_write_buffer_bytes},
+                            report));
+  }
   if (FLAGS_json) {
     std::cout << report.json();
     return Status();
   }
-  std::cout << table.text();
+  if (FLAGS_rounds > 0) std::cout << table.text();
   for (const Figure& figure : report.figures()) {
     if (figure.against.empty()) {
       std::cout << figure.name << " " << number_text(figure.value, 2) << " " << figure.unit << "\n";
