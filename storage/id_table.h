@@ -32,14 +32,6 @@ class IdTable {
     }
   }
 
-  // Room for about `count`, so that inserting them moves little.
-  void reserve(std::size_t count) {
-    for (Part& part : parts_) {
-      const std::size_t wanted = count / kParts * 5 / 4 + 1;
-      if (wanted > part.slots.size()) part.grow_to(wanted);
-    }
-  }
-
   // The id must not be there yet.
   void insert(std::uint64_t hash, Id id) {
     ICE_CHECK(id != kFree);

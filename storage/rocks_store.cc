@@ -254,9 +254,6 @@ Status RocksStore::check_version() {
 }
 
 Status RocksStore::load(const std::function<void(const StoredObject&)>& visit) {
-  std::uint64_t count = 0;
-  database_->GetIntProperty(catalog_, rocksdb::DB::Properties::kEstimateNumKeys, &count);
-  places_.reserve(static_cast<std::int64_t>(count));
   rocksdb::ReadOptions options;
   options.readahead_size = 4 << 20;
   options.fill_cache = false;

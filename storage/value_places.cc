@@ -84,11 +84,6 @@ class CollectorFactory final : public rocksdb::TablePropertiesCollectorFactory {
 
 }  // namespace
 
-void ValuePlaces::reserve(std::int64_t count) {
-  const std::lock_guard lock(mutex_);
-  ids_.reserve(static_cast<std::size_t>(count));
-}
-
 std::optional<ValuePlaces::Id> ValuePlaces::id_of(std::uint64_t number) const {
   return ids_.find(number, [&](Id id) { return places_[id].number == number; });
 }

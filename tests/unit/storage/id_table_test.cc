@@ -58,19 +58,5 @@ TEST(IdTable, AnEntryTakesTenToThirteenBytesAtAnyCount) {
   }
 }
 
-TEST(IdTable, ReservedRoomIsEnoughForAlmostAll) {
-  IdTable table;
-  table.reserve(100000);
-  SeededRng rng(1);
-  std::vector<std::uint64_t> hashes(100000);
-  for (IdTable::Id id = 0; id < hashes.size(); ++id) {
-    hashes[id] = rng.next();
-    table.insert(hashes[id], id);
-  }
-  for (IdTable::Id id = 0; id < hashes.size(); ++id) {
-    ASSERT_TRUE(table.find(hashes[id], [&](IdTable::Id other) { return other == id; }));
-  }
-}
-
 }  // namespace
 }  // namespace icefield

@@ -28,7 +28,6 @@ TEST(ValuePlaces, PropertyRoundTripAndDamageIsNamed) {
 
 TEST(ValuePlaces, OnlyWhatWasAddedIsKept) {
   ValuePlaces places;
-  places.reserve(3);
   const std::vector<ValuePlace> written = {{1, 10, 100}, {2, 10, 200}, {3, 10, 300}};
   places.add(1);
   places.add(3);
