@@ -9,6 +9,7 @@
 
 #include "common/check.h"
 #include "common/xxh3_kernels.h"
+#include "common/xxh3_stream.h"
 
 namespace icefield {
 namespace {
@@ -84,5 +85,16 @@ std::uint64_t xxh3(std::span<const ConstByteSpan> pieces, std::uint64_t seed) {
   if (pieces.size() == 1) return xxh3(pieces[0], seed);
   return xxh3_kernel().pieces(pieces, seed);
 }
+
+void Xxh3Stream::reset(std::uint64_t seed) {
+  static_assert(sizeof state_ == internal::kXxh3StateBytes);
+  xxh3_kernel().reset(state_.data(), seed);
+}
+
+void Xxh3Stream::update(ConstByteSpan bytes) {
+  xxh3_kernel().update(state_.data(), bytes.data(), bytes.size());
+}
+
+std::uint64_t Xxh3Stream::digest() const { return xxh3_kernel().digest(state_.data()); }
 
 }  // namespace icefield

@@ -9,9 +9,15 @@
 
 namespace icefield::internal {
 
+constexpr std::size_t kXxh3StateBytes = 576;
+
 struct Xxh3Kernel {
   std::uint64_t (*whole)(const std::byte* data, std::size_t size, std::uint64_t seed);
   std::uint64_t (*pieces)(std::span<const ConstByteSpan> pieces, std::uint64_t seed);
+  // Of a state of kXxh3StateBytes, 64-byte aligned.
+  void (*reset)(void* state, std::uint64_t seed);
+  void (*update)(void* state, const std::byte* data, std::size_t size);
+  std::uint64_t (*digest)(const void* state);
 };
 
 extern const Xxh3Kernel kXxh3Baseline;

@@ -11,13 +11,40 @@
 #include "common/float_bits.h"
 #include "common/metrics.h"
 #include "common/rng.h"
+#include "common/run_writer.h"
 #include "common/task_scope.h"
 #include "common/thread_pool.h"
 #include "common/xxh3_kernels.h"
+#include "common/xxh3_stream.h"
 #include "tests/support/run_task.h"
 
 namespace icefield {
 namespace {
+
+TEST(Bytes, RunsAreFilledAndHashedWhateverTheCuts) {
+  SeededRng rng(6);
+  for (int round = 0; round < 200; ++round) {
+    const std::uint64_t seed = rng.next();
+    Bytes bytes(1 + rng.below(3000));
+    for (std::byte& byte : bytes) byte = static_cast<std::byte>(rng.next());
+    Bytes memory(bytes.size() + 100, std::byte{9});
+    const ByteSpan room = ByteSpan(memory).subspan(rng.below(100)).first(bytes.size());
+    const std::size_t first = rng.below(bytes.size() + 1);
+    const std::vector<ByteSpan> runs = {room.first(first), {}, room.subspan(first)};
+    RunWriter writer(runs);
+    Xxh3Stream hash(seed);
+    for (ConstByteSpan left = bytes; !left.empty();) {
+      const ConstByteSpan part = left.first(1 + rng.below(left.size()));
+      writer.put(part);
+      hash.update(part);
+      left = left.subspan(part.size());
+    }
+    EXPECT_TRUE(std::ranges::equal(room, bytes)) << round;
+    EXPECT_EQ(std::ranges::count(memory, std::byte{9}),
+              100 + std::ranges::count(bytes, std::byte{9}));
+    EXPECT_EQ(hash.digest(), xxh3(bytes, seed)) << round;
+  }
+}
 
 #if defined(__x86_64__)
 // hash.cc picks one kernel; a store that is read on another CPU must find the same checksums.

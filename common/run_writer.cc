@@ -1,0 +1,52 @@
+#include "common/run_writer.h"
+
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
+
+namespace icefield {
+
+#if defined(__x86_64__)
+void stream_copy(std::byte* to, ConstByteSpan from) {
+  constexpr std::size_t kLine = 64;
+  const std::size_t unaligned = (kLine - reinterpret_cast<std::uintptr_t>(to) % kLine) % kLine;
+  const std::size_t head = std::min(from.size(), unaligned);
+  if (head > 0) std::memcpy(to, from.data(), head);
+  std::size_t at = head;
+  for (; from.size() - at >= kLine; at += kLine) {
+    const auto* source = reinterpret_cast<const __m128i*>(from.data() + at);
+    auto* target = reinterpret_cast<__m128i*>(to + at);
+    const __m128i a = _mm_loadu_si128(source);
+    const __m128i b = _mm_loadu_si128(source + 1);
+    const __m128i c = _mm_loadu_si128(source + 2);
+    const __m128i d = _mm_loadu_si128(source + 3);
+    _mm_stream_si128(target, a);
+    _mm_stream_si128(target + 1, b);
+    _mm_stream_si128(target + 2, c);
+    _mm_stream_si128(target + 3, d);
+  }
+  if (at < from.size()) std::memcpy(to + at, from.data() + at, from.size() - at);
+  _mm_sfence();  // other threads see it like any other write
+}
+#else
+void stream_copy(std::byte* to, ConstByteSpan from) {
+  if (!from.empty()) std::memcpy(to, from.data(), from.size());
+}
+#endif
+
+void RunWriter::put(ConstByteSpan bytes) {
+  while (!bytes.empty()) {
+    if (room_.empty()) {
+      ICE_CHECK(!runs_.empty());
+      room_ = runs_.front();
+      runs_ = runs_.subspan(1);
+      continue;
+    }
+    const std::size_t part = std::min(room_.size(), bytes.size());
+    stream_copy(room_.data(), bytes.first(part));
+    room_ = room_.subspan(part);
+    bytes = bytes.subspan(part);
+  }
+}
+
+}  // namespace icefield
