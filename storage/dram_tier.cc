@@ -5,7 +5,15 @@
 #include <cerrno>
 #include <cstring>
 
+#include "common/run_writer.h"
+
 namespace icefield {
+namespace {
+
+// Of the tier, for all reservations together: what is on its way must not drive out what is there.
+constexpr std::int64_t kReservedShare = 4;
+
+}  // namespace
 
 Status DramTier::Options::validate() const {
   constexpr std::int64_t kPage = 4096;
@@ -57,7 +65,7 @@ DramTier::DramTier(Options options, const Clock& clock, ByteSpan slab)
 }
 
 DramTier::~DramTier() {
-  ICE_CHECK(leases_ == 0);
+  ICE_CHECK(leases_ == 0 && reserved_count_ == 0);
   if (options_.memory.empty()) ::munmap(slab_.data(), slab_.size());
 }
 
@@ -86,15 +94,29 @@ std::optional<DramTier::Id> DramTier::find_alive(const ObjectKey& key, std::uint
   return id;
 }
 
+template <class Span>
+void DramTier::append_runs(std::uint32_t first_slot, std::int64_t bytes,
+                           std::vector<Span>& runs) const {
+  const std::size_t begin = runs.size();
+  auto left = static_cast<std::size_t>(bytes);
+  for (std::uint32_t index = first_slot; left > 0; index = next_slot_[index]) {
+    const ByteSpan part = slot(index).first(std::min(left, slot(index).size()));
+    if (runs.size() > begin && runs.back().data() + runs.back().size() == part.data()) {
+      runs.back() = {runs.back().data(), runs.back().size() + part.size()};
+    } else {
+      runs.push_back(part);
+    }
+    left -= part.size();
+  }
+}
+
+void DramTier::Reservation::append_runs(std::vector<ByteSpan>& runs) const {
+  tier_->append_runs(first_slot_, bytes_, runs);
+}
+
 std::vector<ConstByteSpan> DramTier::pieces_of(const Entry& entry) const {
   std::vector<ConstByteSpan> pieces;
-  pieces.reserve(static_cast<std::size_t>(ceil_div(entry.bytes, options_.slot_bytes)));
-  std::int64_t left = entry.bytes;
-  for (std::uint32_t index = entry.first_slot; left > 0; index = next_slot_[index]) {
-    pieces.push_back(
-        slot(index).first(static_cast<std::size_t>(std::min(left, options_.slot_bytes))));
-    left -= options_.slot_bytes;
-  }
+  append_runs(entry.first_slot, entry.bytes, pieces);
   return pieces;
 }
 
@@ -111,7 +133,7 @@ Status DramTier::make_room(std::int64_t slots) {
     const ObjectKey key = objects_[*id].key;
     (alive(*id) ? evicted : expired).add();
     objects_.hide(*id, objects_.name_of(key));
-    give_slots_back(*id);
+    release(*id);
     if (on_evict_) on_evict_(key);
   }
   return Status();
@@ -119,6 +141,7 @@ Status DramTier::make_room(std::int64_t slots) {
 
 std::uint32_t DramTier::take_slots(std::int64_t count) {
   std::uint32_t first = kNoSlot;
+  std::uint32_t last = kNoSlot;
   for (; count > 0; --count, --free_count_) {
     std::uint32_t index = first_free_;
     if (index == kNoSlot) {
@@ -127,21 +150,22 @@ std::uint32_t DramTier::take_slots(std::int64_t count) {
     } else {
       first_free_ = next_slot_[index];
     }
-    next_slot_[index] = first;
-    first = index;
+    (last == kNoSlot ? first : next_slot_[last]) = index;
+    last = index;
   }
+  next_slot_[last] = kNoSlot;
   return first;
 }
 
-void DramTier::give_slots_back(Id id) {
-  const std::int64_t slots = slots_of(objects_[id].bytes);
-  std::uint32_t index = objects_[id].first_slot;
-  for (std::int64_t i = 0; i < slots; ++i, ++free_count_) {
-    const std::uint32_t next = next_slot_[index];
-    next_slot_[index] = first_free_;
-    first_free_ = index;
-    index = next;
-  }
+void DramTier::give_slots_back(std::uint32_t first, std::int64_t count) {
+  free_count_ += count;
+  std::uint32_t last = first;
+  for (; count > 1; --count) last = next_slot_[last];
+  next_slot_[last] = std::exchange(first_free_, first);
+}
+
+void DramTier::release(Id id) {
+  give_slots_back(objects_[id].first_slot, slots_of(objects_[id].bytes));
   objects_.reuse(id);
 }
 
@@ -152,7 +176,7 @@ void DramTier::drop(Id id) {
     return;
   }
   evictor_.erase(id);
-  give_slots_back(id);
+  release(id);
 }
 
 void DramTier::end_lease(Id id) {
@@ -160,81 +184,97 @@ void DramTier::end_lease(Id id) {
   evictor_.end_use(id);
   if (doomed_.empty() || evictor_.in_use(id) || doomed_.erase(id) == 0) return;
   evictor_.erase(id);
-  give_slots_back(id);
+  release(id);
 }
 
-void DramTier::fill(const Entry& entry, std::span<const ConstByteSpan> pieces) {
-  std::uint32_t index = entry.first_slot;
-  std::size_t at = 0;  // in the slot
-  std::int64_t total = 0;
-  for (const ConstByteSpan piece : pieces) {
-    for (std::size_t done = 0; done < piece.size();) {
-      if (at == static_cast<std::size_t>(options_.slot_bytes)) {
-        index = next_slot_[index];
-        at = 0;
-      }
-      const ByteSpan into = slot(index).subspan(at);
-      const std::size_t count = std::min(into.size(), piece.size() - done);
-      std::memcpy(into.data(), piece.data() + done, count);
-      done += count;
-      at += count;
-    }
-    total += static_cast<std::int64_t>(piece.size());
-    ICE_CHECK(total <= entry.bytes);
+// Whether the object is there; if its time is over, it is not.
+bool DramTier::drop_expired(const ObjectKey& key, std::uint64_t name) {
+  const std::optional<Id> old = objects_.find(key, name);
+  if (!old.has_value()) return false;
+  if (alive(*old)) return true;
+  expired.add();
+  drop(*old);
+  return false;
+}
+
+Result<DramTier::Reservation> DramTier::take(const ObjectKey& key, std::int64_t bytes) {
+  ICE_TRY(check_info({.bytes = bytes}));
+  const std::int64_t slots = slots_of(bytes);
+  if (slots > slot_count_) {
+    return Status(Code::kResourceExhausted, "object of " + std::to_string(bytes) +
+                                                " bytes, DRAM tier of " +
+                                                std::to_string(slab_.size()));
   }
-  ICE_CHECK(total == entry.bytes);
+  evictor_.expect({.name = objects_.name_of(key), .weight = static_cast<std::uint32_t>(slots)});
+  ICE_TRY(make_room(slots));
+  reserved_count_ += slots;
+  return Reservation(*this, key, bytes, take_slots(slots));
+}
+
+DramTier::Reservation::~Reservation() {
+  if (tier_ == nullptr) return;
+  tier_->reserved_count_ -= tier_->slots_of(bytes_);
+  tier_->give_slots_back(first_slot_, tier_->slots_of(bytes_));
+}
+
+Result<DramTier::Reservation> DramTier::reserve(const ObjectKey& key, std::int64_t bytes) {
+  if (reserved_count_ + slots_of(bytes) > slot_count_ / kReservedShare) {
+    return Status(Code::kResourceExhausted,
+                  std::to_string(reserved_count_) + " of " + std::to_string(slot_count_) +
+                      " slots of the DRAM tier are reserved");
+  }
+  return take(key, bytes);
+}
+
+Result<PutOutcome> DramTier::store(Reservation reserved, const ObjectInfo& info) {
+  ICE_CHECK(reserved.tier_ == this && reserved.bytes_ == info.bytes);
+  const std::uint64_t name = objects_.name_of(reserved.key_);
+  if (drop_expired(reserved.key_, name)) return PutOutcome::kAlreadyThere;
+  const std::int64_t slots = slots_of(info.bytes);
+  const Entry entry{.key = reserved.key_,
+                    .bytes = static_cast<std::uint32_t>(info.bytes),
+                    .first_slot = reserved.first_slot_,
+                    .checksum = info.checksum};
+  reserved.tier_ = nullptr;
+  reserved_count_ -= slots;
+  evictor_.insert(objects_.insert(entry, name),
+                  {.name = name, .weight = static_cast<std::uint32_t>(slots)}, info.retention);
+  return PutOutcome::kStored;
 }
 
 Task<PutOutcome> DramTier::put(ObjectKey key, std::span<const ConstByteSpan> pieces,
                                ObjectInfo info) {
-  ICE_CO_TRY(check_info(info));
-  const std::uint64_t name = objects_.name_of(key);
-  const std::optional<Id> old = objects_.find(key, name);
-  if (old.has_value()) {
-    if (alive(*old)) co_return PutOutcome::kAlreadyThere;
-    expired.add();
-    drop(*old);
-  }
-  const std::int64_t slots = slots_of(info.bytes);
-  if (slots > slot_count_) {
-    co_return Status(Code::kResourceExhausted, "object of " + std::to_string(info.bytes) +
-                                                   " bytes, DRAM tier of " +
-                                                   std::to_string(slab_.size()));
-  }
-  const Evictor::Object object{.name = name, .weight = static_cast<std::uint32_t>(slots)};
-  evictor_.expect(object);
-  ICE_CO_TRY(make_room(slots));
-  const Entry entry{.key = key,
-                    .bytes = static_cast<std::uint32_t>(info.bytes),
-                    .first_slot = take_slots(slots),
-                    .checksum = info.checksum};
-  fill(entry, pieces);
-  evictor_.insert(objects_.insert(entry, name), object, info.retention);
-  co_return PutOutcome::kStored;
+  if (drop_expired(key, objects_.name_of(key))) co_return PutOutcome::kAlreadyThere;
+  ICE_CO_TRY(Reservation reserved, take(key, info.bytes));
+  std::vector<ByteSpan> runs;
+  reserved.append_runs(runs);
+  RunWriter writer(runs);
+  for (const ConstByteSpan piece : pieces) writer.put(piece);
+  co_return store(std::move(reserved), info);
 }
 
-Task<ObjectBytes> DramTier::get(ObjectKey key, Verify verify) {
+Result<ObjectBytes> DramTier::read(const ObjectKey& key, Verify verify) {
   const std::uint64_t name = objects_.name_of(key);
   const std::optional<Id> found = objects_.find(key, name);
   if (!found.has_value()) {
     const bool evicted_lately = evictor_.remembers(name);
-    co_return Status::miss(evicted_lately ? MissReason::kEvicted : MissReason::kNeverStored,
+    return Status::miss(evicted_lately ? MissReason::kEvicted : MissReason::kNeverStored,
                            "object " + to_string(key));
   }
   const Id id = *found;
   if (!alive(id)) {
-    co_return Status::miss(MissReason::kExpired, "object " + to_string(key));
+    return Status::miss(MissReason::kExpired, "object " + to_string(key));
   }
   if (verify == Verify::kByTier) {
     Status status = verify_object(key, info_of(id), pieces_of(objects_[id]));
     if (!status.ok()) {
       damaged.add();
       drop(id);
-      co_return status;
+      return status;
     }
   }
   evictor_.touch(id);
-  co_return lease(id);
+  return lease(id);
 }
 
 ObjectBytes DramTier::lease(Id id) {

@@ -13,9 +13,11 @@ namespace icefield {
 
 // The slab is mapped once, in open(), and touched by the operating system as it is used; or it is
 // somebody else's, a transport's region. An object is a chain of slots, so memory never fragments
-// and any object can take the place of any other. A row never crosses a slot: slots are a multiple
-// of 4 KiB and rows divide that. Beyond its slots an object costs about 120 bytes, and finding,
-// storing and evicting one cost the same in a tier of any size.
+// and any object can take the place of any other; slots that follow each other in the slab are one
+// piece, and mostly they do: those of an object come back in the order in which they were taken. A
+// row never crosses a slot: slots are a multiple of 4 KiB and rows divide that. Beyond its slots an
+// object costs about 120 bytes, and finding, storing and evicting one cost the same in a tier of
+// any size.
 //
 // Ownership  The tier owns the slab unless it was given one; an ObjectBytes pins its object. The
 //            tier must outlive its leases (checked in the destructor).
@@ -33,6 +35,10 @@ class DramTier final : public Tier {
     Status validate() const;
   };
 
+  // Room for an object that is on its way: the memory is the holder's until store() takes it, or
+  // comes back with the reservation. The tier must outlive it.
+  class Reservation;
+
   static Result<std::unique_ptr<DramTier>> open(Options options,
                                                 const Clock& clock = system_clock());
   ~DramTier() override;
@@ -40,9 +46,17 @@ class DramTier final : public Tier {
   // `notify` is called after an object was evicted to make room. It must not call the tier.
   void on_evict(std::function<void(const ObjectKey&)> notify) { on_evict_ = std::move(notify); }
 
+  // Errors as put(), which is reserve(), a copy and store(); and kResourceExhausted, with nothing
+  // evicted, when all reservations together would hold more than a quarter of the tier.
+  Result<Reservation> reserve(const ObjectKey& key, std::int64_t bytes);
+  // The bytes are in place. kAlreadyThere when somebody else was faster.
+  Result<PutOutcome> store(Reservation reserved, const ObjectInfo& info);
+  // As get(), at once.
+  Result<ObjectBytes> read(const ObjectKey& key, Verify verify);
+
   Task<PutOutcome> put(ObjectKey key, std::span<const ConstByteSpan> pieces,
                        ObjectInfo info) override;
-  Task<ObjectBytes> get(ObjectKey key, Verify verify) override;
+  Task<ObjectBytes> get(ObjectKey key, Verify verify) override { co_return read(key, verify); }
   Task<> remove(ObjectKey key) override;
   Task<> flush() override;
   Task<> retain(ObjectKey key, Retention retention) override;
@@ -81,12 +95,17 @@ class DramTier final : public Tier {
   // Found and not expired.
   std::optional<Id> find_alive(const ObjectKey& key, std::uint64_t name) const;
   std::vector<ConstByteSpan> pieces_of(const Entry& entry) const;
+  // The slots of an object of so many bytes, those in a row as one.
+  template <class Span>
+  void append_runs(std::uint32_t first_slot, std::int64_t bytes, std::vector<Span>& runs) const;
+  bool drop_expired(const ObjectKey& key, std::uint64_t name);
+  Result<Reservation> take(const ObjectKey& key, std::int64_t bytes);
   ObjectBytes lease(Id id);
   Status make_room(std::int64_t slots);
   std::uint32_t take_slots(std::int64_t count);
-  void fill(const Entry& entry, std::span<const ConstByteSpan> pieces);
   void drop(Id id);  // gives the slots back, now or with the last lease
-  void give_slots_back(Id id);
+  void give_slots_back(std::uint32_t first, std::int64_t count);
+  void release(Id id);
   void end_lease(Id id);
 
   const Options options_;
@@ -100,7 +119,39 @@ class DramTier final : public Tier {
   std::vector<std::uint32_t> next_slot_;  // of the object, or of the free ones
   std::uint32_t first_free_ = kNoSlot;
   std::int64_t free_count_ = 0;
+  std::int64_t reserved_count_ = 0;  // slots
   int leases_ = 0;
+};
+
+class DramTier::Reservation {
+ public:
+  Reservation(Reservation&& other) noexcept
+      : tier_(std::exchange(other.tier_, nullptr)),
+        key_(other.key_),
+        bytes_(other.bytes_),
+        first_slot_(other.first_slot_) {}
+  Reservation& operator=(Reservation&& other) noexcept {
+    std::swap(tier_, other.tier_);
+    std::swap(key_, other.key_);
+    std::swap(bytes_, other.bytes_);
+    std::swap(first_slot_, other.first_slot_);
+    return *this;
+  }
+  ~Reservation();
+
+  const ObjectKey& key() const { return key_; }
+  // Appends where the object goes: not initialised, together as long as it is.
+  void append_runs(std::vector<ByteSpan>& runs) const;
+
+ private:
+  friend class DramTier;
+  Reservation(DramTier& tier, const ObjectKey& key, std::int64_t bytes, std::uint32_t first_slot)
+      : tier_(&tier), key_(key), bytes_(bytes), first_slot_(first_slot) {}
+
+  DramTier* tier_;  // null: moved away, or stored
+  ObjectKey key_;
+  std::int64_t bytes_;
+  std::uint32_t first_slot_;
 };
 
 }  // namespace icefield

@@ -81,6 +81,55 @@ TEST_F(DramTierTest, ObjectLargerThanTheTierIsRefusedAndEvictsNothing) {
   EXPECT_TRUE(evicted_.empty());
 }
 
+TEST_F(DramTierTest, ReservedSlotsComeBackUnlessTheyAreStored) {
+  open(8);
+  const Bytes bytes(2 * kSlot, std::byte{7});
+  const ObjectKey key = random_key(rng_);
+  {
+    const auto reserved = tier_->reserve(key, 2 * kSlot);
+    ASSERT_TRUE(reserved.has_value());
+    EXPECT_EQ(tier_->usage().used_bytes, 2 * kSlot);
+    EXPECT_FALSE(get(key).has_value()) << "nothing is there yet";
+    EXPECT_EQ(tier_->reserve(random_key(rng_), 1).status().code(), Code::kResourceExhausted)
+        << "a quarter is reserved";
+  }
+  EXPECT_EQ(tier_->usage().used_bytes, 0);
+
+  auto reserved = tier_->reserve(key, 2 * kSlot);
+  std::vector<ByteSpan> runs;
+  reserved->append_runs(runs);
+  ASSERT_EQ(runs.size(), 1u) << "neighbours are one run";
+  std::ranges::copy(bytes, runs[0].begin());
+  EXPECT_EQ(tier_->store(std::move(*reserved), info_of(key, bytes)).value(), PutOutcome::kStored);
+  EXPECT_EQ(get(key)->copy(), bytes);
+}
+
+TEST_F(DramTierTest, ReservationThatCameSecondGivesItsSlotsBack) {
+  open(8);
+  const Bytes bytes(kSlot, std::byte{7});
+  const ObjectKey key = random_key(rng_);
+  auto reserved = tier_->reserve(key, kSlot);
+  ASSERT_TRUE(put(key, kSlot).has_value());
+  EXPECT_EQ(tier_->store(std::move(*reserved), info_of(key, bytes)).value(),
+            PutOutcome::kAlreadyThere);
+  EXPECT_EQ(tier_->usage().used_bytes, kSlot);
+  EXPECT_EQ(get(key)->copy(), bytes);
+}
+
+TEST_F(DramTierTest, ReservingEvictsWhatAPutWould) {
+  open(4);
+  std::vector<ObjectKey> keys;
+  for (int i = 0; i < 4; ++i) {
+    keys.push_back(random_key(rng_));
+    ASSERT_TRUE(put(keys.back(), 10).has_value());
+  }
+  const auto reserved = tier_->reserve(random_key(rng_), kSlot);
+  ASSERT_TRUE(reserved.has_value());
+  EXPECT_EQ(evicted_, std::vector<ObjectKey>{keys[0]});
+  ASSERT_TRUE(put(random_key(rng_), 10).has_value());
+  EXPECT_EQ(evicted_, (std::vector<ObjectKey>{keys[0], keys[1]})) << "not what is reserved";
+}
+
 TEST_F(DramTierTest, EveryFlippedBitIsDetected) {
   open(4);
   const ObjectKey key = random_key(rng_);
