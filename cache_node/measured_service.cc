@@ -15,7 +15,7 @@ std::string label_of(Code code) {
 }  // namespace
 
 Task<ServiceReply> MeasuredService::handle(const Caller& caller, MethodId method,
-                                           std::string header, Buffer payload) {
+                                           std::string header, Payload payload) {
   Method& measured = methods_[method < kNodeMethodCount ? method : 0];
   measured.received.add(payload.size());
   ++running_;

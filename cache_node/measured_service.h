@@ -19,8 +19,12 @@ class MeasuredService final : public Service {
  public:
   MeasuredService(Service& service, const Clock& clock) : service_(service), clock_(clock) {}
 
+  std::unique_ptr<Landing> land(const Caller& caller, MethodId method, std::string_view header,
+                                std::int64_t payload_bytes) override {
+    return service_.land(caller, method, header, payload_bytes);
+  }
   Task<ServiceReply> handle(const Caller& caller, MethodId method, std::string header,
-                            Buffer payload) override;
+                            Payload payload) override;
 
   void collect(MetricsPage& page) const;
   // Being answered right now.

@@ -32,7 +32,7 @@ constexpr int kNodeMethodCount = 15;            // numbers up to here
 std::string_view to_string(NodeMethod method);  // "read_pages"; "unknown" for what is none
 
 // Limits of one request; a client splits what is larger.
-constexpr std::int64_t kMaxRequestBytes = 64 << 20;  // payload, either way
+constexpr std::int64_t kMaxRequestBytes = 64 << 20;  // of objects and values, either way
 constexpr std::int64_t kMaxRequestItems = 1 << 16;
 
 struct PutObject {

@@ -5,6 +5,10 @@
 namespace icefield {
 namespace {
 
+// A put's values and the checksums of their chunks.
+constexpr std::int64_t kMaxPayloadBytes =
+    kMaxRequestBytes + 8 * (kMaxRequestItems + kMaxRequestBytes / kValueChunkBytes);
+
 template <class Message>
 ServiceReply reply_with(const Message& message) {
   ServiceReply reply;
@@ -28,14 +32,22 @@ Result<ObjectKey> part_key(const std::string& bytes) {
 
 }  // namespace
 
+// Values only: parts of builds are few and large.
+std::unique_ptr<Landing> NodeServer::land(const Caller& caller, MethodId method,
+                                          std::string_view header, std::int64_t payload_bytes) {
+  if (payload_bytes > kMaxPayloadBytes) return nullptr;
+  return values_.land(caller, static_cast<NodeMethod>(method), header, payload_bytes);
+}
+
 Task<ServiceReply> NodeServer::handle(const Caller& caller, MethodId method, std::string header,
-                                      Buffer payload) {
-  if (payload.size() > kMaxRequestBytes) {
+                                      Payload payload) {
+  if (payload.size() > kMaxPayloadBytes) {
     co_return Status(Code::kInvalidArgument,
                      "payload of " + std::to_string(payload.size()) + " bytes");
   }
   switch (static_cast<NodeMethod>(method)) {
-    case NodeMethod::kPut: co_return co_await put(caller, header, std::as_const(payload).bytes());
+    case NodeMethod::kPut:
+      co_return co_await put(caller, header, std::as_const(payload.buffer).bytes());
     case NodeMethod::kGet: co_return co_await get(header);
     case NodeMethod::kRemove: co_return co_await remove(header);
     case NodeMethod::kMatch: co_return co_await match(caller, header);
@@ -46,7 +58,7 @@ Task<ServiceReply> NodeServer::handle(const Caller& caller, MethodId method, std
     default: break;
   }
   co_return co_await values_.handle(caller, static_cast<NodeMethod>(method), header,
-                                    std::as_const(payload).bytes());
+                                    std::move(payload));
 }
 
 Task<ServiceReply> NodeServer::put(const Caller& caller, const std::string& header,

@@ -13,8 +13,10 @@ namespace icefield {
 class NodeServer final : public Service {
  public:
   explicit NodeServer(CacheNode& node) : node_(node), values_(node.values()) {}
+  std::unique_ptr<Landing> land(const Caller& caller, MethodId method, std::string_view header,
+                                std::int64_t payload_bytes) override;
   Task<ServiceReply> handle(const Caller& caller, MethodId method, std::string header,
-                            Buffer payload) override;
+                            Payload payload) override;
 
  private:
   Task<ServiceReply> put(const Caller& caller, const std::string& header, ConstByteSpan payload);

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <iterator>
 
-#include "cache_node/part_cursor.h"
-
 namespace icefield {
 namespace {
 
@@ -101,7 +99,29 @@ Task<std::int64_t> NodeValues::flush(ValueScope scope, ValueHead& head) {
 
 // --------------------------------------------------------------------------------------- putting
 
-Task<PutValuesReply> NodeValues::put(const PutValues& request) {
+std::vector<IncomingChunk> NodeValues::reserve(const PutValues& request) {
+  std::vector<IncomingChunk> chunks;
+  chunks.reserve(request.values.size());
+  for (const PutValue& item : request.values) {
+    const ValueHash hash =
+        value_hash(request.scope.name_space, request.scope.flush_number, item.key);
+    const auto there = values_.find(hash);
+    const bool wanted = there == values_.end() || is_over(there->second);
+    const std::int64_t count = value_chunk_count(item.value_bytes);
+    for (std::size_t i = 0; i < item.checksums.size(); ++i) {
+      const std::int64_t number = item.first_chunk + static_cast<std::int64_t>(i);
+      IncomingChunk& chunk = chunks.emplace_back();
+      chunk.key = value_chunk_key(hash, count, number);
+      chunk.bytes = chunk_range(item.value_bytes, number, 0, item.value_bytes).chunk_bytes;
+      if (!wanted) continue;
+      Result<DramTier::Reservation> slots = memory_.reserve(chunk.key, chunk.bytes);
+      if (slots.has_value()) chunk.slots = std::move(*slots);
+    }
+  }
+  return chunks;
+}
+
+Task<PutValuesReply> NodeValues::put(const PutValues& request, std::span<IncomingChunk> chunks) {
   PutValuesReply reply;
   Namespace* const space = co_await enter(request.scope, reply.head);
   if (space == nullptr) co_return reply;
@@ -111,7 +131,9 @@ Task<PutValuesReply> NodeValues::put(const PutValues& request) {
   reply.outcomes.reserve(request.values.size());
   Batch batch;
   for (const PutValue& item : request.values) {
-    reply.outcomes.push_back(co_await put_one(*space, item, request, batch));
+    const std::span<IncomingChunk> mine = chunks.first(item.checksums.size());
+    chunks = chunks.subspan(mine.size());
+    reply.outcomes.push_back(co_await put_one(*space, item, request, mine, batch));
   }
   batch.leases.clear();
   start_copies();
@@ -126,14 +148,17 @@ Task<PutValuesReply> NodeValues::put(const PutValues& request) {
 }
 
 Task<PutOutcome> NodeValues::put_one(Namespace& space, const PutValue& item,
-                                     const PutValues& request, Batch& batch) {
+                                     const PutValues& request, std::span<IncomingChunk> chunks,
+                                     Batch& batch) {
   const bool durable = request.options.level == WriteLevel::kDurable;
   if (durable && disk_ == nullptr) {
     co_return Status(Code::kFailedPrecondition,
                      "a durable put needs a disk; start the node with --store=DIR");
   }
-  const ValueHash hash = value_hash(space.name, request.scope.flush_number, item.key);
-  const Result<Value*> there = co_await live(space, item.key, hash);
+  ValueHash hash;
+  hash.bytes = chunks.front().key.segment.bytes;
+  if (nameless(hash)) ICE_CO_TRY(co_await load_name(hash));
+  const Result<Value*> there = live_now(space, item.key, hash);
   if (there.has_value()) {
     already_there.add();
     if (durable && !(*there)->on_disk) ICE_CO_TRY(co_await copy_to_disk(hash));
@@ -146,8 +171,9 @@ Task<PutOutcome> NodeValues::put_one(Namespace& space, const PutValue& item,
                          std::to_string(options_.hard_pin_bytes) + " bytes",
                      MissReason::kQuota);
   }
+  if (!doomed_.empty()) ICE_CO_TRY(co_await remove_doomed());  // it was there, and over
   ICE_CO_TRY(upload_of(hash, item, request).status());
-  const Status stored = co_await store_chunks(hash, item, request);
+  const Status stored = co_await store_chunks(hash, item, request, chunks);
   if (!stored.ok()) {
     drop_upload(hash);
     co_return stored;
@@ -157,7 +183,8 @@ Task<PutOutcome> NodeValues::put_one(Namespace& space, const PutValue& item,
     drop_upload(hash);
     co_return Status(Code::kAborted, "namespace flushed meanwhile");
   }
-  ICE_CO_TRY(co_await complete(space, hash, item.key, request.options.level, batch));
+  complete(space, hash, item.key, request.options.level, batch);
+  if (durable) ICE_CO_TRY(co_await store_name(hash));
   co_return PutOutcome::kStored;
 }
 
@@ -190,58 +217,58 @@ Result<NodeValues::Upload*> NodeValues::upload_of(const ValueHash& hash, const P
 }
 
 Task<> NodeValues::store_chunks(const ValueHash& hash, const PutValue& item,
-                                const PutValues& request) {
-  PartCursor cursor(item.parts);
-  std::vector<ConstByteSpan> parts;
-  const std::int64_t count = value_chunk_count(item.value_bytes);
-  for (std::size_t i = 0; i < item.checksums.size(); ++i) {
-    const std::int64_t chunk = item.first_chunk + static_cast<std::int64_t>(i);
-    const ObjectKey key = value_chunk_key(hash, count, chunk);
-    const ObjectInfo info{
-        .bytes = chunk_range(item.value_bytes, chunk, 0, item.value_bytes).chunk_bytes,
-        .checksum = item.checksums[i],
-        .retention = uploads_.at(hash).retention};
-    parts.clear();
-    cursor.take(info.bytes, parts);
-    ICE_CO_TRY(verify_object(key, info, parts));
-    ICE_CO_TRY(co_await store_chunk(key, info, parts, request.options.level));
+                                const PutValues& request, std::span<IncomingChunk> chunks) {
+  for (std::size_t i = 0; i < chunks.size(); ++i) {
+    IncomingChunk& chunk = chunks[i];
+    const ObjectInfo info{.bytes = chunk.bytes,
+                          .checksum = item.checksums[i],
+                          .retention = uploads_.at(hash).retention};
+    if (chunk.checksum != info.checksum) {
+      co_return Status(Code::kDataLoss, "checksum mismatch, object " + to_string(chunk.key),
+                       MissReason::kIntegrity);
+    }
+    if (request.options.level == WriteLevel::kDurable) {
+      ICE_CO_TRY(co_await disk_->put(chunk.key, chunk.parts, info));
+    }
+    if (chunk.slots.has_value()) {
+      ICE_CO_TRY(memory_.store(std::move(*chunk.slots), info).status());
+    } else {
+      ICE_CO_TRY(co_await store_late(chunk, info, request.options.level));
+    }
     const auto upload = uploads_.find(hash);
     if (upload == uploads_.end() || upload->second.number != request.upload) {
       co_return Status(Code::kResourceExhausted, "evicted while it was being written");
     }
-    const auto number = static_cast<std::size_t>(chunk);
+    const auto number = static_cast<std::size_t>(item.first_chunk) + i;
     if (!upload->second.stored[number]) --upload->second.missing;
     upload->second.stored[number] = true;
     upload->second.checksums[number] = info.checksum;
-    const std::optional<ObjectBytes> lease = memory_.lease(key);
+    const std::optional<ObjectBytes> lease = memory_.lease(chunk.key);
     if (lease.has_value()) upload->second.leases.push_back(lease->owner());
   }
   co_return Status();
 }
 
-Task<> NodeValues::store_chunk(ObjectKey key, ObjectInfo info, std::span<const ConstByteSpan> parts,
-                               WriteLevel level) {
-  if (level == WriteLevel::kDurable) {
-    ICE_CO_TRY(co_await disk_->put(key, parts, info));
-  }
-  Status kept = (co_await memory_.put(key, parts, info)).status();
+// A chunk that was given no room before it came.
+Task<> NodeValues::store_late(IncomingChunk& chunk, ObjectInfo info, WriteLevel level) {
+  Status kept = (co_await memory_.put(chunk.key, chunk.parts, info)).status();
   while (kept.code() == Code::kResourceExhausted) {
     Result<bool> freed = drop_idle_upload();
     if (!*freed) freed = co_await release_soft_pin();
     ICE_CO_TRY(freed.status());
     if (!*freed) break;
     ICE_CO_TRY(co_await remove_doomed());
-    kept = (co_await memory_.put(key, parts, info)).status();
+    kept = (co_await memory_.put(chunk.key, chunk.parts, info)).status();
   }
   // With a disk below, memory is a cache that may be too small.
   if (kept.ok() || disk_ == nullptr || level == WriteLevel::kDurable) {
     co_return disk_ == nullptr ? kept : Status();
   }
-  co_return (co_await disk_->put(key, parts, info)).status();
+  co_return (co_await disk_->put(chunk.key, chunk.parts, info)).status();
 }
 
-Task<> NodeValues::complete(Namespace& space, const ValueHash& hash, std::string_view key,
-                            WriteLevel level, Batch& batch) {
+void NodeValues::complete(Namespace& space, const ValueHash& hash, std::string_view key,
+                          WriteLevel level, Batch& batch) {
   Upload upload = std::move(uploads_.at(hash));
   uploads_.erase(hash);
   if (batch.bytes + upload.bytes <= memory_.usage().capacity_bytes / 4) {
@@ -262,9 +289,7 @@ Task<> NodeValues::complete(Namespace& space, const ValueHash& hash, std::string
   const bool came_back = missed_.recall(name) == MissReason::kEvicted;
   missed_.forget(name);
   Value& stored = values_.insert_or_assign(hash, std::move(value)).first->second;
-  if (level == WriteLevel::kDurable) co_return co_await store_name(hash);
-  if (came_back) note_use(hash, stored);
-  co_return Status();
+  if (came_back && level != WriteLevel::kDurable) note_use(hash, stored);
 }
 
 std::uint64_t NodeValues::version_of(std::span<const std::uint64_t> checksums) {

@@ -27,7 +27,17 @@ struct ValueReads : ValueFacts {
   std::int64_t payload_bytes = 0;
   std::vector<std::shared_ptr<const void>> leases;
 
+  void reserve(std::size_t values);
   void append(ValueReads&& more);
+};
+
+// A chunk of a put, whose bytes come before the put itself.
+struct IncomingChunk {
+  ObjectKey key;
+  std::int64_t bytes = 0;
+  std::optional<DramTier::Reservation> slots;  // none: no room, or the value is there already
+  std::span<const ConstByteSpan> parts;        // where it is: in the slots, else anywhere
+  std::uint64_t checksum = 0;                  // of the bytes that came
 };
 
 // A value is a set of chunks in the tiers and one entry here. It counts from the moment all of its
@@ -62,7 +72,12 @@ class NodeValues {
   // Waits for copies to disk that are under way; nothing may be asked afterwards.
   Task<> stop();
 
-  Task<PutValuesReply> put(const PutValues& request);
+  // Room for the chunks of `request`, in order, before their bytes come: neither parts nor
+  // checksum are set. A value counts only once put() says so.
+  std::vector<IncomingChunk> reserve(const PutValues& request);
+  // Takes the slots of chunks that came as they were sent. The parts of the request are not looked
+  // at: what counts are those of `chunks`.
+  Task<PutValuesReply> put(const PutValues& request, std::span<IncomingChunk> chunks);
   // Appends to `reads` in the order of the request.
   Task<ValueHead> get(const GetValues& request, ValueReads& reads);
   Task<FoundValues> find(ValueScope scope, std::span<const std::string_view> keys);
@@ -155,31 +170,50 @@ class NodeValues {
     std::int64_t bytes = 0;
   };
   Task<PutOutcome> put_one(Namespace& space, const PutValue& item, const PutValues& request,
-                           Batch& batch);
-  Task<> store_chunks(const ValueHash& hash, const PutValue& item, const PutValues& request);
-  Task<> store_chunk(ObjectKey key, ObjectInfo info, std::span<const ConstByteSpan> parts,
-                     WriteLevel level);
+                           std::span<IncomingChunk> chunks, Batch& batch);
+  Task<> store_chunks(const ValueHash& hash, const PutValue& item, const PutValues& request,
+                      std::span<IncomingChunk> chunks);
+  Task<> store_late(IncomingChunk& chunk, ObjectInfo info, WriteLevel level);
   Result<Upload*> upload_of(const ValueHash& hash, const PutValue& item, const PutValues& request);
-  Task<> complete(Namespace& space, const ValueHash& hash, std::string_view key, WriteLevel level,
-                  Batch& batch);
+  void complete(Namespace& space, const ValueHash& hash, std::string_view key, WriteLevel level,
+                Batch& batch);
   void note_retention(const ValueHash& hash, const Value& value);
   void forget_retention(const ValueHash& hash, const Value& value);
   bool is_over(const Value& value) const;  // expired
   Task<bool> release_soft_pin();
   bool drop_idle_upload();
 
-  // Reading.
+  // Reading. What is in memory is read at once; a coroutine per step is what a batch of small
+  // values would otherwise spend its time with.
   struct Wanted {
     GetValue item;
     ValueHash hash;
     bool scrub = false;
   };
-  asio::awaitable<void> read_one(const Namespace& space, const Wanted& wanted, ValueReads& reads);
-  Task<> read_value(const Namespace& space, const Wanted& wanted, ValueReads& reads);
-  Task<> read_chunks(const Wanted& wanted, std::int64_t value_bytes, std::int64_t end,
-                     std::uint64_t version, ValueReads& reads);
+  // A run of a value: [item.offset, end) in the chunks [first, stop).
+  struct Run {
+    std::int64_t value_bytes = 0;
+    std::uint64_t version = 0;
+    std::int64_t end = 0;
+    std::int64_t first = 0;
+    std::int64_t stop = 0;
+  };
+  bool in_memory(const Wanted& wanted) const;
+  void read_now(const Namespace& space, const Wanted& wanted, ValueReads& reads);
+  asio::awaitable<void> read_later(const Namespace& space, const Wanted& wanted,
+                                   ValueReads& reads);
+  Status read_from_memory(const Wanted& wanted, const Run& run, std::vector<ObjectBytes>& chunks);
+  Task<> read_from_tiers(Wanted wanted, Run run, std::vector<ObjectBytes>& chunks);
+  static Result<Run> run_of(const Value& value, const Wanted& wanted, const ValueReads& reads);
+  void finish_read(const Namespace& space, const Wanted& wanted, const Run& run, Status read,
+                   std::span<const ObjectBytes> chunks, ValueReads& reads);
+  void append_chunks(const Wanted& wanted, const Run& run, std::span<const ObjectBytes> chunks,
+                     ValueReads& reads) const;
+  void fail_read(Status status, ValueReads& reads);
+  // Known, with its name, and not over. live_now() only where the name needs no disk.
   Task<Value*> live(const Namespace& space, std::string_view key, const ValueHash& hash);
-  bool in_memory(const ValueHash& hash) const;
+  Result<Value*> live_now(const Namespace& space, std::string_view key, const ValueHash& hash);
+  bool nameless(const ValueHash& hash) const;
 
   // Disk.
   void note_use(const ValueHash& hash, Value& value);

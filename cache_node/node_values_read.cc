@@ -31,6 +31,15 @@ void append_range(std::span<const ConstByteSpan> pieces, const ChunkRange& range
 
 }  // namespace
 
+void ValueReads::reserve(std::size_t values) {
+  statuses.reserve(values);
+  value_bytes.reserve(values);
+  versions.reserve(values);
+  checksums.reserve(values);
+  payload.reserve(values);
+  leases.reserve(values);
+}
+
 void ValueReads::append(ValueReads&& more) {
   append_all(statuses, more.statuses);
   append_all(value_bytes, more.value_bytes);
@@ -42,27 +51,37 @@ void ValueReads::append(ValueReads&& more) {
   payload_bytes += more.payload_bytes;
 }
 
-Task<NodeValues::Value*> NodeValues::live(const Namespace& space, std::string_view key,
-                                          const ValueHash& hash) {
-  auto found = values_.find(hash);
-  if (found == values_.end()) co_return miss(space, key);
-  if (found->second.name == nullptr) {
-    ICE_CO_TRY(co_await load_name(hash));
-    found = values_.find(hash);
-    if (found == values_.end()) co_return miss(space, key);
-  }
-  if (!is_over(found->second)) co_return &found->second;
-  drop(found, MissReason::kExpired);
-  ICE_CO_TRY(co_await remove_doomed());
-  co_return miss(space, key);
+bool NodeValues::nameless(const ValueHash& hash) const {
+  const auto found = values_.find(hash);
+  return found != values_.end() && found->second.name == nullptr;
 }
 
-bool NodeValues::in_memory(const ValueHash& hash) const {
+Task<NodeValues::Value*> NodeValues::live(const Namespace& space, std::string_view key,
+                                          const ValueHash& hash) {
+  if (nameless(hash)) ICE_CO_TRY(co_await load_name(hash));
+  Result<Value*> value = live_now(space, key, hash);
+  if (!value.has_value()) ICE_CO_TRY(co_await remove_doomed());
+  co_return value;
+}
+
+Result<NodeValues::Value*> NodeValues::live_now(const Namespace& space, std::string_view key,
+                                                const ValueHash& hash) {
   const auto found = values_.find(hash);
+  if (found == values_.end()) return miss(space, key);
+  if (!is_over(found->second)) return &found->second;
+  drop(found, MissReason::kExpired);
+  return miss(space, key);
+}
+
+// Whether nothing of a read has to be waited for.
+bool NodeValues::in_memory(const Wanted& wanted) const {
+  if (disk_ == nullptr) return true;
+  const auto found = values_.find(wanted.hash);
   if (found == values_.end()) return true;  // nothing to read
+  if (found->second.name == nullptr || wanted.scrub) return false;
   const std::int64_t count = value_chunk_count(found->second.bytes);
   for (std::int64_t chunk = 0; chunk < count; ++chunk) {
-    if (!memory_.find(value_chunk_key(hash, count, chunk)).has_value()) return false;
+    if (!memory_.find(value_chunk_key(wanted.hash, count, chunk)).has_value()) return false;
   }
   return true;
 }
@@ -81,15 +100,16 @@ Task<ValueHead> NodeValues::get(const GetValues& request, ValueReads& reads) {
     wanted.push_back({.item = item,
                       .hash = value_hash(space->name, head.flush_number, item.key),
                       .scrub = request.scrub});
-    cold |= disk_ != nullptr && !in_memory(wanted.back().hash);
+    cold |= !in_memory(wanted.back());
   }
+  reads.reserve(wanted.size());
   if (!cold) {
-    for (const Wanted& one : wanted) co_await read_one(*space, one, reads);
+    for (const Wanted& one : wanted) read_now(*space, one, reads);
   } else {
     std::vector<ValueReads> each(wanted.size());
     TaskScope scope(co_await asio::this_coro::executor);
     for (std::size_t i = 0; i < wanted.size(); ++i) {
-      scope.spawn(read_one(*space, wanted[i], each[i]));
+      scope.spawn(read_later(*space, wanted[i], each[i]));
     }
     co_await scope.join();
     for (ValueReads& one : each) reads.append(std::move(one));
@@ -98,78 +118,118 @@ Task<ValueHead> NodeValues::get(const GetValues& request, ValueReads& reads) {
   co_return head;
 }
 
-asio::awaitable<void> NodeValues::read_one(const Namespace& space, const Wanted& wanted,
-                                           ValueReads& reads) {
-  Status status = co_await read_value(space, wanted, reads);
-  if (!status.ok()) {
-    if (status.code() == Code::kNotFound) misses.add();
-    reads.value_bytes.push_back(0);
-    reads.versions.push_back(0);
-  }
-  reads.statuses.push_back(std::move(status));
+void NodeValues::read_now(const Namespace& space, const Wanted& wanted, ValueReads& reads) {
+  const Result<Value*> value = live_now(space, wanted.item.key, wanted.hash);
+  if (!value.has_value()) return fail_read(value.error(), reads);
+  const Result<Run> run = run_of(**value, wanted, reads);
+  if (!run.has_value()) return fail_read(run.error(), reads);
+  std::vector<ObjectBytes> chunks;
+  Status read = read_from_memory(wanted, *run, chunks);
+  finish_read(space, wanted, *run, std::move(read), chunks, reads);
 }
 
-Task<> NodeValues::read_value(const Namespace& space, const Wanted& wanted, ValueReads& reads) {
-  ICE_CO_TRY(const Value* const value, co_await live(space, wanted.item.key, wanted.hash));
-  const std::int64_t bytes = value->bytes;
-  const std::uint64_t version = value->version;
+asio::awaitable<void> NodeValues::read_later(const Namespace& space, const Wanted& wanted,
+                                             ValueReads& reads) {
+  const Result<Value*> value = co_await live(space, wanted.item.key, wanted.hash);
+  const Result<Run> run =
+      value.has_value() ? run_of(**value, wanted, reads) : Result<Run>(value.error());
+  if (!run.has_value()) {
+    fail_read(run.error(), reads);
+    co_return;
+  }
+  std::vector<ObjectBytes> chunks;
+  Status read = co_await read_from_tiers(wanted, *run, chunks);
+  finish_read(space, wanted, *run, std::move(read), chunks, reads);
+}
+
+Result<NodeValues::Run> NodeValues::run_of(const Value& value, const Wanted& wanted,
+                                           const ValueReads& reads) {
   const auto [key, offset, room] = wanted.item;
+  const std::int64_t bytes = value.bytes;
   const std::int64_t end = std::min(bytes, offset + room);
   if (offset % kValuePieceBytes != 0 || (offset >= bytes && offset > 0)) {
-    co_return Status(
+    return Status(
         Code::kInvalidArgument,
         "offset " + std::to_string(offset) + " in a value of " + std::to_string(bytes) + " bytes");
   }
   if (end < bytes && end % kValuePieceBytes != 0) {
-    co_return Status(Code::kInvalidArgument, "value of " + std::to_string(bytes) +
-                                                 " bytes, room for " + std::to_string(room));
+    return Status(Code::kInvalidArgument, "value of " + std::to_string(bytes) +
+                                              " bytes, room for " + std::to_string(room));
   }
   if (reads.payload_bytes + end - offset > kMaxReadBytes) {
-    co_return Status(Code::kResourceExhausted, "the reply is full, ask for it again");
+    return Status(Code::kResourceExhausted, "the reply is full, ask for it again");
   }
-  const Status read = co_await read_chunks(wanted, bytes, end, version, reads);
-  const auto found = values_.find(wanted.hash);
-  if (!read.ok()) {
-    const bool lost = read.code() == Code::kDataLoss;
-    if (!lost && read.code() != Code::kNotFound) co_return read;
-    if (found != values_.end()) {
-      drop(found, lost ? MissReason::kIntegrity : MissReason::kEvicted);
-    }
-    co_return miss(space, wanted.item.key);
-  }
-  reads.value_bytes.push_back(bytes);
-  reads.versions.push_back(version);
-  hits.add();
-  hit_bytes.add(end - offset);
-  if (found != values_.end()) note_use(wanted.hash, found->second);
-  co_return Status();
+  const std::int64_t first = offset / kValueChunkBytes;
+  return Run{.value_bytes = bytes,
+             .version = value.version,
+             .end = end,
+             .first = first,
+             .stop = std::max(first + 1, ceil_div(end, kValueChunkBytes))};
 }
 
-Task<> NodeValues::read_chunks(const Wanted& wanted, std::int64_t value_bytes, std::int64_t end,
-                               std::uint64_t version, ValueReads& reads) {
-  const std::int64_t offset = wanted.item.offset;
-  const std::int64_t count = value_chunk_count(value_bytes);
-  const std::int64_t first = offset / kValueChunkBytes;
-  const std::int64_t stop = std::max(first + 1, ceil_div(end, kValueChunkBytes));
+Status NodeValues::read_from_memory(const Wanted& wanted, const Run& run,
+                                    std::vector<ObjectBytes>& chunks) {
+  const std::int64_t count = value_chunk_count(run.value_bytes);
   const Verify verify = wanted.scrub ? Verify::kByTier : Verify::kByCaller;
-  std::vector<ObjectBytes> chunks;  // all or nothing
-  chunks.reserve(static_cast<std::size_t>(stop - first));
-  for (std::int64_t chunk = first; chunk < stop; ++chunk) {
+  for (std::int64_t chunk = run.first; chunk < run.stop; ++chunk) {
+    ICE_TRY(ObjectBytes bytes, memory_.read(value_chunk_key(wanted.hash, count, chunk), verify));
+    chunks.push_back(std::move(bytes));
+  }
+  return Status();
+}
+
+Task<> NodeValues::read_from_tiers(Wanted wanted, Run run, std::vector<ObjectBytes>& chunks) {
+  const std::int64_t count = value_chunk_count(run.value_bytes);
+  const Verify verify = wanted.scrub ? Verify::kByTier : Verify::kByCaller;
+  for (std::int64_t chunk = run.first; chunk < run.stop; ++chunk) {
     const ObjectKey key = value_chunk_key(wanted.hash, count, chunk);
     ICE_CO_TRY(ObjectBytes bytes, co_await read_through(memory_, disk_, key, verify, disk_reads));
     chunks.push_back(std::move(bytes));
   }
-  for (std::int64_t chunk = first; chunk < stop; ++chunk) {
+  co_return Status();
+}
+
+// All of a run or nothing.
+void NodeValues::finish_read(const Namespace& space, const Wanted& wanted, const Run& run,
+                             Status read, std::span<const ObjectBytes> chunks, ValueReads& reads) {
+  const auto found = values_.find(wanted.hash);
+  if (!read.ok()) {
+    const bool lost = read.code() == Code::kDataLoss;
+    if (!lost && read.code() != Code::kNotFound) return fail_read(std::move(read), reads);
+    if (found != values_.end()) {
+      drop(found, lost ? MissReason::kIntegrity : MissReason::kEvicted);
+    }
+    return fail_read(miss(space, wanted.item.key), reads);
+  }
+  append_chunks(wanted, run, chunks, reads);
+  reads.statuses.emplace_back();
+  reads.value_bytes.push_back(run.value_bytes);
+  reads.versions.push_back(run.version);
+  hits.add();
+  hit_bytes.add(run.end - wanted.item.offset);
+  if (found != values_.end()) note_use(wanted.hash, found->second);
+}
+
+void NodeValues::append_chunks(const Wanted& wanted, const Run& run,
+                               std::span<const ObjectBytes> chunks, ValueReads& reads) const {
+  const std::int64_t count = value_chunk_count(run.value_bytes);
+  for (std::int64_t chunk = run.first; chunk < run.stop; ++chunk) {
     const ObjectKey key = value_chunk_key(wanted.hash, count, chunk);
-    ObjectBytes& bytes = chunks[static_cast<std::size_t>(chunk - first)];
-    const ChunkRange range = chunk_range(value_bytes, chunk, offset, end);
+    const ObjectBytes& bytes = chunks[static_cast<std::size_t>(chunk - run.first)];
+    const ChunkRange range = chunk_range(run.value_bytes, chunk, wanted.item.offset, run.end);
     const auto info = count == 1 ? std::nullopt : find_chunk(key);
-    reads.checksums.push_back(info.has_value() ? info->checksum : version);
+    reads.checksums.push_back(info.has_value() ? info->checksum : run.version);
     if (!range.whole()) value_piece_checks(key, bytes.pieces(), reads.piece_checks);
     append_range(bytes.pieces(), range, reads);
     reads.leases.push_back(bytes.owner());
   }
-  co_return Status();
+}
+
+void NodeValues::fail_read(Status status, ValueReads& reads) {
+  if (status.code() == Code::kNotFound) misses.add();
+  reads.value_bytes.push_back(0);
+  reads.versions.push_back(0);
+  reads.statuses.push_back(std::move(status));
 }
 
 std::optional<ObjectInfo> NodeValues::find_chunk(const ObjectKey& key) const {

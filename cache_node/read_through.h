@@ -9,7 +9,7 @@ namespace icefield {
 // `disk` may be null. What memory has no room for is served from the disk's copy.
 inline Task<ObjectBytes> read_through(DramTier& memory, Tier* disk, ObjectKey key, Verify verify,
                                       Counter& disk_reads) {
-  Result<ObjectBytes> kept = co_await memory.get(key, verify);
+  Result<ObjectBytes> kept = memory.read(key, verify);
   if (kept.has_value() || disk == nullptr) co_return kept;
   ICE_CO_TRY(ObjectBytes bytes, co_await disk->get(key, Verify::kByTier));
   disk_reads.add();

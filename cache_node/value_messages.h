@@ -9,6 +9,7 @@
 
 #include "common/ids.h"
 #include "storage/tier.h"
+#include "transport/transport.h"
 
 namespace icefield {
 
@@ -44,7 +45,7 @@ struct PutValue {
   std::string_view key;
   std::int64_t value_bytes = 0;  // of all of it
   std::int64_t first_chunk = 0;
-  std::span<const std::uint64_t> checksums;  // of the chunks that are here
+  std::span<const std::uint64_t> checksums;  // of the chunks that are here; they travel behind all
   std::span<const ConstByteSpan> parts;      // their bytes, cut anywhere
 
   std::int64_t begin() const { return first_chunk * kValueChunkBytes; }
@@ -53,6 +54,7 @@ struct PutValue {
 struct PutValues {
   ValueScope scope;
   std::vector<PutValue> values;
+  Departure* departure = nullptr;  // may fill in the checksums while the values leave
   std::uint64_t upload = 0;  // of whoever sends the chunks of one value in several requests
   PutOptions options;
 };

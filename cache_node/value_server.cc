@@ -1,41 +1,19 @@
 #include "cache_node/value_server.h"
 
 #include "cache_node/node_messages.h"
+#include "cache_node/put_landing.h"
+#include "cache_node/value_decode.h"
 
 namespace icefield {
 namespace {
 
 constexpr std::uint32_t kMaxListed = 10'000;
 
-Status invalid(std::string what) { return Status(Code::kInvalidArgument, std::move(what)); }
-
 template <class Message>
 ServiceReply reply_with(const Message& message) {
   ServiceReply reply;
   reply.header = message.SerializeAsString();
   return reply;
-}
-
-// Views into the message.
-ValueScope scope_of(const proto::ValueScope& scope) {
-  return {.name_space = scope.name_space(), .flush_number = scope.flush_number()};
-}
-
-Result<std::vector<std::string_view>> keys_of(const proto::ValueKeys& keys) {
-  if (keys.lengths_size() > kMaxRequestItems) {
-    return invalid(std::to_string(keys.lengths_size()) + " items in one request, at most " +
-                   std::to_string(kMaxRequestItems));
-  }
-  std::vector<std::string_view> views;
-  views.reserve(static_cast<std::size_t>(keys.lengths_size()));
-  std::string_view text = keys.text();
-  for (const std::uint32_t length : keys.lengths()) {
-    if (length > text.size()) return invalid("keys are longer than their text");
-    views.push_back(text.substr(0, length));
-    ICE_TRY(validate_value_key(views.back()));
-    text.remove_prefix(length);
-  }
-  return views;
 }
 
 void put_head(const ValueHead& head, proto::ValueReplyHead* out) {
@@ -50,67 +28,34 @@ void put_failure(std::size_t item, const Status& status, Message& message) {
   to_proto(status, failure->mutable_outcome());
 }
 
-PutOptions options_of(const proto::PutValuesRequest& request) {
-  constexpr std::uint64_t kMaxTtl = std::uint64_t{1} << 50;
-  constexpr std::uint32_t kUnknown = 255;  // refused by validate()
-  return {.level = static_cast<WriteLevel>(std::min(request.level(), kUnknown)),
-          .ttl_ms = static_cast<std::int64_t>(std::min(request.ttl_ms(), kMaxTtl)),
-          .pin = static_cast<PinKind>(std::min(request.pin(), kUnknown)),
-          .pin_ttl_ms = static_cast<std::int64_t>(std::min(request.pin_ttl_ms(), kMaxTtl))};
-}
-
-// Hands out the payload and the checksums item by item. `parts` gets one span per item.
-Status put_items(const proto::PutValuesRequest& message, ConstByteSpan payload,
-                 std::span<const std::string_view> keys, std::vector<ConstByteSpan>& parts,
-                 std::vector<PutValue>& values) {
-  const auto count = static_cast<int>(keys.size());
-  if (message.value_bytes_size() != count || message.first_chunks_size() != count ||
-      message.chunk_counts_size() != count) {
-    return invalid("put of values: arrays of different lengths");
-  }
-  std::span<const std::uint64_t> checksums(message.checksums().data(),
-                                           static_cast<std::size_t>(message.checksums_size()));
-  parts.resize(keys.size());
-  for (int i = 0; i < count; ++i) {
-    const auto at = static_cast<std::size_t>(i);
-    const std::uint64_t bytes = message.value_bytes(i);
-    if (bytes > static_cast<std::uint64_t>(kMaxValueBytes)) {
-      return validate_value_bytes(kMaxValueBytes + 1);
-    }
-    PutValue value{.key = keys[at],
-                   .value_bytes = static_cast<std::int64_t>(bytes),
-                   .first_chunk = message.first_chunks(i)};
-    const std::uint32_t chunks = message.chunk_counts(i);
-    if (chunks == 0 || chunks > checksums.size() ||
-        value.first_chunk + chunks > value_chunk_count(value.value_bytes)) {
-      return invalid("put of values: chunks that the value does not have");
-    }
-    value.checksums = checksums.first(chunks);
-    checksums = checksums.subspan(chunks);
-    const auto size = static_cast<std::size_t>(value.end() - value.begin());
-    if (size > payload.size()) return invalid("values are longer than the payload");
-    parts[at] = payload.first(size);
-    payload = payload.subspan(size);
-    value.parts = std::span(&parts[at], 1);
-    values.push_back(value);
-  }
-  return payload.empty() ? Status() : invalid("the payload is longer than its values");
-}
-
 }  // namespace
 
 template <class Message>
-Result<Message> ValueServer::admit(const Caller& caller, const std::string& header) {
+Result<Message> ValueServer::admit(const Caller& caller, std::string_view header) {
   ICE_TRY(Message message, parse_message<Message>(header));
   ICE_TRY(validate_namespace(message.scope().name_space()));
   ICE_TRY(check_grant(caller, message.scope().name_space()));
   return message;
 }
 
+std::unique_ptr<Landing> ValueServer::land(const Caller& caller, NodeMethod method,
+                                           std::string_view header, std::int64_t payload_bytes) {
+  if (method != NodeMethod::kPutValues) return nullptr;
+  Result<std::unique_ptr<PutLanding>> landing = land_put(caller, header, payload_bytes);
+  return landing.has_value() ? std::move(*landing) : nullptr;
+}
+
+Result<std::unique_ptr<PutLanding>> ValueServer::land_put(const Caller& caller,
+                                                          std::string_view header,
+                                                          std::int64_t payload_bytes) {
+  ICE_TRY(auto message, admit<proto::PutValuesRequest>(caller, header));
+  return PutLanding::open(std::move(message), payload_bytes, values_);
+}
+
 Task<ServiceReply> ValueServer::handle(const Caller& caller, NodeMethod method,
-                                       const std::string& header, ConstByteSpan payload) {
+                                       const std::string& header, Payload payload) {
   switch (method) {
-    case NodeMethod::kPutValues: co_return co_await put(caller, header, payload);
+    case NodeMethod::kPutValues: co_return co_await put(caller, header, std::move(payload));
     case NodeMethod::kGetValues: co_return co_await get(caller, header);
     case NodeMethod::kFindValues: co_return co_await find(caller, header);
     case NodeMethod::kRemoveValues: co_return co_await remove(caller, header);
@@ -120,18 +65,16 @@ Task<ServiceReply> ValueServer::handle(const Caller& caller, NodeMethod method,
   }
 }
 
+// What landed is here; else the request makes no sense, or its values are empty.
 Task<ServiceReply> ValueServer::put(const Caller& caller, const std::string& header,
-                                    ConstByteSpan payload) {
-  ICE_CO_TRY(const auto message, admit<proto::PutValuesRequest>(caller, header));
-  ICE_CO_TRY(const auto keys, keys_of(message.keys()));
-  PutValues request;
-  request.scope = scope_of(message.scope());
-  request.upload = message.upload();
-  request.options = options_of(message);
-  ICE_CO_TRY(request.options.validate());
-  std::vector<ConstByteSpan> parts;
-  ICE_CO_TRY(put_items(message, payload, keys, parts, request.values));
-  ICE_CO_TRY(const PutValuesReply done, co_await values_.put(request));
+                                    Payload payload) {
+  if (payload.landing == nullptr) {
+    ICE_CO_TRY(auto landing, land_put(caller, header, payload.size()));
+    landing->add(std::as_const(payload.buffer).bytes());
+    payload.landing = std::move(landing);
+  }
+  auto& landing = static_cast<PutLanding&>(*payload.landing);
+  ICE_CO_TRY(const PutValuesReply done, co_await values_.put(landing.request(), landing.chunks()));
   proto::PutValuesReply reply;
   put_head(done.head, reply.mutable_head());
   for (std::size_t i = 0; i < done.outcomes.size(); ++i) {

@@ -63,17 +63,20 @@ Task<PutValuesReply> ValueStub::put(PutValues request, Deadline deadline) {
     message.add_value_bytes(static_cast<std::uint64_t>(value.value_bytes));
     message.add_first_chunks(static_cast<std::uint32_t>(value.first_chunk));
     message.add_chunk_counts(static_cast<std::uint32_t>(value.checksums.size()));
-    message.mutable_checksums()->Add(value.checksums.begin(), value.checksums.end());
     payload.insert(payload.end(), value.parts.begin(), value.parts.end());
   }
+  for (const PutValue& value : request.values) payload.push_back(std::as_bytes(value.checksums));
   message.set_upload(request.upload);
   message.set_level(static_cast<std::uint32_t>(request.options.level));
   message.set_ttl_ms(static_cast<std::uint64_t>(request.options.ttl_ms));
   message.set_pin(static_cast<std::uint32_t>(request.options.pin));
   message.set_pin_ttl_ms(static_cast<std::uint64_t>(request.options.pin_ttl_ms));
+  Request call(static_cast<MethodId>(NodeMethod::kPutValues), message.SerializeAsString());
+  call.payload = std::move(payload);
+  call.departure = request.departure;
+  Buffer nothing;
   ICE_CO_TRY(const Reply reply,
-             co_await call_node(transport_, node_, NodeMethod::kPutValues, message,
-                                std::move(payload), Buffer(), deadline));
+             co_await transport_.call(node_, std::move(call), std::move(nothing), deadline));
   ICE_CO_TRY(const auto answer, parse_message<proto::PutValuesReply>(reply.header));
   PutValuesReply result;
   result.head = head_of(answer.head());

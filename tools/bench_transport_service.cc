@@ -62,7 +62,7 @@ Task<ServiceReply> BenchService::get(const BenchRequest& request) {
 }
 
 Task<ServiceReply> BenchService::handle(const Caller&, MethodId method, std::string header,
-                                        Buffer payload) {
+                                        Payload payload) {
   if (header.size() < sizeof(BenchRequest)) {
     co_return Status(Code::kInvalidArgument, "not a request of the benchmark");
   }
@@ -75,7 +75,7 @@ Task<ServiceReply> BenchService::handle(const Caller&, MethodId method, std::str
     co_return located;
   }
   const std::string_view expected = std::string_view(header).substr(sizeof request);
-  if (request.verify != 0 && piece_checksums(std::as_const(payload).bytes()) != expected) {
+  if (request.verify != 0 && piece_checksums(std::as_const(payload.buffer).bytes()) != expected) {
     co_return Status(Code::kDataLoss, "checksum mismatch on arrival");
   }
   co_return ServiceReply();

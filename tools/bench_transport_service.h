@@ -51,7 +51,7 @@ class BenchService final : public Service {
  public:
   explicit BenchService(Region memory);
   Task<ServiceReply> handle(const Caller& caller, MethodId method, std::string header,
-                            Buffer payload) override;
+                            Payload payload) override;
 
  private:
   Task<ServiceReply> get(const BenchRequest& request);

@@ -20,7 +20,8 @@ std::vector<std::string> environment(bool tcp) {
           "UCX_RNDV_THRESH=inf",
           "UCX_POSIX_SEG_SIZE=33k",
           "UCX_TCP_RX_SEG_SIZE=520k",
-          "UCX_TCP_TX_SEG_SIZE=260k",
+          "UCX_TCP_TX_SEG_SIZE=520k",
+          "UCX_TCP_MAX_IOV=16",
           "PATH=/usr/bin:/bin"};
 }
 

@@ -28,6 +28,16 @@ class Arrival {
   virtual void arrived(std::string_view header, ConstByteSpan payload) = 0;
 };
 
+// Sees the payload of a request while it leaves, and may fill in what is behind it: checksums of
+// what was sent, computed while a cache has it and the receiver works on it.
+class Departure {
+ public:
+  virtual ~Departure() = default;
+  // The first `bytes` of the payload are about to be read, never again those told of before. More
+  // each time, at last all; never after the call has returned. Runs as Arrival::arrived().
+  virtual void leaving(std::int64_t bytes) = 0;
+};
+
 // A request: a small header and bulk bytes gathered from the caller's memory, which must stay in
 // place until the call returns.
 struct Request {
@@ -37,7 +47,8 @@ struct Request {
   MethodId method;
   std::string header;
   std::vector<ConstByteSpan> payload;
-  Arrival* arrival = nullptr;  // null: nobody looks before the call returns
+  Departure* departure = nullptr;  // null: the payload is as it is
+  Arrival* arrival = nullptr;      // null: nobody looks before the call returns
 };
 
 struct Reply {
@@ -46,6 +57,32 @@ struct Reply {
 
   std::string header;
   Buffer payload;  // the buffer that the call was given, filled
+};
+
+// Takes the payload of one request while it arrives, in the place of a buffer of the transport's.
+// It ends with the request: when that is answered, or breaks off before it is whole.
+//
+// Threads  The service's executor.
+class Landing {
+ public:
+  virtual ~Landing() = default;
+  // Of the whole payload.
+  virtual std::int64_t size() const = 0;
+  // The next bytes of the payload, to be copied: the memory is the transport's. Others wait
+  // meanwhile: a few microseconds of work.
+  virtual void add(ConstByteSpan bytes) = 0;
+};
+
+// The bulk bytes of a request as the service gets them: in its landing, else in a buffer.
+struct Payload {
+  Payload() = default;
+  Payload(Buffer buffer_in) : buffer(std::move(buffer_in)) {}
+  explicit Payload(std::unique_ptr<Landing> landing_in) : landing(std::move(landing_in)) {}
+
+  std::int64_t size() const { return landing == nullptr ? buffer.size() : landing->size(); }
+
+  Buffer buffer;
+  std::unique_ptr<Landing> landing;  // then the buffer is empty
 };
 
 // What a service sends back. The transport holds `keep_alive` until it has read the payload, and
@@ -93,12 +130,21 @@ std::string_view to_string(PeerState state);
 
 // The server side. Errors of an operation travel in the header; a Status from handle() means that
 // the request could not be understood.
+//
+// Threads  The service's executor.
 class Service {
  public:
   virtual ~Service() = default;
-  // Runs on the service's executor. `caller` stays until the task is done.
+  // The header of a request is here, and so many bytes of payload are to come: who takes them, or
+  // null for a buffer. What handle() will say of a bad request, it says; this one says null.
+  virtual std::unique_ptr<Landing> land(const Caller& caller, MethodId method,
+                                        std::string_view header, std::int64_t payload_bytes) {
+    (void)caller, (void)method, (void)header, (void)payload_bytes;
+    return nullptr;
+  }
+  // `caller` stays until the task is done.
   virtual Task<ServiceReply> handle(const Caller& caller, MethodId method, std::string header,
-                                    Buffer payload) = 0;
+                                    Payload payload) = 0;
 };
 
 // Errors  call: kUnavailable (nobody listens there, connection lost), kDeadlineExceeded,
@@ -131,8 +177,8 @@ class Transport {
   // A snapshot. Of a peer that was never called, kClosed.
   virtual Task<PeerHealth> health(Address peer) = 0;
 
-  // Serves `service` at `self` on `executor`; both must live until stop() is done. Gives back the
-  // address to call.
+  // Serves `service` at `self` on `executor`, which is the shard of a transport that has one; both
+  // must live until stop() is done. Gives back the address to call.
   virtual Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) = 0;
 
   // Takes no more requests for `self` (as listen() gave it back) and waits for those it has. Runs

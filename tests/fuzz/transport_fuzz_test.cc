@@ -9,6 +9,7 @@
 #include "common/rng.h"
 #include "common/shard.h"
 #include "proto/transport.pb.h"
+#include "tests/support/test_landing.h"
 #include "transport/ucx/handshake.h"
 #include "transport/ucx/listener.h"
 #include "transport/ucx/ucx_transport.h"
@@ -23,16 +24,28 @@ constexpr int kFragmentConnections = 150;
 constexpr int kFragmentsEach = 40;
 constexpr std::int64_t kMaxRequestBytes = 1 << 20;
 
+// Payloads of an odd length land with the service.
 class EchoService final : public Service {
  public:
-  Task<ServiceReply> handle(const Caller&, MethodId, std::string header, Buffer payload) override {
-    auto kept = std::make_shared<Buffer>(std::move(payload));
+  std::unique_ptr<Landing> land(const Caller&, MethodId, std::string_view,
+                                std::int64_t payload_bytes) override {
+    if (payload_bytes % 2 == 0) return nullptr;
+    return std::make_unique<TestLanding>(payload_bytes, landings);
+  }
+  Task<ServiceReply> handle(const Caller&, MethodId, std::string header, Payload payload) override {
+    auto kept = std::make_shared<Payload>(std::move(payload));
     ServiceReply reply;
     reply.header = std::move(header);
-    reply.payload.push_back(std::as_const(*kept).bytes());
+    if (kept->landing == nullptr) {
+      reply.payload.push_back(std::as_const(kept->buffer).bytes());
+    } else {
+      reply.payload.push_back(static_cast<TestLanding&>(*kept->landing).bytes());
+    }
     reply.keep_alive = std::move(kept);
     co_return reply;
   }
+
+  std::atomic<int> landings = 0;  // that have not come back
 };
 
 // A listener and, on the same shard, whoever attacks it.
@@ -42,6 +55,7 @@ class TransportFuzz : public testing::Test {
   void TearDown() override {
     ASSERT_TRUE(on_shard(close()).ok());
     shard_.stop();
+    EXPECT_EQ(echo_.landings, 0);
   }
 
   template <class R>
@@ -54,7 +68,7 @@ class TransportFuzz : public testing::Test {
     options_.max_request_bytes = kMaxRequestBytes;
     ICE_CO_TRY(worker_, UcxWorker::create(shard_.executor(), options_));
     ICE_CO_TRY(attacker_, UcxWorker::create(shard_.executor(), options_));
-    listener_ = std::make_unique<Listener>(*worker_, shard_.executor(), echo_, options_, 1);
+    listener_ = std::make_unique<Listener>(*worker_, echo_, options_, 1);
     ICE_CO_TRY(const Address bound, co_await listener_->open("127.0.0.1:0"));
     ICE_CO_TRY(address_, parse_address(bound));
     co_return Status();

@@ -21,7 +21,7 @@ namespace icefield {
 class EchoService final : public Service {
  public:
   Task<ServiceReply> handle(const Caller&, MethodId method, std::string header,
-                            Buffer payload) override {
+                            Payload payload) override {
     ++calls;
     if (method == 3) co_return Status(Code::kInvalidArgument, "method 3");
     while (method == 2 && !released_) co_await stuck_.wait(Deadline::never());
@@ -30,10 +30,11 @@ class EchoService final : public Service {
       (void)co_await clock_.sleep_until(clock_.now() + delay);
     }
     ++held;
-    const std::shared_ptr<Buffer> kept(new Buffer(std::move(payload)), [this](Buffer* buffer) {
+    const auto give_back = [this](Buffer* buffer) {
       delete buffer;
       --held;
-    });
+    };
+    const std::shared_ptr<Buffer> kept(new Buffer(std::move(payload.buffer)), give_back);
     ServiceReply reply;
     reply.header = "re: " + header;
     const ConstByteSpan bytes = std::as_const(*kept).bytes();

@@ -95,11 +95,27 @@ std::int64_t LoopbackTransport::calls_under_way() {
   return sum;
 }
 
+// As over a wire: piece by piece to who takes it.
+Payload LoopbackTransport::land(Listener& listener, MethodId method, std::string_view header,
+                                Buffer payload) {
+  constexpr std::size_t kPieceBytes = 30'000;
+  if (payload.size() == 0) return Payload(std::move(payload));
+  auto landing = listener.service.land(listener.everyone, method, header, payload.size());
+  if (landing == nullptr) return Payload(std::move(payload));
+  for (ConstByteSpan left = std::as_const(payload).bytes(); !left.empty();) {
+    const ConstByteSpan piece = left.first(std::min(left.size(), kPieceBytes));
+    landing->add(piece);
+    left = left.subspan(piece.size());
+  }
+  return Payload(std::move(landing));
+}
+
 asio::awaitable<void> LoopbackTransport::serve(std::shared_ptr<Listener> listener, MethodId method,
                                                std::string header, Buffer payload,
                                                std::shared_ptr<Pending> pending) {
+  Payload landed = land(*listener, method, header, std::move(payload));
   Result<ServiceReply> reply = co_await listener->service.handle(
-      listener->everyone, method, std::move(header), std::move(payload));
+      listener->everyone, method, std::move(header), std::move(landed));
   Result<std::string> result = reply.status().ok() ? Result<std::string>(std::string())
                                                    : Result<std::string>(reply.status());
   if (reply.has_value()) {
@@ -129,6 +145,9 @@ Task<Reply> LoopbackTransport::call(Address peer, Request request, Buffer into, 
   }
   if (listener == nullptr) co_return Status(Code::kUnavailable, "nobody listens at " + peer);
   Buffer payload(payload_bytes(request.payload));
+  if (request.departure != nullptr && payload.capacity() > 0) {
+    request.departure->leaving(payload.capacity());
+  }
   gather(request.payload, payload);
   auto pending = std::make_shared<Pending>(co_await asio::this_coro::executor, std::move(into));
   pending->wake.expires_at(deadline.time_point());

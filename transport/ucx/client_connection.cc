@@ -112,6 +112,7 @@ Task<Reply> ClientConnection::call(Request request, Buffer into, Deadline deadli
 
   Message message(fragment, std::move(request.header));
   message.payload = std::move(request.payload);
+  message.departure = request.departure;
   std::shared_ptr<Upload> beside;
   if (!endpoint_->try_send_copy(message)) {
     beside = std::make_shared<Upload>(std::move(message));
@@ -122,7 +123,7 @@ Task<Reply> ClientConnection::call(Request request, Buffer into, Deadline deadli
 
   if (beside != nullptr) beside->loan.end();
   if (!pending.failure.ok()) co_return pending.failure;
-  co_return Reply(std::move(pending.reply->header()), std::move(pending.reply->payload()));
+  co_return Reply(std::move(pending.reply->header()), std::move(pending.reply->payload().buffer));
 }
 
 Task<> ClientConnection::wait_for_credit(std::int64_t bytes, Deadline deadline) {
@@ -254,7 +255,8 @@ void ClientConnection::take_fragment(Call& call, const FragmentHeader& header,
   Pending& pending = *call.pending;
   Status status;
   if (!pending.reply.has_value()) status = start_reply(pending, header);
-  if (status.ok() && !pending.reply->add(header, bytes)) {
+  const auto place = [&pending](std::string_view) { return Payload(std::move(pending.into)); };
+  if (status.ok() && !pending.reply->add(header, bytes, place)) {
     status = Status(Code::kInternal, "fragment of " + peer_ + " does not fit its message");
   }
   const bool seen = status.ok() && header.code == 0 && pending.reply->header_complete();
@@ -278,7 +280,7 @@ Status ClientConnection::start_reply(Pending& pending, const FragmentHeader& hea
     return Status(Code::kResourceExhausted, "reply of " + std::to_string(header.payload_bytes) +
                                                 " bytes, buffer of " + std::to_string(capacity));
   }
-  pending.reply.emplace(header, std::move(pending.into));
+  pending.reply.emplace(header);
   return Status();
 }
 

@@ -17,8 +17,6 @@ constexpr std::size_t kReadSliceBytes = 64 << 10;
 constexpr int kReadWindow = 16;
 // Keys kept unpacked.
 constexpr std::size_t kMaxRegions = 256;
-// Messages up to this size are copied: cheaper than a gather list.
-constexpr std::uint64_t kSmallBytes = 4096;
 
 // The completion of a flush or close.
 struct Completion {
@@ -68,9 +66,8 @@ void Endpoint::Loan::end() {
 // Cuts a message into fragments.
 class Endpoint::Cursor {
  public:
-  Cursor(Message& message, std::int64_t fragment_bytes)
+  explicit Cursor(Message& message)
       : message_(message),
-        fragment_bytes_(static_cast<std::uint64_t>(fragment_bytes)),
         piece_(as_bytes(message.header)) {
     message.fragment.header_bytes = static_cast<std::uint32_t>(message.header.size());
     message.fragment.payload_bytes = 0;
@@ -83,27 +80,38 @@ class Endpoint::Cursor {
   bool done() const { return begun_ && offset_ == message_.fragment.message_bytes(); }
   std::uint64_t left() const { return message_.fragment.message_bytes() - offset_; }
 
-  // Fills header and pieces of `slot` with the next fragment.
-  void next(Slot& slot) {
+  // Fills header and pieces of `slot` with the next fragment, of at most so many bytes.
+  void next(Slot& slot, std::int64_t most) {
     slot.header = message_.fragment;
     slot.header.offset = offset_;
     slot.pieces.clear();
-    std::uint64_t room = std::min(left(), fragment_bytes_);
+    std::uint64_t room = std::min(left(), static_cast<std::uint64_t>(most));
     slot.bytes = static_cast<std::size_t>(room);
     offset_ += room;
     begun_ = true;
+    if (message_.departure != nullptr && offset_ > message_.header.size()) {
+      message_.departure->leaving(static_cast<std::int64_t>(offset_ - message_.header.size()));
+    }
     while (room > 0) {
       if (piece_.empty()) piece_ = message_.payload[next_piece_++];
       const std::size_t part = std::min<std::size_t>(room, piece_.size());
-      if (part > 0) slot.pieces.push_back(piece_.first(part));
+      if (part > 0) add_piece(slot.pieces, piece_.first(part));
       piece_ = piece_.subspan(part);
       room -= part;
     }
   }
 
  private:
+  // Neighbours in memory are one piece: UCX copies what has many.
+  static void add_piece(std::vector<ConstByteSpan>& pieces, ConstByteSpan piece) {
+    if (!pieces.empty() && pieces.back().data() + pieces.back().size() == piece.data()) {
+      pieces.back() = {pieces.back().data(), pieces.back().size() + piece.size()};
+    } else {
+      pieces.push_back(piece);
+    }
+  }
+
   Message& message_;
-  const std::uint64_t fragment_bytes_;
   ConstByteSpan piece_;  // what is left of the piece at hand; the header comes first
   std::size_t next_piece_ = 0;
   std::uint64_t offset_ = 0;
@@ -142,7 +150,10 @@ Result<std::unique_ptr<Endpoint>> Endpoint::create(UcxWorker& worker, const std:
   if (status != UCS_OK) {
     return Status(Code::kUnavailable, "no lane to the peer: " + describe(status));
   }
-  if (endpoint->lanes() == "tcp") endpoint->fragment_bytes_ = kTcpFragmentBytes;
+  if (endpoint->lanes() == "tcp") {
+    endpoint->fragment_bytes_ = kTcpFragmentBytes;
+    endpoint->copy_bytes_ = kTcpFragmentBytes;
+  }
   worker.wake();
   return endpoint;
 }
@@ -155,8 +166,8 @@ Task<> Endpoint::send(Message& message) {
 // Where the loan may end, the first fragment is copied: a peer that has seen it knows what an abort
 // is about.
 Task<> Endpoint::send_lent(Message& message, Loan& loan) {
-  Cursor cursor(message, fragment_bytes_);
-  const bool small = cursor.left() <= kSmallBytes;
+  Cursor cursor(message);
+  const bool small = cursor.left() <= static_cast<std::uint64_t>(kSmallBytes);
   const bool may_end = loan.kind_ == Loan::Kind::kMayEnd;
   while (!cursor.done() && failure_.ok() && !loan.ended()) {
     const bool copy = small || (may_end && !cursor.begun());
@@ -165,7 +176,7 @@ Task<> Endpoint::send_lent(Message& message, Loan& loan) {
       continue;
     }
     Slot* slot = take_slot(copy ? nullptr : &loan);
-    cursor.next(*slot);
+    cursor.next(*slot, copy ? copy_bytes_ : fragment_bytes_);
     post(slot);
   }
   while (!loan.slots_.empty()) co_await sent_.wait(Deadline::never());
@@ -175,12 +186,12 @@ Task<> Endpoint::send_lent(Message& message, Loan& loan) {
 }
 
 bool Endpoint::try_send_copy(Message& message) {
-  Cursor cursor(message, fragment_bytes_);
+  Cursor cursor(message);
   if (cursor.left() > static_cast<std::uint64_t>(fragment_bytes_) ||
       copies_in_flight_ >= kCopyWindow)
     return false;
   Slot* slot = take_slot(nullptr);
-  cursor.next(*slot);
+  cursor.next(*slot, fragment_bytes_);
   post(slot);
   return true;
 }
@@ -267,6 +278,7 @@ void Endpoint::post(Slot* slot) {
   }
   const ucs_status_ptr_t request = ucp_am_send_nbx(endpoint_, kActiveMessage, &slot->header,
                                                    sizeof slot->header, buffer, count, &param);
+  worker_.sent();
   if (request != nullptr && !UCS_PTR_IS_ERR(request)) {
     worker_.wake();
     return;

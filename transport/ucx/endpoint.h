@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "common/waiters.h"
-#include "transport/buffer.h"
+#include "transport/transport.h"
 #include "transport/ucx/ucx_worker.h"
 #include "transport/ucx/wire.h"
 
@@ -22,6 +22,7 @@ struct Message {
   FragmentHeader fragment;
   std::string header;
   std::vector<ConstByteSpan> payload;
+  Departure* departure = nullptr;  // not told any more once the loan of the payload has ended
 };
 
 // A UCX endpoint to a worker whose address came by the handshake. It fails as a whole, once: then
@@ -127,7 +128,12 @@ class Endpoint {
   std::function<void(Status)> on_failure_;
   ucp_ep_h endpoint_ = nullptr;
   ucp_datatype_t packed_slot_ = 0;  // a Slot whose bytes UCX asks for
+  // Messages up to this size are copied: cheaper than a gather list.
+  static constexpr std::int64_t kSmallBytes = 4096;
   std::int64_t fragment_bytes_ = kFragmentBytes;
+  // Of a copied fragment with more behind it. UCX copies a lent one itself where there is shared
+  // memory, so the less the better; over TCP both ways are one copy more than the kernel's.
+  std::int64_t copy_bytes_ = kSmallBytes;
   Status failure_;
   int in_flight_ = 0;
   int copies_in_flight_ = 0;

@@ -49,8 +49,8 @@ asio::awaitable<void> Listener::accept_all() {
       }
       continue;
     }
-    auto connection = std::make_shared<ServerConnection>(worker_, std::move(socket), executor_,
-                                                         service_, options_, incarnation_);
+    auto connection = std::make_shared<ServerConnection>(worker_, std::move(socket), service_,
+                                                         options_, incarnation_);
     connections_.insert(connection);
     scope_.spawn(run(std::move(connection)));
   }

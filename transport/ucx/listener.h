@@ -11,10 +11,9 @@ namespace icefield::ucx {
 // Threads  The shard's. stop() before the destructor.
 class Listener {
  public:
-  Listener(UcxWorker& worker, asio::any_io_executor executor, Service& service,
-           const UcxOptions& options, std::uint64_t incarnation)
+  Listener(UcxWorker& worker, Service& service, const UcxOptions& options,
+           std::uint64_t incarnation)
       : worker_(worker),
-        executor_(std::move(executor)),
         service_(service),
         options_(options),
         incarnation_(incarnation),
@@ -33,7 +32,6 @@ class Listener {
   asio::awaitable<void> run(std::shared_ptr<ServerConnection> connection);
 
   UcxWorker& worker_;
-  const asio::any_io_executor executor_;
   Service& service_;
   const UcxOptions options_;
   const std::uint64_t incarnation_;

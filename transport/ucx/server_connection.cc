@@ -8,11 +8,10 @@
 namespace icefield::ucx {
 
 ServerConnection::ServerConnection(UcxWorker& worker, asio::ip::tcp::socket control,
-                                   asio::any_io_executor executor, Service& service,
-                                   const UcxOptions& options, std::uint64_t incarnation)
+                                   Service& service, const UcxOptions& options,
+                                   std::uint64_t incarnation)
     : worker_(worker),
       control_(std::move(control)),
-      executor_(std::move(executor)),
       service_(service),
       options_(options),
       incarnation_(incarnation),
@@ -135,7 +134,7 @@ bool ServerConnection::on_fragment(const FragmentHeader& header, ConstByteSpan b
     if (found == incoming_.end()) return true;
     FragmentHeader request = header;  // as it was when it was accepted
     request.header_bytes = static_cast<std::uint32_t>(found->second.header().size());
-    request.payload_bytes = static_cast<std::uint64_t>(found->second.payload().size());
+    request.payload_bytes = found->second.payload_bytes();
     incoming_.erase(found);
     scope_.spawn(refuse(request, Status(Code::kCancelled, "request aborted")));
     return true;
@@ -145,10 +144,10 @@ bool ServerConnection::on_fragment(const FragmentHeader& header, ConstByteSpan b
       end(Status(Code::kInvalidArgument, "a request beyond what was granted"));
       return true;
     }
-    Buffer payload(static_cast<std::int64_t>(header.payload_bytes));
-    found = incoming_.emplace(header.call, Assembly(header, std::move(payload))).first;
+    found = incoming_.emplace(header.call, Assembly(header)).first;
   }
-  if (!found->second.add(header, bytes)) {
+  const auto place = [&](std::string_view text) { return this->place(header, text); };
+  if (!found->second.add(header, bytes, place)) {
     end(Status(Code::kInvalidArgument, "a fragment that does not fit its request"));
     return true;
   }
@@ -174,6 +173,15 @@ bool ServerConnection::accept(const FragmentHeader& header) {
   return calls_held_ <= options_.max_calls && bytes_held_ <= options_.max_request_bytes;
 }
 
+Payload ServerConnection::place(const FragmentHeader& request, std::string_view header) {
+  const auto bytes = static_cast<std::int64_t>(request.payload_bytes);
+  if (bytes > 0 && request.method != kProbeMethod && !stopping_) {
+    auto landing = service_.land(caller_, request.method, header, bytes);
+    if (landing != nullptr) return Payload(std::move(landing));
+  }
+  return Payload(Buffer(bytes));
+}
+
 void ServerConnection::release(const FragmentHeader& request) {
   --calls_held_;
   bytes_held_ -= static_cast<std::int64_t>(request.message_bytes());
@@ -181,25 +189,17 @@ void ServerConnection::release(const FragmentHeader& request) {
 }
 
 asio::awaitable<void> ServerConnection::serve(FragmentHeader request, Assembly message) {
-  Result<ServiceReply> reply =
-      co_await handle(request.method, std::move(message.header()), std::move(message.payload()));
+  Result<ServiceReply> reply{ServiceReply()};  // to a probe
+  if (request.method != kProbeMethod) {
+    reply = co_await service_.handle(caller_, request.method, std::move(message.header()),
+                                     std::move(message.payload()));
+  }
   co_await answer(request, std::move(reply));
 }
 
 asio::awaitable<void> ServerConnection::refuse(FragmentHeader request, Status why) {
   Result<ServiceReply> reply(std::move(why));
   co_await answer(request, std::move(reply));
-}
-
-Task<ServiceReply> ServerConnection::handle(MethodId method, std::string header, Buffer payload) {
-  if (method == kProbeMethod) co_return ServiceReply();
-  if (executor_ == worker_.shard()) {
-    co_return co_await service_.handle(caller_, method, std::move(header), std::move(payload));
-  }
-  auto there = asio::co_spawn(
-      executor_, service_.handle(caller_, method, std::move(header), std::move(payload)),
-      asio::use_awaitable);
-  co_return co_await std::move(there);
 }
 
 asio::awaitable<void> ServerConnection::answer(const FragmentHeader& request,
@@ -226,9 +226,6 @@ asio::awaitable<void> ServerConnection::answer(const FragmentHeader& request,
   // The credit returns with the reply, so it counts no more from here on.
   release(request);
   (void)co_await endpoint_->send(message);
-  if (reply.has_value() && reply->keep_alive != nullptr && executor_ != worker_.shard()) {
-    asio::post(executor_, [kept = std::move(reply->keep_alive)]() mutable { kept.reset(); });
-  }
 }
 
 }  // namespace icefield::ucx

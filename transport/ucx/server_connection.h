@@ -19,12 +19,12 @@ namespace icefield::ucx {
 // Puts requests together, has them served side by side and sends the replies. A client that holds
 // more than it was granted, or sends what makes no sense, is cut off.
 //
-// Threads  The shard's; the service is called on its own executor. Dropped after run() only.
+// Threads  The shard's, which is also the service's. Dropped after run() only.
 class ServerConnection final : public FragmentSink,
                                public std::enable_shared_from_this<ServerConnection> {
  public:
-  ServerConnection(UcxWorker& worker, asio::ip::tcp::socket control, asio::any_io_executor executor,
-                   Service& service, const UcxOptions& options, std::uint64_t incarnation);
+  ServerConnection(UcxWorker& worker, asio::ip::tcp::socket control, Service& service,
+                   const UcxOptions& options, std::uint64_t incarnation);
   ~ServerConnection() override;
 
   // From the handshake to the end, which the client, a fault or stop() brings about. On return
@@ -45,16 +45,15 @@ class ServerConnection final : public FragmentSink,
   Result<Caller> check(const proto::Hello& hello, const proto::ConnectRequest& request) const;
   asio::awaitable<void> watch();
   bool accept(const FragmentHeader& header);
+  Payload place(const FragmentHeader& request, std::string_view header);
   asio::awaitable<void> serve(FragmentHeader request, Assembly message);
   asio::awaitable<void> refuse(FragmentHeader request, Status why);
-  Task<ServiceReply> handle(MethodId method, std::string header, Buffer payload);
   asio::awaitable<void> answer(const FragmentHeader& request, Result<ServiceReply> reply);
   void release(const FragmentHeader& request);
   void end(Status why);
 
   UcxWorker& worker_;
   asio::ip::tcp::socket control_;
-  const asio::any_io_executor executor_;
   Service& service_;
   const UcxOptions options_;
   const std::uint64_t incarnation_;

@@ -72,8 +72,8 @@ class UcxTransport::Impl {
   Task<Region> allocate_region(std::int64_t bytes) { co_return worker_->allocate_region(bytes); }
 
   Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) {
-    auto listener =
-        std::make_unique<Listener>(*worker_, std::move(executor), service, options_, rng_.next());
+    ICE_CHECK(executor == shard());
+    auto listener = std::make_unique<Listener>(*worker_, service, options_, rng_.next());
     ICE_CO_TRY(const Address bound, co_await listener->open(self));
     listeners_.emplace(bound, std::move(listener));
     co_return bound;

@@ -13,6 +13,9 @@ namespace {
 // Progress calls before other handlers of the shard get their turn.
 constexpr int kProgressBurst = 64;
 
+// When polling: looks in a row, because Asio's own look between two of them takes much longer.
+constexpr int kPollTries = 8;
+
 // A queue in shared memory towards a peer that does not read (it is frozen, or busy) has no event
 // for room in it, and UCX does not sleep while something waits for that. So after this many bursts
 // without progress we look again only now and then.
@@ -38,7 +41,8 @@ constexpr std::array kSharedMemory{
 };
 constexpr std::array kTcp{
     Setting{"RX_SEG_SIZE", "520k"},
-    Setting{"TX_SEG_SIZE", "260k"},
+    Setting{"TX_SEG_SIZE", "520k"},
+    Setting{"MAX_IOV", "16"},  // pieces that go out without a copy; UCX takes no more
 };
 
 const char* tls_of(UcxLanes lanes) {
@@ -192,6 +196,13 @@ void UcxWorker::wake() {
   nap_.cancel();
 }
 
+void UcxWorker::sent() {
+  if (poll_) return;
+  const auto now = Patience::TimePoint::clock::now();
+  patience_.expect(now);
+  if (sleeping_ && patience_.look(now)) event_.cancel();
+}
+
 asio::awaitable<void> UcxWorker::stop() {
   stopping_ = true;
   anchor_.cancel();
@@ -202,6 +213,7 @@ asio::awaitable<void> UcxWorker::stop() {
 UcxWorker::Progress UcxWorker::progress() {
   using Clock = std::chrono::steady_clock;
   int steps = 0;
+  int tries = poll_ ? kPollTries : 1;
   std::optional<Clock::time_point> patience;
   while (steps < kProgressBurst) {
     if (ucp_worker_progress(worker_) != 0) {
@@ -209,7 +221,10 @@ UcxWorker::Progress UcxWorker::progress() {
       patience.reset();
       continue;
     }
-    if (!message_open_ || poll_) break;
+    if (!message_open_) {
+      if (steps > 0 || --tries == 0) break;
+      continue;
+    }
     const auto now = Clock::now();
     if (!patience.has_value()) patience = now + kPatience;
     if (now >= *patience) break;
@@ -223,19 +238,32 @@ asio::awaitable<void> UcxWorker::drive() {
   while (!stopping_) {
     const Progress made = progress();
     if (made != Progress::kNone) fruitless = 0;
-    if (made != Progress::kMore && !poll_ && ucp_worker_arm(worker_) == UCS_OK) {
+    const bool look_again = poll_ || made == Progress::kMore || look(made);
+    if (!look_again && ucp_worker_arm(worker_) == UCS_OK) {
       fruitless = 0;
-      sleeping_ = true;
-      boost::system::error_code ignored;
-      co_await event_.async_wait(asio::posix::descriptor_base::wait_read,
-                                 asio::redirect_error(asio::use_awaitable, ignored));
-      sleeping_ = false;
-    } else if (!poll_ && ++fruitless > kFruitlessBursts) {
+      co_await wait_for_event();
+    } else if (!look_again && ++fruitless > kFruitlessBursts) {
       co_await nap();
     } else {
       co_await asio::post(shard_, asio::use_awaitable);
     }
   }
+}
+
+bool UcxWorker::look(Progress made) {
+  const auto now = Patience::TimePoint::clock::now();
+  if (made != Progress::kNone) patience_.arrived(now);
+  return patience_.look(now);
+}
+
+asio::awaitable<void> UcxWorker::wait_for_event() {
+  const auto begin = Patience::TimePoint::clock::now();
+  boost::system::error_code error;
+  sleeping_ = true;
+  co_await event_.async_wait(asio::posix::descriptor_base::wait_read,
+                             asio::redirect_error(asio::use_awaitable, error));
+  sleeping_ = false;
+  if (!error) patience_.slept(Patience::TimePoint::clock::now() - begin);
 }
 
 asio::awaitable<void> UcxWorker::nap() {

@@ -13,6 +13,7 @@
 #include "common/rng.h"
 #include "common/task_scope.h"
 #include "transport/transport.h"
+#include "transport/ucx/patience.h"
 #include "transport/ucx/ucx_options.h"
 #include "transport/ucx/wire.h"
 
@@ -56,6 +57,8 @@ class UcxWorker {
   // To be called after posting an operation that did not complete at once: an armed worker sleeps
   // on.
   void wake();
+  // To be called after sending something: the answer may be near.
+  void sent();
 
   // Stops progress; all endpoints must be closed.
   asio::awaitable<void> stop();
@@ -71,6 +74,8 @@ class UcxWorker {
   // Progress until nothing happens any more, or for a burst.
   enum class Progress { kNone, kSome, kMore };
   Progress progress();
+  bool look(Progress made);
+  asio::awaitable<void> wait_for_event();
   asio::awaitable<void> nap();
   static ucs_status_t on_message(void* self, const void* header, std::size_t header_bytes,
                                  void* data, std::size_t bytes, const ucp_am_recv_param_t* param);
@@ -87,6 +92,7 @@ class UcxWorker {
   // one there, those that wait for an event and not for a time change nothing.
   asio::steady_timer anchor_;
   bool sleeping_ = false;
+  Patience patience_;
   bool message_open_ = false;  // the last fragment was not the last of its message
   bool stopping_ = false;
   std::unordered_map<std::uint64_t, FragmentSink*> sinks_;

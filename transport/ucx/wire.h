@@ -17,7 +17,7 @@ constexpr unsigned kActiveMessage = 1;
 // copies it from the segment to its place, and neither side ever needs a rendezvous. Over TCP every
 // fragment is a system call: larger ones. The receiver takes any size.
 constexpr std::int64_t kFragmentBytes = 32 << 10;
-constexpr std::int64_t kTcpFragmentBytes = 256 << 10;
+constexpr std::int64_t kTcpFragmentBytes = 480 << 10;
 
 // A header is a Protobuf message; anything longer is garbage.
 constexpr std::uint32_t kMaxHeaderBytes = 16 << 20;

@@ -401,7 +401,9 @@ TEST_F(NodeTest, StatsTellATokenOfItsOwnNamespaces) {
     const std::uint64_t checksum =
         object_checksum(value_chunk_key(value_hash(name_space, 0, "k"), 1, 0), {});
     put.values.push_back({.key = "k", .checksums = std::span(&checksum, 1)});
-    auto putting = node_->node().values().put(put);
+    std::vector<IncomingChunk> chunks = node_->node().values().reserve(put);
+    chunks.front().checksum = checksum;
+    auto putting = node_->node().values().put(put, chunks);
     ASSERT_TRUE(wait(*node_, std::move(putting)).value().outcomes.front().has_value());
   }
   EXPECT_EQ(spaces({"*"}), (std::vector<std::string>{"ours", "theirs"}));

@@ -105,7 +105,7 @@ TEST(ClientFaults, ANodeThatIsDownMeansMissesAtOnceAndIsFoundAgain) {
 // Takes requests and answers none until it is told to.
 class SilentService final : public Service {
  public:
-  Task<ServiceReply> handle(const Caller&, MethodId, std::string, Buffer) override {
+  Task<ServiceReply> handle(const Caller&, MethodId, std::string, Payload) override {
     ++asked;
     if (on_ask) on_ask();
     while (!released) (void)co_await waiters.wait(Deadline::never());
@@ -215,7 +215,39 @@ TEST(ClientFaults, TwoWritersOfOneLargeValueDoNotMix) {
   EXPECT_EQ(cluster.run(cluster.store().exists({"k"}, {})).value()[0].value(), 3 << 20);
   sums[1] ^= 1;
   EXPECT_TRUE(cluster.run(cluster.store().remove({"k"}, {})).has_value());
+  const std::int64_t used = cluster.node(0).memory().usage().used_bytes;
+  EXPECT_EQ(used, 0);
   EXPECT_EQ(send(3, 1).code(), Code::kDataLoss) << "damaged on the way";
+  EXPECT_EQ(cluster.node(0).memory().usage().used_bytes, used) << "its slots have come back";
+}
+
+TEST(ClientFaults, DamagedPutIsNeverSeenAndItsNeighboursAreStored) {
+  ValueCluster cluster({}, 1);
+  const Bytes bytes(100'000, std::byte{3});
+  const ConstByteSpan part = bytes;
+  std::vector<std::uint64_t> sums;
+  PutValues request;
+  const std::vector<std::string> keys = {"a", "b", "c"};
+  for (const std::string& key : keys) {
+    const ObjectKey chunk = value_chunk_key(value_hash("", 0, key), 1, 0);
+    sums.push_back(object_checksum(chunk, std::span(&part, 1)) ^ (key == "b" ? 1 : 0));
+  }
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    request.values.push_back({.key = keys[i],
+                              .value_bytes = std::ssize(bytes),
+                              .checksums = std::span(sums).subspan(i, 1),
+                              .parts = std::span(&part, 1)});
+  }
+  const PutValuesReply reply =
+      cluster.run(cluster.nodes().values(0).put(std::move(request), Deadline::never())).value();
+  EXPECT_TRUE(reply.outcomes[0].has_value());
+  EXPECT_EQ(reply.outcomes[1].status().code(), Code::kDataLoss);
+  EXPECT_TRUE(reply.outcomes[2].has_value());
+  EXPECT_EQ(get(cluster, "b").reason(), MissReason::kNeverStored);
+  EXPECT_TRUE(get(cluster, "a").ok());
+  EXPECT_EQ(cluster.node(0).memory().usage().object_count, 2);
+  EXPECT_EQ(cluster.node(0).memory().usage().used_bytes, 2 * round_up(100'000, 16 << 10));
+  EXPECT_TRUE(put(cluster, "b", bytes).ok()) << "the next try";
 }
 
 TEST(ClientFaults, RequestsThatMakeNoSenseAreRefused) {

@@ -12,8 +12,10 @@
 #include "common/waiters.h"
 #include "proto/transport.pb.h"
 #include "tests/support/frozen.h"
+#include "tests/support/test_landing.h"
 #include "tests/support/transport_kinds.h"
 #include "transport/ucx/handshake.h"
+#include "transport/ucx/patience.h"
 #include "transport/ucx/wire.h"
 
 namespace icefield {
@@ -27,7 +29,7 @@ constexpr const char* kToken = "0123456789abcdef";
 // Answers whether the caller may use the namespace that the header names.
 class GateService final : public Service {
  public:
-  Task<ServiceReply> handle(const Caller& caller, MethodId, std::string header, Buffer) override {
+  Task<ServiceReply> handle(const Caller& caller, MethodId, std::string header, Payload) override {
     ServiceReply reply;
     reply.header = caller.may_use(header) ? "yes" : "no";
     co_return reply;
@@ -253,7 +255,7 @@ TEST(UcxPeers, RestartedOneIsFoundAgain) {
 // Answers nothing before let_go(), which a lost connection must not wait for.
 class StuckService final : public Service {
  public:
-  Task<ServiceReply> handle(const Caller&, MethodId, std::string, Buffer) override {
+  Task<ServiceReply> handle(const Caller&, MethodId, std::string, Payload) override {
     arrived.set_value();
     while (!released_) co_await wait_.wait(Deadline::never());
     co_return ServiceReply();
@@ -296,45 +298,123 @@ TEST(UcxPeers, CallsUnderWayEndWithTheirConnectionAndEverythingComesBack) {
   EXPECT_EQ(usage().request_bytes, 0);
 }
 
-// Counts requests, and those whose payload is not all ones.
+// Counts requests, and those whose payload is not all ones. Of method 2 the payload lands here.
 class OnesService final : public Service {
  public:
-  Task<ServiceReply> handle(const Caller&, MethodId, std::string, Buffer payload) override {
+  std::unique_ptr<Landing> land(const Caller&, MethodId method, std::string_view header,
+                                std::int64_t payload_bytes) override {
+    EXPECT_EQ(header, "header");
+    if (method != 2) return nullptr;
+    ++landed;
+    return std::make_unique<TestLanding>(payload_bytes, landings);
+  }
+  Task<ServiceReply> handle(const Caller&, MethodId method, std::string, Payload payload) override {
     ++requests;
-    wrong += std::ranges::count(payload.bytes(), std::byte{1}) != payload.size();
+    EXPECT_EQ(payload.landing != nullptr, method == 2);
+    const ConstByteSpan bytes = payload.landing == nullptr
+                                    ? std::as_const(payload.buffer).bytes()
+                                    : static_cast<TestLanding&>(*payload.landing).bytes();
+    wrong += std::ranges::count(bytes, std::byte{1}) != payload.size();
     co_return ServiceReply();
   }
   std::atomic<int> requests = 0;
   std::atomic<int> wrong = 0;
+  std::atomic<int> landed = 0;
+  std::atomic<int> landings = 0;  // that have not come back
 };
 
-TEST(UcxPeers, RequestGivenUpHalfwayIsNeverServedAndLeavesNothing) {
-  for (const UcxLanes lanes : {UcxLanes::kTcp, UcxLanes::kSharedMemory}) {
-    OnesService ones;
-    UcxOptions options;
-    options.lanes = lanes;
-    End server(options);
-    End client(options);
-    const Address node = server.listen(ones).value();
-    Bytes payload(32 << 20, std::byte{1});
-    const auto send = [&](std::chrono::milliseconds patience) {
-      Request request(1, "");
-      request.payload.push_back(payload);
-      return run_task(client.transport->call(node, std::move(request), Buffer(0),
-                                             Deadline::after(SystemClock(), patience)));
-    };
-    ASSERT_TRUE(send(10s).has_value());
-    {
-      const Frozen frozen(server.shard);
-      EXPECT_EQ(send(20ms).error().code(), Code::kDeadlineExceeded);
-      std::ranges::fill(payload, std::byte{2});  // the caller has it back
-    }
-    std::ranges::fill(payload, std::byte{1});
-    ASSERT_TRUE(send(10s).has_value());
-    EXPECT_EQ(ones.requests, 2);
-    EXPECT_EQ(ones.wrong, 0);
-    EXPECT_EQ(sync_wait(server.shard.executor(), server.transport->usage()).value().calls, 0);
+class HalfRequest : public testing::TestWithParam<std::tuple<UcxLanes, MethodId>> {
+ protected:
+  HalfRequest() {
+    options_.lanes = std::get<UcxLanes>(GetParam());
+    server_.emplace(options_);
+    node_ = server_->listen(ones_).value();
   }
+  Status send(End& client, ConstByteSpan payload, std::chrono::milliseconds patience) {
+    Request request(std::get<MethodId>(GetParam()), "header");
+    request.payload.push_back(payload);
+    return run_task(client.transport->call(node_, std::move(request), Buffer(0),
+                                           Deadline::after(SystemClock(), patience)))
+        .status();
+  }
+  UcxTransport::Usage usage() {
+    return sync_wait(server_->shard.executor(), server_->transport->usage()).value();
+  }
+
+  UcxOptions options_;
+  OnesService ones_;
+  std::optional<End> server_;
+  Address node_;
+};
+
+TEST_P(HalfRequest, GivenUpIsNeverServedAndLeavesNothing) {
+  End client(options_);
+  Bytes payload(32 << 20, std::byte{1});
+  ASSERT_TRUE(send(client, payload, 10s).ok());
+  {
+    const Frozen frozen(server_->shard);
+    EXPECT_EQ(send(client, payload, 20ms).code(), Code::kDeadlineExceeded);
+    std::ranges::fill(payload, std::byte{2});  // the caller has it back
+  }
+  std::ranges::fill(payload, std::byte{1});
+  ASSERT_TRUE(send(client, payload, 10s).ok());
+  EXPECT_EQ(ones_.requests, 2);
+  EXPECT_EQ(ones_.wrong, 0);
+  EXPECT_EQ(usage().calls, 0);
+  EXPECT_EQ(ones_.landings, 0);
+}
+
+TEST_P(HalfRequest, OfAClientThatIsGoneLeavesNothing) {
+  const Bytes payload(32 << 20, std::byte{1});
+  std::optional<End> client(std::in_place, options_);
+  ASSERT_TRUE(send(*client, payload, 10s).ok());
+  {
+    const Frozen frozen(server_->shard);
+    EXPECT_EQ(send(*client, payload, 20ms).code(), Code::kDeadlineExceeded);
+    client.reset();  // before the abort has come through
+  }
+  while (usage().connections > 0) std::this_thread::yield();
+  EXPECT_EQ(ones_.landings, 0);
+  EXPECT_EQ(ones_.requests, 1);
+  EXPECT_EQ(ones_.wrong, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(UcxPeers, HalfRequest,
+                         testing::Combine(testing::Values(UcxLanes::kTcp, UcxLanes::kSharedMemory),
+                                          testing::Values(MethodId{1}, MethodId{2})));
+
+// ------------------------------------------------------------------------------------- patience
+
+using ucx::Patience;
+
+TEST(UcxPatience, LooksWhereSleepsAreShortAndOnlyThere) {
+  Patience patience;
+  const Patience::TimePoint now{};
+  patience.arrived(now);
+  EXPECT_FALSE(patience.look(now)) << "nothing is known yet";
+  patience.slept(Patience::kLook / 2);
+  patience.arrived(now);
+  EXPECT_TRUE(patience.look(now + Patience::kLook / 2));
+  EXPECT_FALSE(patience.look(now + Patience::kLook)) << "no longer than that";
+  patience.slept(10 * Patience::kLook);
+  patience.arrived(now);
+  EXPECT_FALSE(patience.look(now)) << "sleeps are long";
+}
+
+TEST(UcxPatience, LookingInVainBecomesRare) {
+  Patience patience;
+  Patience::TimePoint now{};
+  int looks = 0;
+  for (int i = 0; i < 10'000; ++i) {
+    patience.slept(Patience::kLook / 2);
+    patience.arrived(now);
+    if (!patience.look(now)) continue;
+    ++looks;
+    now += Patience::kLook;
+    EXPECT_FALSE(patience.look(now));
+  }
+  EXPECT_LT(looks, 25);
+  EXPECT_GT(looks, 5) << "it is tried again";
 }
 
 UcxOptions tcp_options() {
