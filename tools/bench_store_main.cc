@@ -20,6 +20,7 @@
 #include "tools/report.h"
 
 DEFINE_string(transports, "shared_memory,tcp", "shared_memory (peers: unix socket), tcp");
+DEFINE_string(values, "4K,64K,1024K,64x16K", "sizes of the values, and batches of them");
 DEFINE_string(modes, "event,poll",
               "event: both of our sides sleep until there is something; poll, over shared memory");
 DEFINE_int32(rounds, 7, "of every case, all systems one after the other in each");
@@ -44,6 +45,9 @@ struct Case {
   std::int64_t batch = 1;
 
   std::int64_t bytes() const { return value_bytes * batch; }
+  std::string name() const {
+    return (batch > 1 ? std::to_string(batch) + "x" : "") + std::to_string(value_bytes >> 10) + "K";
+  }
 };
 constexpr Case kCases[] = {{4 << 10, 1}, {64 << 10, 1}, {1 << 20, 1}, {16 << 10, 64}};
 
@@ -106,7 +110,7 @@ class Ours {
     ICE_TRY(ClusterClient::Options options, cluster_options(node_.address(), "", path_.transport));
     options.transport.poll = path_.poll;
     ICE_TRY(client_, ClusterClient::open(std::move(options)));
-    ICE_TRY(sync_wait(client_->executor(), warm_up()));
+    ICE_TRY(sync_wait(client_->executor(), warm_up(one, value)));
     const Status status = sync_wait(client_->executor(), run(one, keys, value, put, get));
     client_ = nullptr;
     node_.signal(SIGSTOP);
@@ -116,13 +120,15 @@ class Ours {
  private:
   Ours(const Path& path, ChildNode node) : path_(path), node_(std::move(node)) {}
 
-  // Connects; the bandwidth of a new connection is measured meanwhile.
-  Task<> warm_up() {
+  // Connects, which the others have done for good; the bandwidth of a new connection is measured
+  // meanwhile, and its memory is touched.
+  Task<> warm_up(Case one, ConstByteSpan value) {
     const SystemClock clock;
     const Deadline end = Deadline::after(clock, std::chrono::milliseconds(100));
     while (!end.passed(clock)) {
-      std::vector<std::string_view> keys = {"warm up"};
-      ICE_CO_TRY(co_await client_->values().exists(std::move(keys), {}));
+      ICE_CO_TRY(co_await client_->values().put("warm up " + one.name(), value, {}, {}));
+      Buffer into(one.value_bytes);
+      ICE_CO_TRY(co_await client_->values().get("warm up " + one.name(), std::move(into), {}));
     }
     co_return Status();
   }
@@ -318,9 +324,7 @@ void report_case(const Case& one, const Path& path, const char* op,
   const Measured& ours = measured.at("icefield");
   const double gbps = quantile(ours.gbps, 0.5);
   std::vector<std::string> row = {path.transport, path.poll ? "poll" : "event", op,
-                                  (one.batch > 1 ? std::to_string(one.batch) + " x " : "") +
-                                      std::to_string(one.value_bytes >> 10) + " KB",
-                                  number_text(gbps, 2)};
+                                  one.name(), number_text(gbps, 2)};
   for (const char* other : {"redis", "memcached", "memcpy"}) {
     if (!measured.contains(other)) {
       row.emplace_back("–");
@@ -391,6 +395,7 @@ Status run() {
   for (const Path& path : paths) {
     ICE_TRY(const auto bench, Bench::start(path));
     for (const Case& one : kCases) {
+      if (("," + FLAGS_values + ",").find("," + one.name() + ",") == std::string::npos) continue;
       ICE_TRY(const Results results, bench->run(one, progress, done));
       report_case(one, path, "put", results.put, report, table);
       report_case(one, path, "get", results.get, report, table);
