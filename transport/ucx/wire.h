@@ -6,8 +6,8 @@
 
 namespace icefield::ucx {
 
-// Version of the handshake and of the fragments: both sides must speak the same.
-constexpr std::uint32_t kWireVersion = 1;
+// Version of the handshake, the fragments and the messages: both sides must speak the same.
+constexpr std::uint32_t kWireVersion = 2;  // checksums of a put follow its values
 
 // The one active message id in use.
 constexpr unsigned kActiveMessage = 1;
