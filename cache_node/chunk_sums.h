@@ -32,9 +32,9 @@ class ChunkSums {
   std::vector<std::uint64_t> sums_;
   // The piece that is passing.
   std::size_t chunk_ = 0;
-  std::int64_t piece_ = 0;      // of the chunk
-  std::int64_t missing_ = 0;    // bytes of it
-  Xxh3Stream hash_{0};          // of the others
+  std::int64_t piece_ = 0;             // of the chunk
+  std::int64_t missing_ = 0;           // bytes of it
+  Xxh3Stream hash_{0};                 // of the others
   std::vector<std::uint64_t> checks_;  // of the chunk's pieces before
 };
 

@@ -200,8 +200,7 @@ class NodeValues {
   };
   bool in_memory(const Wanted& wanted) const;
   void read_now(const Namespace& space, const Wanted& wanted, ValueReads& reads);
-  asio::awaitable<void> read_later(const Namespace& space, const Wanted& wanted,
-                                   ValueReads& reads);
+  asio::awaitable<void> read_later(const Namespace& space, const Wanted& wanted, ValueReads& reads);
   Status read_from_memory(const Wanted& wanted, const Run& run, std::vector<ObjectBytes>& chunks);
   Task<> read_from_tiers(Wanted wanted, Run run, std::vector<ObjectBytes>& chunks);
   static Result<Run> run_of(const Value& value, const Wanted& wanted, const ValueReads& reads);

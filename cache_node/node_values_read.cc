@@ -148,13 +148,12 @@ Result<NodeValues::Run> NodeValues::run_of(const Value& value, const Wanted& wan
   const std::int64_t bytes = value.bytes;
   const std::int64_t end = std::min(bytes, offset + room);
   if (offset % kValuePieceBytes != 0 || (offset >= bytes && offset > 0)) {
-    return Status(
-        Code::kInvalidArgument,
-        "offset " + std::to_string(offset) + " in a value of " + std::to_string(bytes) + " bytes");
+    return Status(Code::kInvalidArgument, "offset " + std::to_string(offset) + " in a value of " +
+                                              std::to_string(bytes) + " bytes");
   }
   if (end < bytes && end % kValuePieceBytes != 0) {
-    return Status(Code::kInvalidArgument, "value of " + std::to_string(bytes) +
-                                              " bytes, room for " + std::to_string(room));
+    return Status(Code::kInvalidArgument,
+                  "value of " + std::to_string(bytes) + " bytes, room for " + std::to_string(room));
   }
   if (reads.payload_bytes + end - offset > kMaxReadBytes) {
     return Status(Code::kResourceExhausted, "the reply is full, ask for it again");

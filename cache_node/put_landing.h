@@ -43,8 +43,8 @@ class PutLanding final : public Landing {
   Buffer aside_;  // of chunks that have no slots
   std::vector<ByteSpan> runs_;
   std::vector<ConstByteSpan> parts_;  // the same, of which chunks_ have theirs
-  RunWriter writer_;  // into them
-  ChunkSums sums_;    // of what came
+  RunWriter writer_;                  // into them
+  ChunkSums sums_;                    // of what came
 };
 
 }  // namespace icefield

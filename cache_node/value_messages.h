@@ -55,7 +55,7 @@ struct PutValues {
   ValueScope scope;
   std::vector<PutValue> values;
   Departure* departure = nullptr;  // may fill in the checksums while the values leave
-  std::uint64_t upload = 0;  // of whoever sends the chunks of one value in several requests
+  std::uint64_t upload = 0;        // of whoever sends the chunks of one value in several requests
   PutOptions options;
 };
 struct PutValuesReply {

@@ -33,7 +33,7 @@ struct Sums {
   HWY_ALIGN float out[kRowBlock][kMaxHeadDim];  // split
   float largest[kRowBlock];
   HWY_ALIGN float total[kRowBlock][kLanes];  // by lane
-  float tail_factor[kRowBlock];  // e^(largest of the tail - largest)
+  float tail_factor[kRowBlock];              // e^(largest of the tail - largest)
 };
 
 // The next rows of the runs, at most kBlock.
@@ -128,7 +128,7 @@ void add_rows(const HeadShape& shape, const AttendGroup& group, const float* q,
   std::int64_t done = 0;
   for (int count = reader.next(rows), next_count = 0; count > 0; count = next_count) {
     next_count = reader.next(next);
-    std::fill(rows + count, rows + kBlock, rows[0]);            // fills the last tile
+    std::fill(rows + count, rows + kBlock, rows[0]);  // fills the last tile
     std::fill(next + next_count, next + kBlock, rows[0]);
     for (int i = 0; i < count; i += kTile) {
       tile_logits<kRows>(rows + i, next + i, queries, shape.d_k, shape.beta, weight[0] + i, kBlock);

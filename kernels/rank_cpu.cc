@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <numeric>
 
 #include "common/bytes.h"
@@ -47,12 +48,14 @@ struct CodeQueries {
 // codes that stay in their bits, times 4^k, need four; with one all codes are shifted, which many
 // query rows share. Else code k comes times 4^(k % 2).
 template <int kRows>
-constexpr int kCodeSums = !kWideCodeSums ? 2 : kRows <= 2 ? 4 : 1;
+constexpr int kCodeSums = !kWideCodeSums ? 2
+                          : kRows <= 2   ? 4
+                                         : 1;
 
 // Vectors of rows that share the broadcasts of the queries, which would else decide: as many as
 // have room in the registers.
 template <int kRows>
-constexpr int kVecsAtOnce = kLanes == kCodePanel && kRows * kCodeSums<kRows> <= 8 ? 2 : 1;
+constexpr int kVecsAtOnce = (kLanes == kCodePanel && (kCodeSums<kRows> * kRows) <= 8) ? 2 : 1;
 
 // The four codes in each byte of `words`: dimension 4 k + b of a word's 16 stands in bits 2 k of
 // byte b.
@@ -283,7 +286,7 @@ class BestRows {
  public:
   // `budget` rows have at least the vote `bound`.
   BestRows(std::int32_t budget, float bound, RankedRow* best)
-      : budget_(budget), best_(best), threshold_(std::nextafter(bound, -HUGE_VALF)) {}
+      : budget_(budget), best_(best), threshold_(below(bound)) {}
 
   // votes[i] of the rows [begin, end) of the table; call with ascending rows.
   void add(const float* votes, std::int32_t begin, std::int32_t end) {
@@ -313,6 +316,11 @@ class BestRows {
   }
 
  private:
+  // A vote is not negative. Tiny ones count as 0 where the process flushes denormal numbers.
+  static float below(float bound) {
+    return bound >= std::numeric_limits<float>::min() ? std::nextafter(bound, 0.0f) : -1.0f;
+  }
+
   void cut() {
     std::nth_element(best_, best_ + budget_ - 1, best_ + count_,
                      [](const RankedRow& a, const RankedRow& b) {
@@ -374,9 +382,8 @@ void select_best(const RankGroup& group, const Selection& from) {
     bound.add(group.vote, begin, end);
   });
   BestRows best(from.budget, bound.value(), group.ranking);
-  for_candidate_rows(group, from, [&](std::int32_t begin, std::int32_t end) {
-    best.add(group.vote, begin, end);
-  });
+  for_candidate_rows(
+      group, from, [&](std::int32_t begin, std::int32_t end) { best.add(group.vote, begin, end); });
   append_selected(group, from, best);
 }
 

@@ -435,7 +435,7 @@ class Splitter {
   std::vector<Group> groups_;
   Floats sum_, part_sum_, mean_, other_;
   std::vector<std::uint8_t> in_second_;  // by place in the order
-  Tokens moved_;  // the marked ones
+  Tokens moved_;                         // the marked ones
 };
 
 void partition_run(Workspace& work, std::int32_t begin, std::int32_t end, std::int32_t segment_rows,

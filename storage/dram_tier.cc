@@ -219,9 +219,9 @@ DramTier::Reservation::~Reservation() {
 
 Result<DramTier::Reservation> DramTier::reserve(const ObjectKey& key, std::int64_t bytes) {
   if (reserved_count_ + slots_of(bytes) > slot_count_ / kReservedShare) {
-    return Status(Code::kResourceExhausted,
-                  std::to_string(reserved_count_) + " of " + std::to_string(slot_count_) +
-                      " slots of the DRAM tier are reserved");
+    return Status(Code::kResourceExhausted, std::to_string(reserved_count_) + " of " +
+                                                std::to_string(slot_count_) +
+                                                " slots of the DRAM tier are reserved");
   }
   return take(key, bytes);
 }
@@ -259,7 +259,7 @@ Result<ObjectBytes> DramTier::read(const ObjectKey& key, Verify verify) {
   if (!found.has_value()) {
     const bool evicted_lately = evictor_.remembers(name);
     return Status::miss(evicted_lately ? MissReason::kEvicted : MissReason::kNeverStored,
-                           "object " + to_string(key));
+                        "object " + to_string(key));
   }
   const Id id = *found;
   if (!alive(id)) {

@@ -323,8 +323,8 @@ void report_case(const Case& one, const Path& path, const char* op,
                                          {"clients", 1}};
   const Measured& ours = measured.at("icefield");
   const double gbps = quantile(ours.gbps, 0.5);
-  std::vector<std::string> row = {path.transport, path.poll ? "poll" : "event", op,
-                                  one.name(), number_text(gbps, 2)};
+  std::vector<std::string> row = {path.transport, path.poll ? "poll" : "event", op, one.name(),
+                                  number_text(gbps, 2)};
   for (const char* other : {"redis", "memcached", "memcpy"}) {
     if (!measured.contains(other)) {
       row.emplace_back("–");

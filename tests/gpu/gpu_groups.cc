@@ -123,8 +123,7 @@ LayerCase random_layer(SeededRng& rng, std::int32_t head_dim) {
 
 LayerCase strange_layer() {
   LayerCase layer;
-  layer.worlds.push_back(
-      std::make_unique<World>(31, std::vector<std::int32_t>{256, 256}, 64, 2));
+  layer.worlds.push_back(std::make_unique<World>(31, std::vector<std::int32_t>{256, 256}, 64, 2));
   layer.worlds.back()->split_clusters(0);
   const std::vector<Bf16> equal(256 * 128, float_to_bf16(0.5f));
   std::vector<Bf16> outlier(256 * 128, float_to_bf16(0.01f));

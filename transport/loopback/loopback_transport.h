@@ -40,8 +40,7 @@ class LoopbackTransport final : public Transport {
   };
   struct Pending;
 
-  static Payload land(Listener& listener, MethodId method, std::string_view header,
-                      Buffer payload);
+  static Payload land(Listener& listener, MethodId method, std::string_view header, Buffer payload);
   static asio::awaitable<void> serve(std::shared_ptr<Listener> listener, MethodId method,
                                      std::string header, Buffer payload,
                                      std::shared_ptr<Pending> pending);

@@ -66,9 +66,7 @@ void Endpoint::Loan::end() {
 // Cuts a message into fragments.
 class Endpoint::Cursor {
  public:
-  explicit Cursor(Message& message)
-      : message_(message),
-        piece_(as_bytes(message.header)) {
+  explicit Cursor(Message& message) : message_(message), piece_(as_bytes(message.header)) {
     message.fragment.header_bytes = static_cast<std::uint32_t>(message.header.size());
     message.fragment.payload_bytes = 0;
     for (const ConstByteSpan bytes : message.payload) {

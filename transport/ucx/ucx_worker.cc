@@ -40,8 +40,7 @@ constexpr std::array kSharedMemory{
     Setting{"MM_SEG_SIZE", "33k"},
 };
 constexpr std::array kTcp{
-    Setting{"RX_SEG_SIZE", "520k"},
-    Setting{"TX_SEG_SIZE", "520k"},
+    Setting{"RX_SEG_SIZE", "520k"}, Setting{"TX_SEG_SIZE", "520k"},
     Setting{"MAX_IOV", "16"},  // pieces that go out without a copy; UCX takes no more
 };
 
