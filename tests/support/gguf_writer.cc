@@ -2,9 +2,9 @@
 
 #include <fstream>
 
+#include "bench/support/head_fixture.h"
 #include "common/check.h"
 #include "common/float_bits.h"
-#include "bench/support/head_fixture.h"
 
 namespace icefield {
 namespace {

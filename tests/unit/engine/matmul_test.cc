@@ -5,8 +5,8 @@
 
 #include <cmath>
 
-#include "tests/support/gguf_writer.h"
 #include "bench/support/head_fixture.h"
+#include "tests/support/gguf_writer.h"
 
 namespace icefield {
 namespace {
