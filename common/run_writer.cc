@@ -49,4 +49,8 @@ void RunWriter::put(ConstByteSpan bytes) {
   }
 }
 
+bool RunWriter::full() const {
+  return room_.empty() && std::ranges::all_of(runs_, [](ByteSpan run) { return run.empty(); });
+}
+
 }  // namespace icefield

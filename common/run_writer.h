@@ -19,6 +19,7 @@ class RunWriter {
   explicit RunWriter(std::span<const ByteSpan> runs) : runs_(runs) {}
   // There must be room.
   void put(ConstByteSpan bytes);
+  bool full() const;
 
  private:
   ByteSpan room_;                   // what is left of the run at hand

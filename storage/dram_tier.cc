@@ -250,6 +250,7 @@ Task<PutOutcome> DramTier::put(ObjectKey key, std::span<const ConstByteSpan> pie
   reserved.append_runs(runs);
   RunWriter writer(runs);
   for (const ConstByteSpan piece : pieces) writer.put(piece);
+  ICE_CHECK(writer.full());  // else the slots' old bytes would be the rest of the object
   co_return store(std::move(reserved), info);
 }
 

@@ -34,11 +34,13 @@ TEST(Bytes, RunsAreFilledAndHashedWhateverTheCuts) {
     RunWriter writer(runs);
     Xxh3Stream hash(seed);
     for (ConstByteSpan left = bytes; !left.empty();) {
+      EXPECT_FALSE(writer.full()) << round;
       const ConstByteSpan part = left.first(1 + rng.below(left.size()));
       writer.put(part);
       hash.update(part);
       left = left.subspan(part.size());
     }
+    EXPECT_TRUE(writer.full()) << round;
     EXPECT_TRUE(std::ranges::equal(room, bytes)) << round;
     EXPECT_EQ(std::ranges::count(memory, std::byte{9}),
               100 + std::ranges::count(bytes, std::byte{9}));

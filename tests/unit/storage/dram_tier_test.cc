@@ -74,6 +74,16 @@ TEST_F(DramTierTest, PinnedObjectsAreNotEvicted) {
   EXPECT_EQ(evicted_, std::vector<ObjectKey>{a});
 }
 
+// Else the rest of the object would be what its slots held before.
+TEST_F(DramTierTest, PiecesMustBeAsLongAsTheObject) {
+  open(2);
+  const ObjectKey key = random_key(rng_);
+  const Bytes bytes(100);
+  const std::vector<ConstByteSpan> pieces = {bytes};
+  EXPECT_DEATH((void)run_task(tier_->put(key, pieces, {.bytes = 101})), "check failed");
+  EXPECT_DEATH((void)run_task(tier_->put(key, pieces, {.bytes = 99})), "check failed");
+}
+
 TEST_F(DramTierTest, ObjectLargerThanTheTierIsRefusedAndEvictsNothing) {
   open(2);
   ASSERT_TRUE(put(random_key(rng_), 100).has_value());
