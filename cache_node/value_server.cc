@@ -8,6 +8,10 @@ namespace icefield {
 namespace {
 
 constexpr std::uint32_t kMaxListed = 10'000;
+// A landing waits for its payload with every item decoded: about 330 bytes each, where the limits
+// on requests under way count the bytes that were sent, as few as 13. Beside so much payload an
+// item is small; smaller ones are decoded when all of them are there.
+constexpr std::int64_t kLandedItemBytes = 1024;
 
 template <class Message>
 ServiceReply reply_with(const Message& message) {
@@ -41,15 +45,11 @@ Result<Message> ValueServer::admit(const Caller& caller, std::string_view header
 std::unique_ptr<Landing> ValueServer::land(const Caller& caller, NodeMethod method,
                                            std::string_view header, std::int64_t payload_bytes) {
   if (method != NodeMethod::kPutValues) return nullptr;
-  Result<std::unique_ptr<PutLanding>> landing = land_put(caller, header, payload_bytes);
+  Result<proto::PutValuesRequest> message = admit<proto::PutValuesRequest>(caller, header);
+  if (!message.has_value()) return nullptr;
+  if (payload_bytes < message->keys().lengths_size() * kLandedItemBytes) return nullptr;
+  auto landing = PutLanding::open(std::move(*message), payload_bytes, values_);
   return landing.has_value() ? std::move(*landing) : nullptr;
-}
-
-Result<std::unique_ptr<PutLanding>> ValueServer::land_put(const Caller& caller,
-                                                          std::string_view header,
-                                                          std::int64_t payload_bytes) {
-  ICE_TRY(auto message, admit<proto::PutValuesRequest>(caller, header));
-  return PutLanding::open(std::move(message), payload_bytes, values_);
 }
 
 Task<ServiceReply> ValueServer::handle(const Caller& caller, NodeMethod method,
@@ -65,11 +65,12 @@ Task<ServiceReply> ValueServer::handle(const Caller& caller, NodeMethod method,
   }
 }
 
-// What landed is here; else the request makes no sense, or its values are empty.
+// What landed is here. Else the values are small, or the request makes no sense.
 Task<ServiceReply> ValueServer::put(const Caller& caller, const std::string& header,
                                     Payload payload) {
   if (payload.landing == nullptr) {
-    ICE_CO_TRY(auto landing, land_put(caller, header, payload.size()));
+    ICE_CO_TRY(auto message, admit<proto::PutValuesRequest>(caller, header));
+    ICE_CO_TRY(auto landing, PutLanding::open(std::move(message), payload.size(), values_));
     landing->add(std::as_const(payload.buffer).bytes());
     payload.landing = std::move(landing);
   }

@@ -7,8 +7,6 @@
 
 namespace icefield {
 
-class PutLanding;
-
 // Threads  The node's shard.
 // Errors   kInvalidArgument for a request that cannot be decoded or exceeds a limit; what goes
 //          wrong with an item is that item's outcome.
@@ -27,8 +25,6 @@ class ValueServer {
   template <class Message>
   static Result<Message> admit(const Caller& caller, std::string_view header);
 
-  Result<std::unique_ptr<PutLanding>> land_put(const Caller& caller, std::string_view header,
-                                               std::int64_t payload_bytes);
   Task<ServiceReply> put(const Caller& caller, const std::string& header, Payload payload);
   Task<ServiceReply> get(const Caller& caller, const std::string& header);
   Task<ServiceReply> find(const Caller& caller, const std::string& header);

@@ -381,6 +381,30 @@ TEST_F(NodeTest, ObjectsOfValuesAreNoPartsOfBuilds) {
   }
 }
 
+// What is decoded of a request stays within the limit on requests under way, which counts bytes.
+TEST_F(NodeTest, SmallValuesAreNotDecodedAheadOfTheirPayload) {
+  NodeServer server(node_->node());
+  const Caller caller(TokenGrant{.token = "a-token-that-is-long", .namespaces = {"*"}});
+  const auto lands = [&](std::uint64_t value_bytes) {
+    constexpr int kCount = 100;
+    proto::PutValuesRequest put;
+    for (int i = 0; i < kCount; ++i) {
+      put.mutable_keys()->mutable_text()->append("key");
+      put.mutable_keys()->add_lengths(3);
+      put.add_value_bytes(value_bytes);
+      put.add_first_chunks(0);
+      put.add_chunk_counts(1);
+    }
+    const auto method = static_cast<MethodId>(NodeMethod::kPutValues);
+    const auto payload_bytes = kCount * static_cast<std::int64_t>(value_bytes + 8);
+    return server.land(caller, method, put.SerializeAsString(), payload_bytes) != nullptr;
+  };
+  EXPECT_FALSE(lands(0));
+  EXPECT_FALSE(lands(1015));
+  EXPECT_TRUE(lands(1016));
+  EXPECT_TRUE(lands(100'000));
+}
+
 TEST_F(NodeTest, StatsTellATokenOfItsOwnNamespaces) {
   NodeServer server(node_->node());
   const auto spaces = [&](std::vector<std::string> grants) {
