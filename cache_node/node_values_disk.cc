@@ -206,7 +206,8 @@ asio::awaitable<void> NodeValues::make_copies() {
     if (copied.ok()) {
       copied_to_disk.add();
     } else if (copied.code() == Code::kResourceExhausted) {
-      // The disk is busy or full: its next use asks for it again.
+      // The disk is busy or full: its next use asks for it again. Those that wait are tried again
+      // with the next request.
       copies_refused.add();
       co_return;
     } else if (copied.code() != Code::kNotFound) {

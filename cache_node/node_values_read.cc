@@ -114,6 +114,7 @@ Task<ValueHead> NodeValues::get(const GetValues& request, ValueReads& reads) {
     co_await scope.join();
     for (ValueReads& one : each) reads.append(std::move(one));
   }
+  start_copies();  // what came from disk may have filled memory
   ICE_CO_TRY(co_await remove_doomed());
   co_return head;
 }

@@ -165,5 +165,41 @@ TEST_F(NodeValuesTest, WhatIsReplacedWhileItIsReadIsNotKeptInMemory) {
   EXPECT_EQ(next.value().copy(), disk_.replacement);
 }
 
+// Read from disk into memory until it is half full: what was used before is copied then.
+TEST_F(NodeValuesTest, ReadsThatFillMemoryStartTheCopies) {
+  for (const char* key : {"cold 0", "cold 1"}) {
+    store(key, kMiB, {.level = WriteLevel::kDurable});
+    ASSERT_TRUE(run(memory_->remove(chunk_of(key, kMiB))).ok());
+  }
+  store("used", 100'000);
+  use("used");
+  settle();
+  EXPECT_EQ(values_.copied_to_disk.value(), 0) << "memory is less than half full";
+  use("cold 0");
+  use("cold 1");
+  settle();
+  EXPECT_EQ(values_.copied_to_disk.value(), 1);
+  EXPECT_TRUE(disk_.find(chunk_of("used", 100'000)).has_value());
+}
+
+TEST_F(NodeValuesTest, CopiesGoOnAfterTheDiskRefusedOne) {
+  for (const char* key : {"a", "b", "c"}) {
+    store(key, 100'000);
+    use(key);
+  }
+  disk_.refusals = 1;
+  store("filler 0", 900'000);
+  store("filler 1", 900'000);
+  settle();
+  EXPECT_EQ(values_.copies_refused.value(), 1);
+  EXPECT_EQ(values_.copied_to_disk.value(), 0);
+  use("b");
+  settle();
+  EXPECT_EQ(values_.copied_to_disk.value(), 2);
+  use("a");
+  settle();
+  EXPECT_EQ(values_.copied_to_disk.value(), 3) << "asked for again";
+}
+
 }  // namespace
 }  // namespace icefield
