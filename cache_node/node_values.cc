@@ -136,6 +136,7 @@ Task<PutValuesReply> NodeValues::put(const PutValues& request, std::span<Incomin
     reply.outcomes.push_back(co_await put_one(*space, item, request, mine, batch));
   }
   batch.leases.clear();
+  batched_bytes_ -= batch.bytes;
   start_copies();
   ICE_CO_TRY(co_await remove_doomed());
   if (request.options.level == WriteLevel::kDurable && disk_ != nullptr) {
@@ -271,7 +272,8 @@ void NodeValues::complete(Namespace& space, const ValueHash& hash, std::string_v
                           WriteLevel level, Batch& batch) {
   Upload upload = std::move(uploads_.at(hash));
   uploads_.erase(hash);
-  if (batch.bytes + upload.bytes <= memory_.usage().capacity_bytes / 4) {
+  if (batched_bytes_ + upload.bytes <= memory_.usage().capacity_bytes / 4) {
+    batched_bytes_ += upload.bytes;
     batch.bytes += upload.bytes;
     std::ranges::move(upload.leases, std::back_inserter(batch.leases));
   }

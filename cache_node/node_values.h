@@ -163,8 +163,8 @@ class NodeValues {
   std::uint64_t fingerprint(const Namespace& space, std::string_view key) const;
 
   // Putting.
-  // What one request has put: leased until it is answered, as long as that is a small part of
-  // memory, so that the values of a batch do not evict each other.
+  // What one request has put: leased until all of it is, so that the values of a batch do not evict
+  // each other, as long as what all batches lease together is a small part of memory.
   struct Batch {
     Leases leases;
     std::int64_t bytes = 0;
@@ -244,6 +244,7 @@ class NodeValues {
   Values values_;
   std::unordered_map<ValueHash, Upload, Hash128Hasher> uploads_;
   std::int64_t hard_pinned_bytes_ = 0;
+  std::int64_t batched_bytes_ = 0;  // of all batches
   ByTime soft_pins_;
   ByTime expiries_;
   std::vector<Doomed> doomed_;

@@ -201,5 +201,23 @@ TEST_F(NodeValuesTest, CopiesGoOnAfterTheDiskRefusedOne) {
   EXPECT_EQ(values_.copied_to_disk.value(), 3) << "asked for again";
 }
 
+// Four batches wait for the disk in the middle: what they have put so far must not fill memory.
+TEST_F(NodeValuesTest, BatchesUnderWayDoNotCostOthersTheirSoftPins) {
+  store("pinned", 100'000, {.pin = PinKind::kSoft, .pin_ttl_ms = 1'000'000});
+  disk_.held_bytes = 10;
+  int stored = 0;
+  TaskScope scope(io_.get_executor());
+  for (int i = 0; i < 4; ++i) scope.spawn(put_behind_held(i, stored));
+  settle();
+  store("new", 500'000);
+  const auto pinned = memory_->find(chunk_of("pinned", 100'000));
+  EXPECT_TRUE(pinned.has_value() && pinned->retention.pinned_until_ms > 0);
+  EXPECT_EQ(stored, 0);
+  disk_.held_bytes = -1;
+  disk_.held.notify_all();
+  settle();
+  EXPECT_EQ(stored, 4);
+}
+
 }  // namespace
 }  // namespace icefield
