@@ -99,14 +99,36 @@ Task<std::int64_t> NodeValues::flush(ValueScope scope, ValueHead& head) {
 
 // --------------------------------------------------------------------------------------- putting
 
+bool NodeValues::over_quota(const PutValue& item, const PutOptions& options) const {
+  return options.pin == PinKind::kHard &&
+         hard_pinned_bytes_ + item.value_bytes > options_.hard_pin_bytes;
+}
+
+// Whether put() would refuse all of it, as things are.
+bool NodeValues::hopeless(const PutValues& request) const {
+  if (request.options.level == WriteLevel::kDurable && disk_ == nullptr) return true;
+  const auto space = spaces_.find(request.scope.name_space);
+  return space != spaces_.end() && request.scope.flush_number < space->second->flush_number;
+}
+
+// Not when put() would refuse it, as things are, or has it already.
+bool NodeValues::worth_room(const ValueHash& hash, const PutValue& item,
+                            const PutValues& request) const {
+  const auto there = values_.find(hash);
+  if (there != values_.end() && !is_over(there->second)) return false;
+  if (removing_.contains(hash) || over_quota(item, request.options)) return false;
+  const auto upload = uploads_.find(hash);
+  return upload == uploads_.end() || upload->second.number == request.upload;
+}
+
 std::vector<IncomingChunk> NodeValues::reserve(const PutValues& request) {
   std::vector<IncomingChunk> chunks;
   chunks.reserve(request.values.size());
+  const bool refused = hopeless(request);
   for (const PutValue& item : request.values) {
     const ValueHash hash =
         value_hash(request.scope.name_space, request.scope.flush_number, item.key);
-    const auto there = values_.find(hash);
-    const bool wanted = there == values_.end() || is_over(there->second);
+    const bool wanted = !refused && worth_room(hash, item, request);
     const std::int64_t count = value_chunk_count(item.value_bytes);
     for (std::size_t i = 0; i < item.checksums.size(); ++i) {
       const std::int64_t number = item.first_chunk + static_cast<std::int64_t>(i);
@@ -165,8 +187,7 @@ Task<PutOutcome> NodeValues::put_one(Namespace& space, const PutValue& item,
     if (durable && !(*there)->on_disk) ICE_CO_TRY(co_await copy_to_disk(hash));
     co_return PutOutcome::kAlreadyThere;
   }
-  if (request.options.pin == PinKind::kHard &&
-      hard_pinned_bytes_ + item.value_bytes > options_.hard_pin_bytes) {
+  if (over_quota(item, request.options)) {
     co_return Status(Code::kResourceExhausted,
                      "hard pins hold " + std::to_string(hard_pinned_bytes_) + " of " +
                          std::to_string(options_.hard_pin_bytes) + " bytes",

@@ -35,7 +35,7 @@ struct ValueReads : ValueFacts {
 struct IncomingChunk {
   ObjectKey key;
   std::int64_t bytes = 0;
-  std::optional<DramTier::Reservation> slots;  // none: no room, or the value is there already
+  std::optional<DramTier::Reservation> slots;  // none: no room, or nothing will want it
   std::span<const ConstByteSpan> parts;        // where it is: in the slots, else anywhere
   std::uint64_t checksum = 0;                  // of the bytes that came
 };
@@ -73,7 +73,8 @@ class NodeValues {
   Task<> stop();
 
   // Room for the chunks of `request`, in order, before their bytes come: neither parts nor
-  // checksum are set. A value counts only once put() says so.
+  // checksum are set. A value counts only once put() says so. What put() would refuse, or has
+  // already, gets none, so that nothing is evicted for it.
   std::vector<IncomingChunk> reserve(const PutValues& request);
   // Takes the slots of chunks that came as they were sent. The parts of the request are not looked
   // at: what counts are those of `chunks`.
@@ -163,6 +164,9 @@ class NodeValues {
   std::uint64_t fingerprint(const Namespace& space, std::string_view key) const;
 
   // Putting.
+  bool over_quota(const PutValue& item, const PutOptions& options) const;
+  bool hopeless(const PutValues& request) const;
+  bool worth_room(const ValueHash& hash, const PutValue& item, const PutValues& request) const;
   // What one request has put: leased until all of it is, so that the values of a batch do not evict
   // each other, as long as what all batches lease together is a small part of memory.
   struct Batch {

@@ -219,5 +219,32 @@ TEST_F(NodeValuesTest, BatchesUnderWayDoNotCostOthersTheirSoftPins) {
   EXPECT_EQ(stored, 4);
 }
 
+TEST_F(NodeValuesTest, PutsThatWillBeRefusedEvictNothing) {
+  const std::int64_t part_bytes = kMiB;
+  ASSERT_TRUE(run(put({{.key = "half", .bytes = part_bytes, .value_bytes = 2 * kMiB}}, {}))
+                  .has_value());
+  for (int i = 0; i < 3; ++i) store("k" + std::to_string(i), kMiB);
+  ValueHead head;
+  ASSERT_TRUE(run(values_.flush({.name_space = "flushed", .flush_number = 1}, head)).has_value());
+  const auto takes_room = [&](NodeValues& values, const PutValues& request) {
+    return values.reserve(request).front().slots.has_value();
+  };
+  Asked stale({{.key = "new", .bytes = kMiB}}, {});
+  stale.request.scope.name_space = "flushed";
+  EXPECT_FALSE(takes_room(values_, stale.request));
+  Asked rival({{.key = "half", .bytes = kMiB, .value_bytes = 2 * kMiB}}, {});
+  rival.request.upload = 1;
+  EXPECT_FALSE(takes_room(values_, rival.request));
+  const Asked pinned({{.key = "a", .bytes = kMiB}, {.key = "b", .bytes = 1}},
+                     {.pin = PinKind::kHard});
+  NodeValues no_pins(*memory_, nullptr, clock_, {});
+  EXPECT_FALSE(takes_room(no_pins, pinned.request));
+  const Asked durable({{.key = "new", .bytes = kMiB}}, {.level = WriteLevel::kDurable});
+  EXPECT_FALSE(takes_room(no_pins, durable.request));
+  EXPECT_EQ(memory_->evicted.value(), 0);
+  EXPECT_TRUE(takes_room(values_, durable.request));
+  EXPECT_GT(memory_->evicted.value(), 0);
+}
+
 }  // namespace
 }  // namespace icefield
