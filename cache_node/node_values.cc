@@ -23,7 +23,9 @@ bool hard_pinned(const Retention& retention) {
 }  // namespace
 
 NodeValues::NodeValues(DramTier& memory, Tier* disk, const Clock& clock, Options options)
-    : memory_(memory), disk_(disk), clock_(clock), options_(options) {}
+    : memory_(memory), disk_(disk), clock_(clock), options_(options) {
+  ICE_CHECK(options_.disk_after_hits <= kManyHits);
+}
 
 Task<> NodeValues::stop() {
   to_copy_.clear();

@@ -59,9 +59,10 @@ struct IncomingChunk {
 //            kFailedPrecondition (durable without a disk). Reads: kNotFound with the reason.
 class NodeValues {
  public:
+  static constexpr std::int16_t kManyHits = INT16_MAX;
   struct Options {
     std::int64_t hard_pin_bytes = 0;  // quota
-    std::int32_t disk_after_hits = 1;
+    std::int32_t disk_after_hits = 1;  // at most kManyHits: no more are counted
     std::int64_t upload_idle_ms = 10'000;  // then others may put the value
   };
 
@@ -136,7 +137,6 @@ class NodeValues {
     std::unique_ptr<Name> name;  // null: on disk, not read yet
   };
   static_assert(sizeof(Value) == 40 && kMaxValueBytes <= INT32_MAX);
-  static constexpr std::int16_t kManyHits = INT16_MAX;
   using Values = std::unordered_map<ValueHash, Value, Hash128Hasher>;
   using Leases = std::vector<std::shared_ptr<const void>>;
   // A value whose chunks are still coming.

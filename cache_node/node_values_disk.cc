@@ -61,15 +61,18 @@ std::optional<NodeValues::Value> NodeValues::value_on_disk(const ValueHash& hash
   if (chunk_count == 0 || chunk_count > value_chunk_count(kMaxValueBytes)) return std::nullopt;
   Value value{.on_disk = true};
   std::vector<std::uint64_t> checksums;
+  std::int64_t bytes = 0;
   for (std::int64_t chunk = 0; chunk < chunk_count; ++chunk) {
     const auto info = disk_->find(value_chunk_key(hash, chunk_count, chunk));
     if (!info.has_value()) return std::nullopt;
     const bool last = chunk + 1 == chunk_count;
     if (!last && info->bytes != kValueChunkBytes) return std::nullopt;
-    value.bytes += static_cast<std::int32_t>(info->bytes);
+    bytes += info->bytes;
     if (chunk == 0) value.retention = info->retention;
     checksums.push_back(info->checksum);
   }
+  if (value_chunk_count(bytes) != chunk_count) return std::nullopt;
+  value.bytes = static_cast<std::int32_t>(bytes);
   value.version = version_of(checksums);
   return value;
 }
@@ -200,8 +203,13 @@ asio::awaitable<void> NodeValues::make_copies() {
   while (!to_copy_.empty() && memory_fills()) {
     const ValueHash hash = to_copy_.front();
     to_copy_.pop_front();
+    auto found = values_.find(hash);
+    if (found != values_.end() && found->second.on_disk) {  // put durably meanwhile
+      found->second.copying = false;
+      continue;
+    }
     const Status copied = co_await copy_to_disk(hash);
-    const auto found = values_.find(hash);
+    found = values_.find(hash);
     if (found != values_.end()) found->second.copying = false;
     if (copied.ok()) {
       copied_to_disk.add();
@@ -220,7 +228,6 @@ asio::awaitable<void> NodeValues::make_copies() {
 Task<> NodeValues::copy_to_disk(ValueHash hash) {
   const auto value = values_.find(hash);
   if (value == values_.end()) co_return Status::miss(MissReason::kEvicted, "value to be copied");
-  if (value->second.on_disk) co_return Status();
   const std::int64_t count = value_chunk_count(value->second.bytes);
   const Status copied = co_await copy_chunks(hash, count);
   if (copied.ok() && values_.contains(hash)) co_return co_await store_name(hash);

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/check.h"
+
 namespace rocksdb::crc32c {
 
 // The CRC of what has the CRC `crc`, followed by `size` bytes: declared in RocksDB's util/crc32c.h,
@@ -39,6 +41,7 @@ using Extend = std::uint32_t (*)(std::uint32_t, const char*, std::size_t);
 Extend choose() {
   if (__builtin_cpu_supports("sse4.2") != 0) return extend_sse42;
   void* const theirs = ::dlsym(RTLD_NEXT, "_ZN7rocksdb6crc32c6ExtendEjPKcm");
+  ICE_CHECK(theirs != nullptr);  // RocksDB linked statically: this one is in the place of its own
   return reinterpret_cast<Extend>(theirs);
 }
 

@@ -246,5 +246,25 @@ TEST_F(NodeValuesTest, PutsThatWillBeRefusedEvictNothing) {
   EXPECT_GT(memory_->evicted.value(), 0);
 }
 
+TEST_F(NodeValuesTest, ChunksOfAnotherMakeAreNotTakenForAValue) {
+  const ValueHash hash = value_hash("", 0, "foreign");
+  const Bytes bytes(kMiB + 1);
+  const ConstByteSpan piece = bytes;
+  for (const ObjectKey& key : {value_chunk_key(hash, 1, 0), value_name_key(hash)}) {
+    ASSERT_TRUE(run(disk_.put(key, std::span(&piece, 1), info_of(key, bytes))).has_value());
+  }
+  ASSERT_TRUE(run(values_.recover()).ok());
+  EXPECT_EQ(disk_.usage().object_count, 0);
+}
+
+TEST_F(NodeValuesTest, WhatIsOnDiskAlreadyIsNoCopy) {
+  store("used", 100'000);
+  use("used");
+  store("used", 100'000, {.level = WriteLevel::kDurable});
+  for (int i = 0; i < 3; ++i) store("filler " + std::to_string(i), 900'000);
+  settle();
+  EXPECT_EQ(values_.copied_to_disk.value(), 0);
+}
+
 }  // namespace
 }  // namespace icefield
