@@ -316,9 +316,10 @@ class BestRows {
   }
 
  private:
-  // A vote is not negative. Tiny ones count as 0 where the process flushes denormal numbers.
+  // The next number below. Tiny ones count as 0 where the process flushes denormal numbers.
   static float below(float bound) {
-    return bound >= std::numeric_limits<float>::min() ? std::nextafter(bound, 0.0f) : -1.0f;
+    constexpr float kTiny = std::numeric_limits<float>::min();
+    return std::abs(bound) < kTiny ? -kTiny : std::nextafter(bound, -HUGE_VALF);
   }
 
   void cut() {
