@@ -61,8 +61,8 @@ class NodeValues {
  public:
   static constexpr std::int16_t kManyHits = INT16_MAX;
   struct Options {
-    std::int64_t hard_pin_bytes = 0;  // quota
-    std::int32_t disk_after_hits = 1;  // at most kManyHits: no more are counted
+    std::int64_t hard_pin_bytes = 0;       // quota
+    std::int32_t disk_after_hits = 1;      // at most kManyHits: no more are counted
     std::int64_t upload_idle_ms = 10'000;  // then others may put the value
   };
 

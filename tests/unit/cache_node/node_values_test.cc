@@ -220,9 +220,8 @@ TEST_F(NodeValuesTest, BatchesUnderWayDoNotCostOthersTheirSoftPins) {
 }
 
 TEST_F(NodeValuesTest, PutsThatWillBeRefusedEvictNothing) {
-  const std::int64_t part_bytes = kMiB;
-  ASSERT_TRUE(run(put({{.key = "half", .bytes = part_bytes, .value_bytes = 2 * kMiB}}, {}))
-                  .has_value());
+  const Item half{.key = "half", .bytes = kMiB, .value_bytes = 2 * kMiB};
+  ASSERT_TRUE(run(put({half}, {})).has_value());
   for (int i = 0; i < 3; ++i) store("k" + std::to_string(i), kMiB);
   ValueHead head;
   ASSERT_TRUE(run(values_.flush({.name_space = "flushed", .flush_number = 1}, head)).has_value());
@@ -232,7 +231,7 @@ TEST_F(NodeValuesTest, PutsThatWillBeRefusedEvictNothing) {
   Asked stale({{.key = "new", .bytes = kMiB}}, {});
   stale.request.scope.name_space = "flushed";
   EXPECT_FALSE(takes_room(values_, stale.request));
-  Asked rival({{.key = "half", .bytes = kMiB, .value_bytes = 2 * kMiB}}, {});
+  Asked rival({half}, {});
   rival.request.upload = 1;
   EXPECT_FALSE(takes_room(values_, rival.request));
   const Asked pinned({{.key = "a", .bytes = kMiB}, {.key = "b", .bytes = 1}},
