@@ -1,7 +1,9 @@
 #include "worker/hot_pool.h"
 
+#include <algorithm>
 #include <bit>
 #include <exception>
+#include <limits>
 
 namespace icefield {
 namespace {
@@ -20,7 +22,8 @@ Result<HotPool> HotPool::make(std::int64_t capacity_bytes, std::int64_t page_byt
   };
   // The largest count that fits: bucket counts are powers of two, so search instead of dividing.
   std::int64_t low = 0;
-  std::int64_t high = capacity_bytes / page_bytes + 1;
+  constexpr std::int64_t kMostSlots = std::numeric_limits<std::int32_t>::max();
+  std::int64_t high = std::min(capacity_bytes / page_bytes, kMostSlots) + 1;
   while (high - low > 1) {
     const std::int64_t middle = low + (high - low) / 2;
     (cost(middle) <= capacity_bytes ? low : high) = middle;
@@ -42,12 +45,11 @@ Result<HotPool> HotPool::make(std::int64_t capacity_bytes, std::int64_t page_byt
 HotPool::HotPool(std::int64_t slots, std::int64_t page_bytes)
     : page_bytes_(page_bytes),
       slots_(static_cast<std::size_t>(slots)),
-      buckets_(bucket_count(slots), kNone),
-      memory_(static_cast<std::size_t>(slots * page_bytes)) {}
+      buckets_(bucket_count(slots), kNone) {}
 
 std::int64_t HotPool::bytes() const {
-  return static_cast<std::int64_t>(memory_.size() + slots_.size() * sizeof(Slot) +
-                                   buckets_.size() * sizeof(std::uint32_t));
+  return slot_count() * (page_bytes_ + static_cast<std::int64_t>(sizeof(Slot))) +
+         static_cast<std::int64_t>(buckets_.size() * sizeof(std::uint32_t));
 }
 
 std::size_t HotPool::bucket_of(PageKey key) const {
@@ -63,25 +65,25 @@ std::size_t HotPool::probe(PageKey key) const {
   return bucket;
 }
 
-std::byte* HotPool::memory(std::uint32_t slot) { return memory_.data() + slot * page_bytes_; }
-
-const std::byte* HotPool::find(PageKey key) {
+std::int32_t HotPool::find(PageKey key) {
   const std::uint32_t index = buckets_[probe(key)];
-  if (index == kNone) return nullptr;
+  if (index == kNone) return kNoSlot;
   Slot& slot = slots_[index];
   if (slot.step != step_ && slot.lives < kMaxLives) ++slot.lives;
   slot.step = step_;
-  return memory(index);
+  return static_cast<std::int32_t>(index);
 }
 
-std::byte* HotPool::insert(PageKey key) {
+HotPool::Inserted HotPool::insert(PageKey key) {
   ICE_DCHECK(buckets_[probe(key)] == kNone);
-  const std::uint32_t index = used_ < slot_count() ? static_cast<std::uint32_t>(used_) : evict();
-  if (index == kNone) return nullptr;
+  const Inserted place =
+      used_ < slot_count() ? Inserted{.slot = static_cast<std::int32_t>(used_)} : evict();
+  if (place.slot == kNoSlot) return place;
   if (used_ < slot_count()) ++used_;
+  const auto index = static_cast<std::uint32_t>(place.slot);
   slots_[index] = {.key = key, .step = step_, .lives = 1};
   buckets_[probe(key)] = index;
-  return memory(index);
+  return place;
 }
 
 // Removes the key's bucket and closes the gap in its probe sequence.
@@ -98,23 +100,23 @@ void HotPool::unlink(PageKey key) {
   buckets_[hole] = kNone;
 }
 
-std::uint32_t HotPool::evict() {
+HotPool::Inserted HotPool::evict() {
   const auto count = static_cast<std::uint32_t>(slots_.size());
   // Each pass of the hand takes a life from every page that is not pinned.
   for (std::uint32_t looked = 0; looked < count * (kMaxLives + 1u); ++looked) {
     const std::uint32_t index = hand_;
     hand_ = hand_ + 1 == count ? 0 : hand_ + 1;
     Slot& slot = slots_[index];
-    if (slot.key == kNoPage) return index;
+    if (slot.key == kNoPage) return {.slot = static_cast<std::int32_t>(index)};
     if (slot.step == step_) continue;
     if (slot.lives > 0) {
       --slot.lives;
       continue;
     }
     unlink(slot.key);
-    return index;
+    return {.slot = static_cast<std::int32_t>(index), .evicted = slot.key};
   }
-  return kNone;
+  return {};
 }
 
 void HotPool::drop_segment(std::uint32_t segment) {

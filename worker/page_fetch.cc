@@ -4,36 +4,34 @@ namespace icefield {
 namespace {
 
 class PageFetch {
+  using Lists = std::vector<std::vector<WantedPage*>>;
+
  public:
-  PageFetch(ContextStore& store, const asio::any_io_executor& executor, const KvShape& shape,
-            const Slice& slice, std::int32_t page_rows, Deadline deadline)
-      : store_(store),
-        executor_(executor),
-        shape_(shape),
-        slice_(slice),
+  PageFetch(const PageSource& source, std::int32_t page_rows, Deadline deadline)
+      : store_(source.store),
+        shape_(source.shape),
+        slice_(source.slice),
         page_rows_(page_rows),
-        page_bytes_(page_rows * shape.row_bytes()),
+        page_bytes_(page_rows * source.shape.row_bytes()),
         deadline_(deadline) {}
 
-  FetchedPages run(std::span<std::vector<WantedPage>> wanted) {
-    std::vector<std::vector<WantedPage*>> first;
+  asio::awaitable<FetchedPages> run(std::span<std::vector<WantedPage>> wanted) {
+    Lists first;
     for (std::vector<WantedPage>& pages : wanted) {
       std::vector<WantedPage*>& list = first.emplace_back();
       for (WantedPage& page : pages) list.push_back(&page);
     }
-    const std::vector<std::vector<WantedPage*>> damaged = read(first, false);
-    if (!damaged.empty()) read(damaged, true);
+    const Lists damaged = co_await read(first, false);
+    if (!damaged.empty()) co_await read(damaged, true);
     for (const std::vector<WantedPage>& pages : wanted) {
       for (const WantedPage& page : pages) result_.failed_pages += page.bytes == nullptr;
     }
-    return std::move(result_);
+    co_return std::move(result_);
   }
 
  private:
-  using Lists = std::vector<std::vector<WantedPage*>>;
-
   // Splits what is larger than one reply, and returns the pages that came damaged.
-  Lists read(const Lists& wanted, bool scrub) {
+  asio::awaitable<Lists> read(const Lists& wanted, bool scrub) {
     const auto limit = static_cast<std::size_t>(kMaxRequestBytes / page_bytes_);
     Lists damaged;
     Lists batch;
@@ -42,7 +40,7 @@ class PageFetch {
       batch.emplace_back();
       for (WantedPage* page : list) {
         if (in_batch == limit) {
-          read_batch(batch, scrub, damaged);
+          co_await read_batch(batch, scrub, damaged);
           batch.assign(1, {});
           in_batch = 0;
         }
@@ -50,8 +48,8 @@ class PageFetch {
         ++in_batch;
       }
     }
-    if (in_batch > 0) read_batch(batch, scrub, damaged);
-    return damaged;
+    if (in_batch > 0) co_await read_batch(batch, scrub, damaged);
+    co_return damaged;
   }
 
   static bool same_head(const WantedPage& a, const WantedPage& b) {
@@ -79,15 +77,20 @@ class PageFetch {
     return request;
   }
 
-  void read_batch(const Lists& batch, bool scrub, Lists& damaged) {
-    Result<PageReply> reply =
-        sync_wait(executor_, store_.read_pages(request_for(batch, scrub), deadline_));
-    if (!reply.has_value()) {
-      if (result_.first_error.ok()) result_.first_error = reply.error();
-      return;
+  asio::awaitable<void> read_batch(const Lists& batch, bool scrub, Lists& damaged) {
+    PageRequest request = request_for(batch, scrub);
+    Result<PageReply> reply = co_await store_.read_pages(std::move(request), deadline_);
+    if (reply.has_value()) {
+      take(batch, scrub, std::move(reply).value(), damaged);
+    } else if (result_.first_error.ok()) {
+      result_.first_error = reply.error();
     }
-    result_.bytes_moved += reply->pages.size();
-    const std::byte* at = std::as_const(reply->pages).bytes().data();
+  }
+
+  // Verifies what came for a batch.
+  void take(const Lists& batch, bool scrub, PageReply reply, Lists& damaged) {
+    result_.bytes_moved += reply.pages.size();
+    const std::byte* at = std::as_const(reply.pages).bytes().data();
     std::size_t head = 0;
     for (const std::vector<WantedPage*>& list : batch) {
       damaged.emplace_back();
@@ -95,7 +98,7 @@ class PageFetch {
       std::uint16_t in_head = 0;
       for (std::size_t i = 0; i < list.size(); ++i, at += page_bytes_) {
         if (i == 0 || !same_head(*list[i], *list[i - 1])) {
-          outcome = &reply->heads[head++];
+          outcome = &reply.heads[head++];
           in_head = 0;
           if (!outcome->status.ok() && result_.first_error.ok()) {
             result_.first_error = outcome->status;
@@ -112,7 +115,7 @@ class PageFetch {
         }
       }
     }
-    result_.buffers.push_back(std::move(reply->pages));
+    result_.buffers.push_back(std::move(reply.pages));
     bool any = false;
     for (const std::vector<WantedPage*>& list : damaged) any |= !list.empty();
     if (!any) damaged.clear();
@@ -142,7 +145,6 @@ class PageFetch {
   }
 
   ContextStore& store_;
-  const asio::any_io_executor& executor_;
   const KvShape shape_;
   const Slice slice_;
   const std::int32_t page_rows_;
@@ -153,10 +155,12 @@ class PageFetch {
 
 }  // namespace
 
-FetchedPages fetch_pages(ContextStore& store, const asio::any_io_executor& executor,
-                         const KvShape& shape, const Slice& slice, std::int32_t page_rows,
-                         std::span<std::vector<WantedPage>> wanted, Deadline deadline) {
-  return PageFetch(store, executor, shape, slice, page_rows, deadline).run(wanted);
+asio::awaitable<FetchedPages> fetch_pages(const PageSource& source, std::int32_t page_rows,
+                                          std::span<std::vector<WantedPage>> wanted,
+                                          Deadline deadline) {
+  PageFetch fetch(source, page_rows, deadline);
+  FetchedPages fetched = co_await fetch.run(wanted);
+  co_return fetched;
 }
 
 }  // namespace icefield

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "client/context_store.h"
+#include "common/task.h"
 #include "worker/context.h"
 
 namespace icefield {
@@ -27,10 +28,15 @@ struct FetchedPages {
 // Reads `wanted`, one list per context, pages of the same (segment, layer, KV head) side by side
 // and by ascending first row, in one gathered request. A page whose rows fail their checks is asked
 // for once more, with the node told to verify what it holds. Never an error: pages that do not come
-// by the deadline stay null.
-// Threads  Blocks the calling thread, which must not run `executor`.
-FetchedPages fetch_pages(ContextStore& store, const asio::any_io_executor& executor,
-                         const KvShape& shape, const Slice& slice, std::int32_t page_rows,
-                         std::span<std::vector<WantedPage>> wanted, Deadline deadline);
+// by the deadline stay null. `source` and `wanted` stay until it is done.
+struct PageSource {
+  ContextStore& store;
+  asio::any_io_executor executor;  // runs the store's calls
+  KvShape shape;                   // of the slice
+  Slice slice;
+};
+asio::awaitable<FetchedPages> fetch_pages(const PageSource& source, std::int32_t page_rows,
+                                          std::span<std::vector<WantedPage>> wanted,
+                                          Deadline deadline);
 
 }  // namespace icefield

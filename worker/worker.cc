@@ -4,6 +4,7 @@
 #include <set>
 
 #include "common/fingerprint.h"
+#include "worker/cpu_attention.h"
 
 namespace icefield {
 
@@ -31,24 +32,49 @@ Status Worker::Options::validate() const {
   return Status();
 }
 
-Result<std::unique_ptr<Worker>> Worker::create(Options options, Environment environment) {
-  ICE_TRY(options.validate());
-  ICE_TRY(HotPool pool,
-          HotPool::make(options.pool_bytes, options.page_rows * options.model.row_bytes()));
-  return std::unique_ptr<Worker>(
-      new Worker(std::move(options), std::move(environment), std::move(pool)));
+AttentionShape Worker::attention_shape(const Options& options) {
+  return {.kv = {.layer_count = options.slice.layer_count,
+                 .kv_head_count = options.slice.kv_head_count,
+                 .d_k = options.model.d_k,
+                 .d_v = options.model.d_v},
+          .beta = options.softmax_scale,
+          .query_group = options.query_group,
+          .page_rows = options.page_rows};
 }
 
-Worker::Worker(Options options, Environment environment, HotPool pool)
+Result<std::unique_ptr<Worker>> Worker::create(Options options, Environment environment,
+                                               std::unique_ptr<LayerAttention> attention) {
+  ICE_TRY(options.validate());
+  const AttentionShape shape = attention_shape(options);
+  ICE_TRY(HotPool pool, HotPool::make(options.pool_bytes, shape.page_bytes()));
+  if (attention == nullptr) {
+    attention = std::make_unique<CpuAttention>(shape, environment.kernels, environment.threads);
+  }
+  ICE_TRY(attention->resize_pool(pool.slot_count()));
+  return std::unique_ptr<Worker>(new Worker(std::move(options), std::move(environment),
+                                            std::move(pool), std::move(attention)));
+}
+
+Worker::Worker(Options options, Environment environment, HotPool pool,
+               std::unique_ptr<LayerAttention> attention)
     : options_(std::move(options)),
       environment_(std::move(environment)),
-      slice_shape_{.layer_count = options_.slice.layer_count,
-                   .kv_head_count = options_.slice.kv_head_count,
-                   .d_k = options_.model.d_k,
-                   .d_v = options_.model.d_v},
-      pool_(std::move(pool)) {}
+      slice_shape_(attention_shape(options_).kv),
+      attention_(std::move(attention)),
+      pages_({.source = page_source(),
+              .clock = environment_.clock,
+              .page_rows = options_.page_rows,
+              .timeout = options_.fetch_timeout},
+             std::move(pool)) {}
 
 Worker::~Worker() { ICE_CHECK(segments_.empty()); }
+
+PageSource Worker::page_source() const {
+  return {.store = environment_.store,
+          .executor = environment_.executor,
+          .shape = slice_shape_,
+          .slice = options_.slice};
+}
 
 Deadline Worker::store_deadline() const {
   return Deadline::after(environment_.clock, options_.store_timeout);
@@ -96,7 +122,7 @@ std::shared_ptr<const AttachedSegment> Worker::register_segment(
   }
   // When the last context lets go of the segment, its pages and its number are free again.
   const auto forget = [this, key](const AttachedSegment* segment) {
-    pool_.drop_segment(segment->number);
+    pages_.drop_segment(segment->number);
     free_numbers_.push_back(segment->number);
     segments_.erase(key);
     delete segment;
@@ -157,8 +183,10 @@ Result<FetchedPages> Worker::read_layer(const AttachedSegment& segment, std::int
       pages.push_back({.segment = &segment, .layer = layer, .kv_head = head, .first_row = row});
     }
   }
-  FetchedPages fetched = fetch_pages(environment_.store, environment_.executor, slice_shape_,
-                                     options_.slice, kRows, std::span(&pages, 1), store_deadline());
+  const PageSource source = page_source();
+  FetchedPages fetched =
+      sync_wait(environment_.executor,
+                fetch_pages(source, kRows, std::span(&pages, 1), store_deadline()));
   if (fetched.failed_pages > 0) {
     const Status& why = fetched.first_error;
     return Status::miss(
@@ -334,17 +362,24 @@ Result<Step> Worker::begin_step(std::vector<StepItem> items) {
     ICE_TRY(item.options.validate(slice_shape_.layer_count));
   }
   if (items.empty()) return Status(Code::kInvalidArgument, "a step without contexts");
-  return Step(*this, std::move(items));
+  Step step(*this, std::move(items));
+  pages_.take_behind(step.report_);
+  ICE_TRY(attention_->place(pages_.arrived()));
+  pages_.release();
+  ICE_TRY(attention_->begin_step(step.items_));
+  return step;
 }
 
 Status Worker::resize_pool(std::int64_t pool_bytes) {
-  ICE_TRY(pool_, HotPool::make(pool_bytes, options_.page_rows * options_.model.row_bytes()));
+  ICE_TRY(HotPool pool, HotPool::make(pool_bytes, attention_shape(options_).page_bytes()));
+  ICE_TRY(attention_->resize_pool(pool.slot_count()));
+  pages_.replace_pool(std::move(pool));
   return Status();
 }
 
 std::int64_t Worker::hot_bytes(std::span<const Context* const> contexts) const {
   std::set<const void*> seen;
-  std::int64_t bytes = pool_.bytes();
+  std::int64_t bytes = pages_.pool().bytes();
   std::vector<const void*> blocks;
   for (const Context* context : contexts) {
     blocks.clear();

@@ -14,7 +14,8 @@
 #include "common/thread_pool.h"
 #include "kernels/kernels.h"
 #include "worker/context.h"
-#include "worker/hot_pool.h"
+#include "worker/layer_attention.h"
+#include "worker/page_finder.h"
 #include "worker/step.h"
 
 namespace icefield {
@@ -27,8 +28,7 @@ enum class AttachRows { kWindow, kAll };
 // lives on the nodes.
 //
 // Ownership  Borrows what create() is given. Must outlive its contexts and steps.
-// Threads    One caller at a time; it blocks on the nodes, so it must not run `executor`. Heads are
-//            spread over the thread pool; results do not depend on its size.
+// Threads    One caller at a time; it blocks on the nodes, so it must not run `executor`.
 class Worker {
  public:
   struct Options {
@@ -56,7 +56,11 @@ class Worker {
     Rng& rng;
   };
 
-  static Result<std::unique_ptr<Worker>> create(Options options, Environment environment);
+  // Attends on the CPU with `environment.kernels`, or with what is given here (gpu_attention.h).
+  static Result<std::unique_ptr<Worker>> create(
+      Options options, Environment environment,
+      std::unique_ptr<LayerAttention> attention = nullptr);
+  static AttentionShape attention_shape(const Options& options);
   ~Worker();
 
   const Options& options() const { return options_; }
@@ -84,6 +88,10 @@ class Worker {
   // Starts a step: `items` are the contexts of a batch with their new tokens.
   Result<Step> begin_step(std::vector<StepItem> items);
 
+  // Waits until the pages that steps missed and did not wait for (OnMiss::kTail) have been read, or
+  // the fetch timeout is over; the next step has them.
+  void wait_for_missed_pages() const { pages_.wait_behind(); }
+
   // Replaces the hot pool by an empty one of this size.
   Status resize_pool(std::int64_t pool_bytes);
 
@@ -99,7 +107,8 @@ class Worker {
   friend class Step;
   using SegmentKey = std::pair<SegmentId, BuildId>;
 
-  Worker(Options options, Environment environment, HotPool pool);
+  Worker(Options options, Environment environment, HotPool pool,
+         std::unique_ptr<LayerAttention> attention);
 
   Deadline store_deadline() const;
   PrefixRoot prefix_root_fields() const;
@@ -109,6 +118,7 @@ class Worker {
       const SegmentName& name, const BuildId& build, std::shared_ptr<const SegmentIndex> index);
   Result<std::shared_ptr<const AttachedSegment>> adopt(const StoredBuild& build);
 
+  PageSource page_source() const;
   Result<FetchedPages> read_layer(const AttachedSegment& segment, std::int32_t layer,
                                   std::int32_t first_row, std::int32_t end_row,
                                   std::vector<WantedPage>& pages);
@@ -125,12 +135,12 @@ class Worker {
   const Options options_;
   const Environment environment_;
   const KvShape slice_shape_;  // the model's shape with the slice's counts
-  HotPool pool_;
+  std::unique_ptr<LayerAttention> attention_;
+  PageFinder pages_;
   std::map<SegmentKey, std::weak_ptr<const AttachedSegment>> segments_;
   std::vector<std::uint32_t> free_numbers_;
   std::uint32_t next_number_ = 0;
-  std::vector<GroupWork> work_;                  // of the step under way
-  std::vector<std::vector<WantedPage>> wanted_;  // of the layer under way, by context
+  std::vector<LayerGroup> groups_;  // of the layer under way
 };
 
 }  // namespace icefield

@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include <map>
+#include <vector>
 
 #include "common/rng.h"
 
@@ -31,40 +31,39 @@ TEST(HotPool, KeepsItsByteLimitBookkeepingIncluded) {
 
 TEST(HotPool, FindsWhatWasInserted) {
   HotPool pool = pool_of(4);
-  EXPECT_EQ(pool.find(page_key(1, 2, 3, 4)), nullptr);
-  std::byte* slot = pool.insert(page_key(1, 2, 3, 4));
-  slot[0] = std::byte{42};
+  EXPECT_EQ(pool.find(page_key(1, 2, 3, 4)), HotPool::kNoSlot);
+  const std::int32_t slot = pool.insert(page_key(1, 2, 3, 4)).slot;
   EXPECT_EQ(pool.find(page_key(1, 2, 3, 4)), slot);
-  EXPECT_EQ(pool.find(page_key(1, 2, 3, 5)), nullptr);
-  EXPECT_EQ(pool.find(page_key(2, 2, 3, 4)), nullptr);
+  EXPECT_EQ(pool.find(page_key(1, 2, 3, 5)), HotPool::kNoSlot);
+  EXPECT_EQ(pool.find(page_key(2, 2, 3, 4)), HotPool::kNoSlot);
 }
 
 TEST(HotPool, PagesOfTheStepAreNeverEvicted) {
   HotPool pool = pool_of(4);
   pool.begin_step();
   for (std::int32_t row = 0; row < 4; ++row)
-    ASSERT_NE(pool.insert(page_key(0, 0, 0, row)), nullptr);
-  EXPECT_EQ(pool.insert(page_key(0, 0, 0, 9)), nullptr);
+    ASSERT_NE(pool.insert(page_key(0, 0, 0, row)).slot, HotPool::kNoSlot);
+  EXPECT_EQ(pool.insert(page_key(0, 0, 0, 9)).slot, HotPool::kNoSlot);
   pool.begin_step();
-  EXPECT_NE(pool.find(page_key(0, 0, 0, 2)), nullptr);
+  EXPECT_NE(pool.find(page_key(0, 0, 0, 2)), HotPool::kNoSlot);
   for (std::int32_t row = 10; row < 13; ++row)
-    ASSERT_NE(pool.insert(page_key(0, 0, 0, row)), nullptr);
-  EXPECT_EQ(pool.insert(page_key(0, 0, 0, 13)), nullptr);
-  EXPECT_NE(pool.find(page_key(0, 0, 0, 2)), nullptr) << "used in this step";
+    ASSERT_NE(pool.insert(page_key(0, 0, 0, row)).slot, HotPool::kNoSlot);
+  EXPECT_EQ(pool.insert(page_key(0, 0, 0, 13)).slot, HotPool::kNoSlot);
+  EXPECT_NE(pool.find(page_key(0, 0, 0, 2)), HotPool::kNoSlot) << "used in this step";
 }
 
 TEST(HotPool, PagesThatAreSelectedAgainStay) {
   HotPool pool = pool_of(8);
   for (int step = 0; step < 6; ++step) {
     pool.begin_step();
-    if (pool.find(page_key(0, 0, 0, 1)) == nullptr) pool.insert(page_key(0, 0, 0, 1));
+    if (pool.find(page_key(0, 0, 0, 1)) == HotPool::kNoSlot) pool.insert(page_key(0, 0, 0, 1));
   }
   // One-time pages flow through the other slots: each pass of the hand costs page 1 a life.
   for (std::int32_t row = 100; row < 112; ++row) {
     pool.begin_step();
-    ASSERT_NE(pool.insert(page_key(0, 0, 0, row)), nullptr);
+    ASSERT_NE(pool.insert(page_key(0, 0, 0, row)).slot, HotPool::kNoSlot);
   }
-  EXPECT_NE(pool.find(page_key(0, 0, 0, 1)), nullptr);
+  EXPECT_NE(pool.find(page_key(0, 0, 0, 1)), HotPool::kNoSlot);
 }
 
 TEST(HotPool, DroppedSegmentsAreGoneAndTheirSlotsUsable) {
@@ -76,36 +75,43 @@ TEST(HotPool, DroppedSegmentsAreGoneAndTheirSlotsUsable) {
   }
   pool.drop_segment(1);
   for (std::int32_t row = 0; row < 3; ++row) {
-    EXPECT_EQ(pool.find(page_key(1, 0, 0, row)), nullptr);
-    EXPECT_NE(pool.find(page_key(2, 0, 0, row)), nullptr);
+    EXPECT_EQ(pool.find(page_key(1, 0, 0, row)), HotPool::kNoSlot);
+    EXPECT_NE(pool.find(page_key(2, 0, 0, row)), HotPool::kNoSlot);
   }
   for (std::int32_t row = 0; row < 3; ++row) {
-    EXPECT_NE(pool.insert(page_key(3, 0, 0, row)), nullptr);
+    EXPECT_NE(pool.insert(page_key(3, 0, 0, row)).slot, HotPool::kNoSlot);
   }
 }
 
-// Against a map that remembers everything: what the pool returns is right, whatever was evicted.
-TEST(HotPool, NeverReturnsAnotherPagesBytes) {
+// Against what every slot was last given to: what the pool finds is right, whatever was evicted,
+// and it says what it evicts.
+TEST(HotPool, NeverReturnsAnotherPagesSlot) {
   HotPool pool = pool_of(64);
   SeededRng rng(1);
-  std::map<PageKey, std::byte> truth;
+  std::vector<PageKey> holds(64, HotPool::kNoPage);
   for (int step = 0; step < 3000; ++step) {
     pool.begin_step();
     for (int i = 0; i < 8; ++i) {
       const PageKey key = page_key(static_cast<std::uint32_t>(rng.below(3)),
                                    static_cast<std::int32_t>(rng.below(2)), 0,
                                    static_cast<std::int32_t>(rng.below(60)));
-      if (const std::byte* page = pool.find(key); page != nullptr) {
-        ASSERT_EQ(page[0], truth.at(key));
-        ASSERT_EQ(page[kPage - 1], truth.at(key));
+      if (const std::int32_t slot = pool.find(key); slot != HotPool::kNoSlot) {
+        ASSERT_EQ(holds[static_cast<std::size_t>(slot)], key);
         continue;
       }
-      std::byte* slot = pool.insert(key);
-      ASSERT_NE(slot, nullptr);
-      truth[key] = static_cast<std::byte>(rng.next());
-      std::fill_n(slot, kPage, truth[key]);
+      const HotPool::Inserted inserted = pool.insert(key);
+      ASSERT_NE(inserted.slot, HotPool::kNoSlot);
+      PageKey& held = holds[static_cast<std::size_t>(inserted.slot)];
+      ASSERT_EQ(inserted.evicted, held);
+      held = key;
     }
-    if (rng.below(100) == 0) pool.drop_segment(static_cast<std::uint32_t>(rng.below(3)));
+    if (rng.below(100) == 0) {
+      const auto segment = static_cast<std::uint32_t>(rng.below(3));
+      pool.drop_segment(segment);
+      for (PageKey& held : holds) {
+        if (segment_of(held) == segment) held = HotPool::kNoPage;
+      }
+    }
   }
 }
 
@@ -116,8 +122,8 @@ TEST(HotPool, SlotOfAForgottenKeyIsFoundEmpty) {
   pool.insert(page_key(1, 0, 0, 0));
   pool.insert(page_key(2, 0, 0, 0));
   pool.drop_segment(1);
-  EXPECT_NE(pool.insert(page_key(3, 0, 0, 0)), nullptr);
-  EXPECT_NE(pool.find(page_key(2, 0, 0, 0)), nullptr);
+  EXPECT_NE(pool.insert(page_key(3, 0, 0, 0)).slot, HotPool::kNoSlot);
+  EXPECT_NE(pool.find(page_key(2, 0, 0, 0)), HotPool::kNoSlot);
 }
 
 }  // namespace
