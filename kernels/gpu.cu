@@ -42,6 +42,24 @@ Result<GpuMemory> GpuMemory::allocate(std::int64_t bytes) {
   return Result<GpuMemory>(std::move(memory));
 }
 
+PinnedMemory& PinnedMemory::operator=(PinnedMemory&& other) noexcept {
+  std::swap(at_, other.at_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+PinnedMemory::~PinnedMemory() {
+  if (at_ != nullptr) cudaFreeHost(at_);
+}
+
+Result<PinnedMemory> PinnedMemory::allocate(std::int64_t bytes) {
+  PinnedMemory memory;
+  if (bytes == 0) return Result<PinnedMemory>(std::move(memory));
+  ICE_TRY(from_cuda(cudaMallocHost(&memory.at_, static_cast<std::size_t>(bytes))));
+  memory.bytes_ = bytes;
+  return Result<PinnedMemory>(std::move(memory));
+}
+
 Status copy_on_gpu(void* to, const void* from, std::int64_t bytes, Stream stream) {
   if (bytes == 0) return Status();
   return from_cuda(

@@ -46,6 +46,26 @@ class GpuMemory {
   std::int64_t bytes_ = 0;
 };
 
+// Memory of the host that the GPU reads and writes without a copy between; 64-byte aligned, contents
+// undefined.
+class PinnedMemory {
+ public:
+  PinnedMemory() = default;
+  PinnedMemory(PinnedMemory&& other) noexcept
+      : at_(std::exchange(other.at_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+  PinnedMemory& operator=(PinnedMemory&& other) noexcept;
+  ~PinnedMemory();
+
+  static Result<PinnedMemory> allocate(std::int64_t bytes);
+
+  std::byte* data() const { return static_cast<std::byte*>(at_); }
+  std::int64_t bytes() const { return bytes_; }
+
+ private:
+  void* at_ = nullptr;
+  std::int64_t bytes_ = 0;
+};
+
 // Asynchronous in `stream`; either side may be memory of the host.
 Status copy_on_gpu(void* to, const void* from, std::int64_t bytes, Stream stream);
 Status fill_on_gpu(void* at, int byte, std::int64_t bytes, Stream stream);

@@ -14,6 +14,8 @@ struct GpuSegment {
   std::int32_t first_list = 0;
   std::int32_t first_cluster = 0;
   std::int32_t first_row = 0;
+  // [rows / page_rows] slot of each page in the hot pool, -1: not there. For find_rows only.
+  const std::int32_t* page_slot = nullptr;
 };
 
 // Fills the offsets of a table whose indexes are set, on the host, before it is copied.

@@ -273,6 +273,12 @@ ICE_KERNEL __launch_bounds__(kCutThreads, 1) take_rows_kernel(const GpuSelectGro
 
 constexpr int kFindThreads = 512;
 
+struct PagePlaces {
+  const std::byte* pool;
+  const std::byte* overflow;
+  int slot_count;
+};
+
 // The cluster of a level that holds `row`; first rows ascend.
 ICE_DEVICE int cluster_of_row(const LevelView& clusters, int row) {
   int low = 0;
@@ -291,7 +297,7 @@ ICE_DEVICE int cluster_of_row(const LevelView& clusters, int row) {
 // Grid: a block per group. Bound: latency, 3 us for 256 rows; for large budgets the scattered reads
 // of page_slot, about 1 us per 1 000 rows.
 ICE_KERNEL __launch_bounds__(kFindThreads, 1)
-    find_rows_kernel(const FindRowsGroup* groups, const std::byte* pool, int page_rows,
+    find_rows_kernel(const FindRowsGroup* groups, PagePlaces places, int page_rows,
                      int row_bytes) {
   const FindRowsGroup& group = groups[blockIdx.x];
   auto* scan = reinterpret_cast<unsigned*>(shared_memory());
@@ -305,14 +311,16 @@ ICE_KERNEL __launch_bounds__(kFindThreads, 1)
     const TableRow at = wanted ? group.selected[i] : TableRow();
     int slot = -1;
     if (wanted) {
-      slot = read(group.page_slot + (group.segments[at.segment].first_row + at.row) / page_rows);
+      slot = read(group.segments[at.segment].page_slot + at.row / page_rows);
     }
     const bool found = slot >= 0;
     unsigned found_here = 0;
     const unsigned place = found_before + block_exclusive_sum(found ? 1u : 0u, scan, found_here);
     if (found) {
-      const std::byte* row =
-          pool + (static_cast<std::int64_t>(slot) * page_rows + at.row % page_rows) * row_bytes;
+      const bool in_pool = slot < places.slot_count;
+      const std::int64_t page = in_pool ? slot : slot - places.slot_count;
+      const std::byte* row = (in_pool ? places.pool : places.overflow) +
+                             (page * page_rows + at.row % page_rows) * row_bytes;
       group.rows[place] = reinterpret_cast<const Bf16*>(row);
       group.found[place] = at;
     } else if (wanted) {
@@ -363,7 +371,8 @@ Status find_rows_cuda(const FindRowsArgs& args, Stream stream) {
                      .threads = gpu::kFindThreads,
                      .shared_bytes = 33 * 4,
                      .stream = stream},
-                    gpu::find_rows_kernel, args.groups, args.pool, p,
+                    gpu::find_rows_kernel, args.groups,
+                    gpu::PagePlaces{args.pool, args.overflow, args.slot_count}, p,
                     2 * (args.shape.d_k + args.shape.d_v));
 }
 

@@ -78,7 +78,6 @@ struct FindRowsGroup {
   std::int32_t segment_count = 0;
   const GpuSegment* segments = nullptr;
   std::int32_t cluster_count = 0;
-  const std::int32_t* page_slot = nullptr;  // [rows / page_rows] slot of each page, -1: not there
 
   const Bf16** rows = nullptr;            // out [B] rows that are there, ascending
   TableRow* found = nullptr;              // out [B] their places: S without the misses
@@ -90,7 +89,9 @@ struct FindRowsGroup {
 struct FindRowsArgs {
   HeadShape shape;
   std::int32_t page_rows = 1;       // 1, 2, 4, 8 or 16
-  const std::byte* pool = nullptr;  // [slots, page_rows, d_k + d_v] bf16
+  const std::byte* pool = nullptr;  // [slot_count, page_rows, d_k + d_v] bf16
+  std::int32_t slot_count = 0;
+  const std::byte* overflow = nullptr;  // pages of slots from slot_count on
   std::int32_t group_count = 0;
   const FindRowsGroup* groups = nullptr;  // in the memory of the GPU
 };

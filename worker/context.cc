@@ -20,6 +20,7 @@ Context Context::fork() const {
   copy.seal_not_before_ = seal_not_before_;
   copy.tables_ = tables_;
   copy.slopes_ = slopes_;
+  copy.device_tables_ = device_tables_;
   return copy;
 }
 
@@ -40,7 +41,7 @@ void Context::keep_sink() {
   for (std::int32_t layer = 0; layer < shape_.layer_count; ++layer) {
     for (std::int32_t head = 0; head < shape_.kv_head_count; ++head) {
       const Bf16* first = rows_.row(layer, head, 0);
-      sink->insert(sink->end(), first, first + kSinkTokens * (shape_.d_k + shape_.d_v));
+      sink->rows.insert(sink->rows.end(), first, first + kSinkTokens * (shape_.d_k + shape_.d_v));
     }
   }
   sink_ = std::move(sink);
@@ -48,6 +49,7 @@ void Context::keep_sink() {
 
 void Context::rebuild_tables() {
   tables_.clear();
+  device_tables_ = nullptr;
   if (dense() || segments_.empty()) {
     slopes_ = nullptr;
     return;
@@ -84,7 +86,7 @@ void Context::append_exact_runs(std::int32_t layer, std::int32_t kv_head,
                                 std::vector<RowRun>& runs) const {
   if (sink_ != nullptr && rows_.begin() >= kSinkTokens) {
     const std::int64_t head = static_cast<std::int64_t>(layer) * shape_.kv_head_count + kv_head;
-    runs.push_back({.rows = sink_->data() + head * kSinkTokens * (shape_.d_k + shape_.d_v),
+    runs.push_back({.rows = sink_->rows.data() + head * kSinkTokens * (shape_.d_k + shape_.d_v),
                     .mask = (std::uint64_t{1} << kSinkTokens) - 1});
   }
   rows_.append_runs(layer, kv_head, 0, runs);

@@ -21,6 +21,7 @@ struct AttachedSegment {
   SegmentName name;
   BuildId build;
   std::shared_ptr<const SegmentIndex> index;
+  mutable std::shared_ptr<DeviceCopy> device;  // of the index
 };
 
 // A context is *dense* while it keeps every row exact, as after prefill: attention over it is full
@@ -53,12 +54,24 @@ class Context {
   // The slope of that part; empty when no segment carries one.
   const HeadSlope& slope(std::int32_t layer, std::int32_t kv_head) const;
 
+  // What a processor with memory of its own copies. Shared by forks, all but the rows.
+  struct SinkRows {
+    std::vector<Bf16> rows;  // [layer, KV head, kSinkTokens, row]
+    mutable std::shared_ptr<DeviceCopy> device;
+  };
+  struct Slopes {
+    std::vector<std::uint32_t> segments;  // that they are the mean of
+    std::vector<HeadSlope> heads;         // [layer, KV head]
+    mutable std::shared_ptr<DeviceCopy> device;
+  };
+  const ExactRows& rows() const { return rows_; }
+  const SinkRows* sink() const { return sink_.get(); }  // null while dense
+  const Slopes* slopes() const { return slopes_.get(); }
+  std::shared_ptr<DeviceCopy>& device_tables() { return device_tables_; }  // null when they changed
+
  private:
   friend class Worker;
   friend class Step;
-
-  // Sink rows [layer, KV head, kSinkTokens, row], shared by forks.
-  using SinkRows = std::vector<Bf16>;
 
   Context(const KvShape& shape, std::vector<PrefixHash> prefix, std::int64_t rows_begin);
 
@@ -78,13 +91,8 @@ class Context {
   std::optional<std::uint64_t> approx_tag_;
   std::int64_t seal_not_before_ = 0;            // tokens; after a seal that failed
   std::vector<std::vector<HeadIndex>> tables_;  // [layer, KV head]
-
-  // Slopes [layer, KV head], shared by forks, and the segments that they are the mean of.
-  struct Slopes {
-    std::vector<std::uint32_t> segments;
-    std::vector<HeadSlope> heads;
-  };
   std::shared_ptr<const Slopes> slopes_;
+  std::shared_ptr<DeviceCopy> device_tables_;
 };
 
 }  // namespace icefield

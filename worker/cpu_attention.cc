@@ -63,7 +63,7 @@ Status CpuAttention::attend(const LayerCall& call, PageFinder& pages) {
     if (group.indexed) {
       select(call, group, work);
     } else {
-      write_rows(call, group, work.exact);
+      write_result(shape_, call, group, work.exact.out.data());
     }
   });
   const bool indexed =
@@ -82,20 +82,11 @@ Status CpuAttention::attend(const LayerCall& call, PageFinder& pages) {
 // The shard of what is exact anyway: sink, window and the call's own tokens.
 void CpuAttention::attend_exact(const LayerCall& call, const LayerGroup& group, Scratch& work) {
   const HeadShape shape = shape_.head();
-  const std::int32_t per_token = shape_.query_group;
-  const auto tokens = static_cast<std::int32_t>(call.items[group.item].tokens.size());
   fit(work.q, static_cast<std::int64_t>(group.row_count) * shape.d_k);
-  work.hidden.clear();
-  const std::int64_t heads =
-      static_cast<std::int64_t>(shape_.kv.kv_head_count) * per_token;
-  const std::int64_t width = static_cast<std::int64_t>(per_token) * shape.d_k;
-  for (std::int32_t t = 0; t < tokens; ++t) {
-    const std::int64_t token = call.first_token[group.item] + t;
-    const float* from =
-        call.q + (token * heads + static_cast<std::int64_t>(group.kv_head) * per_token) * shape.d_k;
-    std::copy_n(from, width, work.q.data() + t * width);
-    work.hidden.insert(work.hidden.end(), static_cast<std::size_t>(per_token), tokens - 1 - t);
-  }
+  copy_queries(shape_, call, group, work.q.data());
+  work.hidden.resize(static_cast<std::size_t>(group.row_count));
+  hide_later_tokens(shape_, call, group, work.hidden.data());
+  const bool one_token = group.row_count == shape_.query_group;
   work.exact_runs.clear();
   group.context->append_exact_runs(call.layer, group.kv_head, work.exact_runs);
   work.exact.resize(group.row_count, shape.d_v);
@@ -103,7 +94,7 @@ void CpuAttention::attend_exact(const LayerCall& call, const LayerGroup& group, 
                           .q = work.q.data(),
                           .run_count = static_cast<std::int32_t>(work.exact_runs.size()),
                           .runs = work.exact_runs.data(),
-                          .hidden = tokens == 1 ? nullptr : work.hidden.data(),
+                          .hidden = one_token ? nullptr : work.hidden.data(),
                           .result = work.exact.view()};
   kernels_.attend({.shape = shape, .group_count = 1, .groups = &exact});
 }
@@ -236,7 +227,7 @@ void CpuAttention::attend_selected(const LayerCall& call, LayerGroup& group, Scr
   const auto segments = static_cast<std::int32_t>(table.size());
   if (tail) {
     fit(work.attend, attend_scratch_floats(group.row_count, table_size(table.data(), segments),
-                                            static_cast<std::int32_t>(group.selected.size())));
+                                           static_cast<std::int32_t>(group.selected.size())));
   }
   work.chosen.resize(group.row_count, shape.d_v);
   const AttendGroup chosen{.row_count = group.row_count,
@@ -257,35 +248,22 @@ void CpuAttention::attend_selected(const LayerCall& call, LayerGroup& group, Scr
   const Partial parts[] = {work.exact.view(), work.chosen.view()};
   work.merged.resize(group.row_count, shape.d_v);
   kernels_.merge({.d_v = shape.d_v,
-                 .row_count = group.row_count,
-                 .part_count = 2,
-                 .parts = parts,
-                 .result = work.merged.view()});
+                  .row_count = group.row_count,
+                  .part_count = 2,
+                  .parts = parts,
+                  .result = work.merged.view()});
   const HeadSlope& slope = group.context->slope(call.layer, group.kv_head);
   if (tail && !slope.empty()) {
     kernels_.add_slope({.shape = shape,
-                       .slope = slope.view(),
-                       .row_count = group.row_count,
-                       .q = work.q.data(),
-                       .drift = work.merged.drift.data(),
-                       .out = work.merged.out.data()});
+                        .slope = slope.view(),
+                        .row_count = group.row_count,
+                        .q = work.q.data(),
+                        .drift = work.merged.drift.data(),
+                        .out = work.merged.out.data()});
   }
   group.tail.assign(work.merged.tail.begin(), work.merged.tail.end());
   group.fault.assign(work.merged.fault.begin(), work.merged.fault.end());
-  write_rows(call, group, work.merged);
-}
-
-void CpuAttention::write_rows(const LayerCall& call, const LayerGroup& group,
-                              const PartialRows& rows) const {
-  const std::int64_t heads = static_cast<std::int64_t>(shape_.kv.kv_head_count) * shape_.query_group;
-  const std::int64_t width = static_cast<std::int64_t>(shape_.query_group) * shape_.kv.d_v;
-  const std::int64_t first_head = static_cast<std::int64_t>(group.kv_head) * shape_.query_group;
-  const auto tokens = static_cast<std::int64_t>(call.items[group.item].tokens.size());
-  for (std::int64_t t = 0; t < tokens; ++t) {
-    const std::int64_t token = call.first_token[group.item] + t;
-    std::copy_n(rows.out.data() + t * width, width,
-                call.out + (token * heads + first_head) * shape_.kv.d_v);
-  }
+  write_result(shape_, call, group, work.merged.out.data());
 }
 
 }  // namespace icefield

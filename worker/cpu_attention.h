@@ -50,7 +50,6 @@ class CpuAttention : public LayerAttention {
   void drop_missing(std::int32_t layer, LayerGroup& group, Scratch& work);
   void list_runs(const LayerGroup& group, Scratch& work);
   void attend_selected(const LayerCall& call, LayerGroup& group, Scratch& work);
-  void write_rows(const LayerCall& call, const LayerGroup& group, const PartialRows& rows) const;
   std::byte* slot(std::int32_t index) { return pool_.data() + index * shape_.page_bytes(); }
 
   const AttentionShape shape_;

@@ -1,5 +1,7 @@
 #include "worker/exact_rows.h"
 
+#include <algorithm>
+
 namespace icefield {
 
 void ExactRows::extend(std::int64_t end) {
@@ -7,7 +9,8 @@ void ExactRows::extend(std::int64_t end) {
   end_ = end;
   const std::int64_t wanted = ceil_div(end_ - begin_, kBlockRows);
   while (static_cast<std::int64_t>(blocks_.size()) < wanted) {
-    blocks_.push_back(std::make_shared<Block>(static_cast<std::size_t>(block_bytes())));
+    blocks_.push_back(std::make_shared<Block>());
+    blocks_.back()->rows = AlignedBytes(static_cast<std::size_t>(block_bytes()));
   }
 }
 
@@ -15,6 +18,12 @@ void ExactRows::truncate(std::int64_t end) {
   ICE_CHECK(end >= begin_ && end <= end_);
   end_ = end;
   blocks_.resize(static_cast<std::size_t>(ceil_div(end_ - begin_, kBlockRows)));
+  // Other rows may come in their place.
+  const std::int64_t in_last = (end_ - begin_) % kBlockRows;
+  if (in_last == 0) return;
+  for (std::int32_t& rows : blocks_.back()->device_rows) {
+    rows = std::min(rows, static_cast<std::int32_t>(in_last));
+  }
 }
 
 void ExactRows::drop_before(std::int64_t begin) {
@@ -29,7 +38,8 @@ void ExactRows::drop_before(std::int64_t begin) {
 ExactRows ExactRows::fork() const {
   ExactRows copy = *this;
   if ((end_ - begin_) % kBlockRows != 0) {
-    copy.blocks_.back() = std::make_shared<Block>(*blocks_.back());
+    copy.blocks_.back() = std::make_shared<Block>();
+    copy.blocks_.back()->rows = blocks_.back()->rows;
   }
   return copy;
 }
@@ -38,7 +48,7 @@ Bf16* ExactRows::at(const Block& block, std::int32_t layer, std::int32_t kv_head
                     std::int64_t in_block) const {
   const std::int64_t head = static_cast<std::int64_t>(layer) * shape_.kv_head_count + kv_head;
   const std::int64_t offset = (head * kBlockRows + in_block) * (shape_.d_k + shape_.d_v);
-  return reinterpret_cast<Bf16*>(const_cast<std::byte*>(block.data())) + offset;
+  return reinterpret_cast<Bf16*>(const_cast<std::byte*>(block.rows.data())) + offset;
 }
 
 Bf16* ExactRows::row(std::int32_t layer, std::int32_t kv_head, std::int64_t position) {
@@ -61,10 +71,6 @@ void ExactRows::append_runs(std::int32_t layer, std::int32_t kv_head, std::int64
         {.rows = row(layer, kv_head, position), .mask = ~std::uint64_t{0} >> (kBlockRows - count)});
     position += count;
   }
-}
-
-void ExactRows::collect_blocks(std::vector<const void*>& blocks) const {
-  for (const std::shared_ptr<Block>& block : blocks_) blocks.push_back(block.get());
 }
 
 }  // namespace icefield

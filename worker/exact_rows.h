@@ -10,6 +10,7 @@
 #include "common/float_bits.h"
 #include "kernels/attend.h"
 #include "proto/manifest.h"
+#include "worker/device_copy.h"
 
 namespace icefield {
 
@@ -43,13 +44,17 @@ class ExactRows {
   void append_runs(std::int32_t layer, std::int32_t kv_head, std::int64_t first,
                    std::vector<RowRun>& runs) const;
 
-  // Blocks in use: their addresses (shared ones are the same in every fork) and the size of each.
-  void collect_blocks(std::vector<const void*>& blocks) const;
+  struct Block {
+    AlignedBytes rows;  // [layer, KV head, 64, row]
+    // Of a processor with memory of its own, and how many rows of each layer it has.
+    std::shared_ptr<DeviceCopy> device;
+    std::vector<std::int32_t> device_rows;
+  };
+  // Blocks in use, the first at begin(); shared ones are the same in every fork.
+  const std::deque<std::shared_ptr<Block>>& blocks() const { return blocks_; }
   std::int64_t block_bytes() const { return kBlockRows * shape_.token_bytes(); }
 
  private:
-  using Block = AlignedBytes;  // [layer, KV head, 64, row]
-
   Bf16* at(const Block& block, std::int32_t layer, std::int32_t kv_head,
            std::int64_t in_block) const;
 

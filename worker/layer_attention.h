@@ -76,8 +76,14 @@ struct LayerCall {
   StepReport* report = nullptr;
 };
 
-// What a processor keeps for a thing of the host, freed with it.
-class DeviceCopy;
+// q of a group [row_count, d_k], out of the call's; and its result into the call's.
+void copy_queries(const AttentionShape& shape, const LayerCall& call, const LayerGroup& group,
+                  float* q);
+void write_result(const AttentionShape& shape, const LayerCall& call, const LayerGroup& group,
+                  const float* out);
+// How many of the last rows of E each query row must not see: [row_count].
+void hide_later_tokens(const AttentionShape& shape, const LayerCall& call, const LayerGroup& group,
+                       std::int32_t* hidden);
 
 // Threads  The worker's caller.
 class LayerAttention {
@@ -88,6 +94,7 @@ class LayerAttention {
   virtual Status resize_pool(std::int64_t slot_count) = 0;
 
   // Called before the layers of a step: brings to the processor what these contexts attend.
+  // kUnimplemented for shapes that it has no kernels for, kResourceExhausted without memory.
   virtual Status begin_step(std::span<const StepItem> items) = 0;
 
   // Puts pages into their slots.

@@ -90,13 +90,32 @@ void PageFinder::fetch(const LayerCall& call) {
 void PageFinder::take_fetched(const LayerCall& call) {
   std::vector<std::size_t> next(call.items.size(), 0);
   for (LayerGroup& group : call.groups) {
-    if (!group.indexed) continue;
+    if (!group.indexed || !waits(call, group)) continue;
     for (SelectedPage& page : group.pages) {
       if (page.slot != HotPool::kNoSlot) continue;
-      WantedPage wanted = wanted_page(call, group, page, options_.page_rows);
-      if (waits(call, group)) wanted.bytes = wanted_[group.item][next[group.item]++].bytes;
+      const WantedPage& wanted = wanted_[group.item][next[group.item]++];
       page.slot = pool_.find(key_of(wanted));
       if (page.slot == HotPool::kNoSlot && wanted.bytes != nullptr) insert(wanted, page);
+    }
+  }
+  find_others_pages(call);
+}
+
+// What came for one item is there for those of the batch that do not wait, too.
+void PageFinder::find_others_pages(const LayerCall& call) {
+  for (LayerGroup& group : call.groups) {
+    if (!group.indexed || waits(call, group)) continue;
+    for (SelectedPage& page : group.pages) {
+      if (!page.missing()) continue;
+      const WantedPage wanted = wanted_page(call, group, page, options_.page_rows);
+      page.slot = pool_.find(key_of(wanted));
+      if (page.slot != HotPool::kNoSlot) continue;
+      const auto same = [&](const ArrivedPage& arrived) {
+        return arrived.segment == wanted.segment && arrived.kv_head == wanted.kv_head &&
+               arrived.first_row == wanted.first_row;
+      };
+      const auto arrived = std::ranges::find_if(arrived_, same);
+      if (arrived != arrived_.end()) page.bytes = arrived->bytes;
     }
   }
 }
@@ -161,6 +180,10 @@ void PageFinder::take_behind(StepReport& report) {
   report.page_failures += fetched_.failed_pages;
   if (report.first_fault.ok()) report.first_fault = fetched_.first_error;
   pool_.begin_step();
+  // Those that are there meanwhile are pinned before any goes.
+  for (const MissedPage& page : behind->pages) {
+    if (!page.segment.expired()) static_cast<void>(pool_.find(page.key));
+  }
   for (std::size_t i = 0; i < behind->pages.size(); ++i) {
     const std::shared_ptr<const AttachedSegment> segment = behind->pages[i].segment.lock();
     WantedPage page = behind->wanted[0][i];

@@ -70,6 +70,7 @@ class PageFinder {
   void list_pages(const LayerCall& call, LayerGroup& group);
   void fetch(const LayerCall& call);
   void take_fetched(const LayerCall& call);
+  void find_others_pages(const LayerCall& call);
   void insert(const WantedPage& page, SelectedPage& place);
 
   const Options options_;

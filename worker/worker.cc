@@ -235,7 +235,8 @@ Status Worker::read_sink(Context& context) {
     ICE_TRY(const FetchedPages fetched, read_layer(first, layer, 0, kSinkTokens, pages));
     for (const WantedPage& page : pages) {
       const auto* rows = reinterpret_cast<const Bf16*>(page.bytes);
-      sink->insert(sink->end(), rows, rows + kSinkTokens * (slice_shape_.d_k + slice_shape_.d_v));
+      sink->rows.insert(sink->rows.end(), rows,
+                        rows + kSinkTokens * (slice_shape_.d_k + slice_shape_.d_v));
     }
   }
   context.sink_ = std::move(sink);
@@ -380,15 +381,12 @@ Status Worker::resize_pool(std::int64_t pool_bytes) {
 std::int64_t Worker::hot_bytes(std::span<const Context* const> contexts) const {
   std::set<const void*> seen;
   std::int64_t bytes = pages_.pool().bytes();
-  std::vector<const void*> blocks;
   for (const Context* context : contexts) {
-    blocks.clear();
-    context->rows_.collect_blocks(blocks);
-    for (const void* block : blocks) {
-      if (seen.insert(block).second) bytes += context->rows_.block_bytes();
+    for (const auto& block : context->rows_.blocks()) {
+      if (seen.insert(block.get()).second) bytes += context->rows_.block_bytes();
     }
     if (context->sink_ != nullptr && seen.insert(context->sink_.get()).second) {
-      bytes += static_cast<std::int64_t>(context->sink_->size() * sizeof(Bf16));
+      bytes += static_cast<std::int64_t>(context->sink_->rows.size() * sizeof(Bf16));
     }
     if (context->dense()) continue;  // its segments are attached for others
     if (context->slopes_ != nullptr && seen.insert(context->slopes_.get()).second) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "common/rng.h"
 #include "proto/part.h"
@@ -175,7 +176,11 @@ GpuLayerFixture::GpuLayerFixture(GpuArena& arena, const GpuLayerShape& shape, co
                   .group_count = shape.kv_heads,
                   .groups = arena.put(select_)};
   find_args_ = {
-      .shape = head, .pool = pool_, .group_count = shape.kv_heads, .groups = arena.put(find_)};
+      .shape = head,
+      .pool = pool_,
+      .slot_count = shape.tokens * shape.kv_heads,
+      .group_count = shape.kv_heads,
+      .groups = arena.put(find_)};
   window_args_.groups = arena.put(window_);
   attend_args_.groups = arena.put(attend_);
   merge_args_ = {.d_v = shape.head_dim,
@@ -244,6 +249,11 @@ void GpuLayerFixture::add_head(std::int32_t head, const std::byte* rows) {
     }
   }
   size_ = place_segments(segments.data(), static_cast<std::int32_t>(segments.size()));
+  for (GpuSegment& segment : segments) {  // every page is there, in the order of the rows
+    std::vector<std::int32_t> slots(static_cast<std::size_t>(part.row_count));
+    std::iota(slots.begin(), slots.end(), head * shape_.tokens + segment.first_row);
+    segment.page_slot = arena_.put(slots);
+  }
   add_groups(head, rows, make_selection(segments, size_));
   slope_.push_back({.slope = random_slope(arena_, rng, shape_.head_dim),
                     .row_count = shape_.query_rows,
@@ -266,16 +276,11 @@ void GpuLayerFixture::add_groups(std::int32_t head, const std::byte* rows, GpuSe
                      .rows = arena_.put(window),
                      .partial = arena_.make<float>(gpu_partial_floats(window_args_)),
                      .result = exact});
-  std::vector<std::int32_t> slots;
-  for (std::int32_t row = 0; row < shape_.tokens; ++row) {
-    slots.push_back(head * shape_.tokens + row);
-  }
   find_.push_back({.selected_count = select.selected_count,
                    .selected = select.selected,
                    .segment_count = select.segment_count,
                    .segments = select.segments,
                    .cluster_count = size_.clusters,
-                   .page_slot = arena_.put(slots),
                    .rows = arena_.make<const Bf16*>(shape_.budget),
                    .found = arena_.make<TableRow>(shape_.budget),
                    .found_count = arena_.make<std::int32_t>(1),

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "common/bytes.h"
@@ -31,6 +32,9 @@ class SegmentIndex {
 
   const SegmentName& name() const { return name_; }
   std::int64_t bytes() const { return bytes_; }  // of the parts
+
+  // What the views of head() point into, by layer of the slice.
+  std::span<const LayerParts> parts() const { return parts_; }
 
   // `layer` and `kv_head` count within the slice.
   HeadIndex head(std::int32_t layer, std::int32_t kv_head, LastExtent last_extent) const;

@@ -55,6 +55,7 @@ struct Machine {
   std::size_t main_stack_bytes = 0;
   void* sanitizer_stack = nullptr;
   std::vector<std::function<void()>>* recording = nullptr;
+  std::vector<std::function<void()>> submitted;  // and not done: nobody has waited
 };
 Machine machine;
 
@@ -189,8 +190,13 @@ void submit(std::function<void()> work) {
   if (machine.recording != nullptr) {
     machine.recording->push_back(std::move(work));
   } else {
-    work();
+    machine.submitted.push_back(std::move(work));
   }
+}
+
+void finish_submitted() {
+  ICE_CHECK(machine.recording == nullptr);  // a capture must not wait
+  for (const auto& work : std::exchange(machine.submitted, {})) work();
 }
 
 void launch(Index3 grid, unsigned threads, std::size_t shared_bytes, std::function<void()> body) {
@@ -247,13 +253,21 @@ struct CUgraphExec_st {
 };
 
 cudaError_t cudaMalloc(void** at, std::size_t bytes) {
+  ICE_CHECK(machine.recording == nullptr);  // a capture must not allocate
   *at = ::operator new (bytes, std::align_val_t{256});
   return cudaSuccess;
 }
 cudaError_t cudaFree(void* at) {
+  icefield::emulation::finish_submitted();
   ::operator delete (at, std::align_val_t{256});
   return cudaSuccess;
 }
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  icefield::emulation::finish_submitted();
+  return cudaSuccess;
+}
+cudaError_t cudaMallocHost(void** at, std::size_t bytes) { return cudaMalloc(at, bytes); }
+cudaError_t cudaFreeHost(void* at) { return cudaFree(at); }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, int, cudaStream_t) {
   icefield::emulation::submit([=] { std::memcpy(to, from, bytes); });
   return cudaSuccess;
@@ -276,7 +290,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsig
   return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
-  for (const auto& work : exec->work) work();
+  for (const auto& work : exec->work) icefield::emulation::submit(work);
   return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {

@@ -28,8 +28,10 @@ void set_order(Order order);
 // Runs `body` in every thread of every block; while a capture is on, records it instead.
 void launch(Index3 grid, unsigned threads, std::size_t shared_bytes, std::function<void()> body);
 
-// The stream: work is done at once, or recorded for a graph.
+// The stream: work is done when somebody waits, not before, or recorded for a graph. So a caller
+// shows that changes memory too early.
 void submit(std::function<void()> work);
+void finish_submitted();
 
 std::byte* shared_memory();
 void wait_for_block();

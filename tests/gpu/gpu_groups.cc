@@ -150,6 +150,9 @@ GpuLayer::GpuLayer(GpuArena& arena, const std::vector<const World*>& worlds,
     : arena_(arena), shape_(worlds[0]->shape), page_rows_(options[0].page_rows) {
   for (std::size_t i = 0; i < worlds.size(); ++i) add(*worlds[i], options[i]);
   pool_on_gpu_ = arena_.put(pool_);
+  // The second half of the pages is what did not fit.
+  in_pool_ = static_cast<std::int32_t>(static_cast<std::int64_t>(pool_.size()) /
+                                       (2 * page_rows_ * (shape_.d_k + shape_.d_v)) / 2);
   const auto count = static_cast<std::int64_t>(groups_.size());
   select_ = arena_.make<GpuSelectGroup>(count);
   find_ = arena_.make<FindRowsGroup>(count);
@@ -186,6 +189,7 @@ void GpuLayer::add(const World& world, const GroupOptions& options) {
     index.codes = moved(index.codes, head.codes, arena_.put(plain(head.codes)));
   }
   select.size = place_segments(segments.data(), world.segments());
+  add_pages(world, options, segments);
   select.row_count = world.query_rows();
   select.q = arena_.put(world.q);
   select.exact_lse = arena_.put(world.exact_lse);
@@ -202,7 +206,7 @@ void GpuLayer::add(const World& world, const GroupOptions& options) {
     segment_budgets_ = true;
   }
   make_selection(group);
-  add_rows(group, world.rows);
+  add_rows(group);
   capacity_.row_count = std::max(capacity_.row_count, select.row_count);
   capacity_.segments = std::max(capacity_.segments, select.segment_count);
   capacity_.rows = std::max(capacity_.rows, select.size.rows);
@@ -230,33 +234,37 @@ void GpuLayer::make_selection(GpuGroup& group) {
   select.counters = arena_.zeros<std::uint32_t>(gpu_select_counters(select.segment_count));
 }
 
-// The group's pages in the pool, find_rows and attend.
-void GpuLayer::add_rows(GpuGroup& group, const std::vector<const Bf16*>& rows) {
-  const GpuSelectGroup& select = group.select;
+// The pages of a table in the pool, and where they are.
+void GpuLayer::add_pages(const World& world, const GroupOptions& options,
+                         std::vector<GpuSegment>& segments) {
   const std::int64_t width = shape_.d_k + shape_.d_v;
   const std::int64_t page_bytes = page_rows_ * width * 2;
-  std::vector<std::int32_t> slots;
   std::int32_t page = 0;
-  for (std::size_t s = 0; s < rows.size(); ++s) {
-    const std::int32_t row_count = group.world->table[s].codes.row_count;
-    for (std::int32_t row = 0; row < row_count; row += page_rows_, ++page) {
-      const auto& missing = group.options.missing_pages;
+  for (std::size_t s = 0; s < segments.size(); ++s) {
+    std::vector<std::int32_t> slots;
+    for (std::int32_t row = 0; row < world.table[s].codes.row_count; row += page_rows_, ++page) {
+      const auto& missing = options.missing_pages;
       if (std::find(missing.begin(), missing.end(), page) != missing.end()) {
         slots.push_back(-1);
         continue;
       }
       slots.push_back(
           static_cast<std::int32_t>(static_cast<std::int64_t>(pool_.size()) / page_bytes));
-      const auto* at = reinterpret_cast<const std::byte*>(rows[s] + row * width);
+      const auto* at = reinterpret_cast<const std::byte*>(world.rows[s] + row * width);
       pool_.insert(pool_.end(), at, at + page_bytes);
     }
+    segments[s].page_slot = arena_.put(slots);
   }
+}
+
+// find_rows and attend.
+void GpuLayer::add_rows(GpuGroup& group) {
+  const GpuSelectGroup& select = group.select;
   group.find = {.selected_count = select.selected_count,
                 .selected = select.selected,
                 .segment_count = select.segment_count,
                 .segments = select.segments,
                 .cluster_count = select.size.clusters,
-                .page_slot = arena_.put(slots),
                 .rows = arena_.make<const Bf16*>(group.most_selected),
                 .found = arena_.make<TableRow>(group.most_selected),
                 .found_count = arena_.make<std::int32_t>(1),
@@ -296,6 +304,8 @@ FindRowsArgs GpuLayer::find_args() const {
   return {.shape = shape_,
           .page_rows = page_rows_,
           .pool = pool_on_gpu_,
+          .slot_count = in_pool_,
+          .overflow = pool_on_gpu_ + in_pool_ * 2 * page_rows_ * (shape_.d_k + shape_.d_v),
           .group_count = static_cast<std::int32_t>(groups_.size()),
           .groups = find_};
 }

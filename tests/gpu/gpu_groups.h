@@ -98,7 +98,9 @@ class GpuLayer {
 
  private:
   void add(const World& world, const GroupOptions& options);
-  void add_rows(GpuGroup& group, const std::vector<const Bf16*>& rows_on_gpu);
+  void add_pages(const World& world, const GroupOptions& options,
+                 std::vector<GpuSegment>& segments);
+  void add_rows(GpuGroup& group);
   void make_selection(GpuGroup& group);
   void upload();
 
@@ -109,6 +111,7 @@ class GpuLayer {
   bool segment_budgets_ = false;
   std::vector<std::byte> pool_;  // of all groups, before it is copied
   std::byte* pool_on_gpu_ = nullptr;
+  std::int32_t in_pool_ = 0;  // pages; the others are in the overflow
   std::vector<GpuGroup> groups_;
   GpuSelectGroup* select_ = nullptr;
   FindRowsGroup* find_ = nullptr;

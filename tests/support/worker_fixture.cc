@@ -63,7 +63,8 @@ std::vector<float> FakeSequence::q(std::uint64_t seed, std::int32_t layer, std::
                         static_cast<std::int32_t>(count) * query_heads, shape.d_k, shape.d_v);
 }
 
-WorkerFixture::WorkerFixture(EmbeddedNode& node, Options options_in)
+WorkerFixture::WorkerFixture(EmbeddedNode& node, Options options_in,
+                             const MakeAttention& make_attention)
     : threads(options_in.threads), options(options_in) {
   Worker::Options worker_options{
       .model = options.shape,
@@ -73,12 +74,16 @@ WorkerFixture::WorkerFixture(EmbeddedNode& node, Options options_in)
       .fingerprint_text = fingerprint(options),
       .pool_bytes = options.pool_bytes,
       .page_rows = options.page_rows};
-  worker = Worker::create(std::move(worker_options), {.kernels = *options.kernels,
-                                                      .threads = threads,
-                                                      .store = node.store(),
-                                                      .executor = node.executor(),
-                                                      .clock = clock,
-                                                      .rng = rng})
+  std::unique_ptr<LayerAttention> attention;
+  if (make_attention) attention = make_attention(Worker::attention_shape(worker_options));
+  worker = Worker::create(std::move(worker_options),
+                          {.kernels = *options.kernels,
+                           .threads = threads,
+                           .store = node.store(),
+                           .executor = node.executor(),
+                           .clock = clock,
+                           .rng = rng},
+                          std::move(attention))
                .value();
 }
 

@@ -1,6 +1,7 @@
 // tests/support/worker_fixture.h — a worker on an embedded node, fed with made-up K/V.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -41,7 +42,10 @@ class WorkerFixture {
     const Kernels* kernels = &cpu_kernels();
   };
 
-  WorkerFixture(EmbeddedNode& node, Options options);
+  // What attends, where that is not the CPU.
+  using MakeAttention = std::function<std::unique_ptr<LayerAttention>(const AttentionShape& shape)>;
+
+  WorkerFixture(EmbeddedNode& node, Options options, const MakeAttention& make_attention = nullptr);
 
   // A dense context of the sequence's first `count` tokens.
   Context fill(const FakeSequence& sequence, std::int64_t count);
