@@ -46,8 +46,7 @@ class GpuMemory {
   std::int64_t bytes_ = 0;
 };
 
-// Memory of the host that the GPU reads and writes without a copy between; 64-byte aligned, contents
-// undefined.
+// Memory of the host that the GPU reads and writes by itself; 64-byte aligned, contents undefined.
 class PinnedMemory {
  public:
   PinnedMemory() = default;

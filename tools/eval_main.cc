@@ -24,6 +24,7 @@ DEFINE_int32(group_tokens, 1, "question tokens that share a selection, 1 to 16")
 DEFINE_bool(probes, true, "measure strong-token misses and recall64, which takes extra time");
 DEFINE_string(store, "", "directory of the NVMe tier; empty: memory only");
 DEFINE_int32(page_rows, 1, "rows of a page: 1, 2, 4, 8 or 16");
+DEFINE_string(device, "cpu", "what attends: cpu or cuda");
 DEFINE_int64(dram_bytes, std::int64_t{2} << 30, "memory of the embedded cache node");
 DEFINE_int32(threads, 0, "0: one per core");
 DEFINE_string(record, "",
@@ -268,6 +269,7 @@ Status run() {
                          .store = FLAGS_store,
                          .dram_bytes = FLAGS_dram_bytes,
                          .page_rows = FLAGS_page_rows,
+                         .device = FLAGS_device,
                          .threads = FLAGS_threads}));
   const ModelConfig& config = session->model().config();
   for (const std::int64_t length : plan.lengths) {

@@ -36,6 +36,10 @@ DEFINE_uint64(seed, 1, "of the sampling");
 DEFINE_double(coverage_floor, 0, "fail when less than this share of the attention is fault-free");
 DEFINE_int64(pool_bytes, 0, "hot pool; 0: room for 4 times the budget");
 DEFINE_int32(page_rows, 1, "rows of a page: 1, 2, 4, 8 or 16");
+DEFINE_string(on_miss, "fetch",
+              "pages that are not in the hot pool: fetch waits for them, tail does not (they come "
+              "for a later token)");
+DEFINE_string(device, "cpu", "what attends: cpu or cuda");
 DEFINE_int64(dram_bytes, std::int64_t{1} << 30, "memory of the embedded cache node");
 DEFINE_int32(threads, 0, "0: one per core");
 DEFINE_bool(json, false, "print one JSON object instead of text");
@@ -99,6 +103,11 @@ Result<AttendOptions> attend_options(std::int64_t& pool_budget) {
   ICE_TRY(const std::vector<std::int32_t> breadths, parse_breadths(FLAGS_breadth));
   if (breadths.size() != 1) return Status(Code::kInvalidArgument, "--breadth: one, please");
   options.breadth = breadths[0];
+  if (FLAGS_on_miss != "fetch" && FLAGS_on_miss != "tail") {
+    return Status(Code::kInvalidArgument,
+                  "--on_miss=" + FLAGS_on_miss + ": expected fetch or tail");
+  }
+  options.on_miss = FLAGS_on_miss == "tail" ? OnMiss::kTail : OnMiss::kFetch;
   pool_budget = budget == kAllNumber ? 256 : budget;
   return options;
 }
@@ -287,6 +296,7 @@ Status run() {
                          .pool_bytes = FLAGS_pool_bytes,
                          .pool_budget = pool_budget,
                          .page_rows = FLAGS_page_rows,
+                         .device = FLAGS_device,
                          .threads = FLAGS_threads}));
   const Model& model = session->model();
   ICE_TRY(attend.validate(model.config().kv.layer_count));

@@ -4,6 +4,7 @@
 
 #include <thread>
 
+#include "tools/attention_device.h"
 #include "tools/progress.h"
 
 namespace icefield {
@@ -52,21 +53,25 @@ Result<std::unique_ptr<Session>> Session::open(Options options) {
   const std::int64_t pool_bytes =
       options.pool_bytes != 0 ? options.pool_bytes
                               : default_pool_bytes(config, options.pool_budget, options.page_rows);
-  ICE_TRY(session->worker_,
-          Worker::create({.model = config.kv,
-                          .slice = Slice::whole(config.kv),
-                          .softmax_scale = session->model_->softmax_scale(),
-                          .query_group = config.query_group(),
-                          .name_space = options.name_space,
-                          .fingerprint_text = session->model_->fingerprint().text(),
-                          .pool_bytes = pool_bytes,
-                          .page_rows = options.page_rows},
-                         {.kernels = cpu_kernels(),
-                          .threads = *session->threads_,
-                          .store = session->store(),
-                          .executor = session->executor(),
-                          .clock = session->clock_,
-                          .rng = session->rng_}));
+  Worker::Options worker_options{.model = config.kv,
+                                 .slice = Slice::whole(config.kv),
+                                 .softmax_scale = session->model_->softmax_scale(),
+                                 .query_group = config.query_group(),
+                                 .name_space = options.name_space,
+                                 .fingerprint_text = session->model_->fingerprint().text(),
+                                 .pool_bytes = pool_bytes,
+                                 .page_rows = options.page_rows};
+  ICE_TRY(worker_options.validate());
+  ICE_TRY(std::unique_ptr<LayerAttention> attention,
+          attention_device(options.device, Worker::attention_shape(worker_options)));
+  ICE_TRY(session->worker_, Worker::create(std::move(worker_options),
+                                           {.kernels = cpu_kernels(),
+                                            .threads = *session->threads_,
+                                            .store = session->store(),
+                                            .executor = session->executor(),
+                                            .clock = session->clock_,
+                                            .rng = session->rng_},
+                                           std::move(attention)));
   session->decoder_ =
       std::make_unique<Decoder>(*session->model_, *session->worker_, *session->threads_);
   return session;

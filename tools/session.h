@@ -24,7 +24,8 @@ class Session {
     std::int64_t pool_bytes = 0;  // 0: room for 4 × pool_budget rows of every layer and head
     std::int64_t pool_budget = 64;
     std::int32_t page_rows = 1;
-    std::int32_t threads = 0;  // 0: one per core
+    std::string device = "cpu";  // that attends: cpu or cuda
+    std::int32_t threads = 0;    // 0: one per core
   };
 
   static Result<std::unique_ptr<Session>> open(Options options);

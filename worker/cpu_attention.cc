@@ -49,7 +49,8 @@ Status CpuAttention::begin_step(std::span<const StepItem> items) {
 
 Status CpuAttention::place(std::span<const ArrivedPage> pages) {
   for (const ArrivedPage& page : pages) {
-    if (page.slot != HotPool::kNoSlot) std::copy_n(page.bytes, shape_.page_bytes(), slot(page.slot));
+    if (page.slot == HotPool::kNoSlot) continue;
+    std::copy_n(page.bytes, shape_.page_bytes(), slot(page.slot));
   }
   return Status();
 }

@@ -16,9 +16,10 @@ bool has_kernels(const KvShape& kv) {
 
 Result<std::unique_ptr<GpuAttention>> GpuAttention::create(const AttentionShape& shape) {
   if (!has_kernels(shape.kv)) {
-    return Status(Code::kUnimplemented, "head dimensions " + std::to_string(shape.kv.d_k) + " and " +
-                                            std::to_string(shape.kv.d_v) +
-                                            " on a GPU, which has kernels for 64, 80, 96, 128, 256");
+    return Status(Code::kUnimplemented,
+                  "head dimensions " + std::to_string(shape.kv.d_k) + " and " +
+                      std::to_string(shape.kv.d_v) +
+                      " on a GPU, for which there are kernels of 64, 80, 96, 128, 256");
   }
   ICE_TRY(const std::int32_t processors, gpu_processors());
   ICE_TRY(GpuStream stream, GpuStream::create());

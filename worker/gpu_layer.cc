@@ -93,7 +93,8 @@ void GpuLayer::lay_out(const LayerCall& call, Cursor& input, Cursor& scratch, Cu
   selection_bytes_ = output.bytes();
   missing_count_ = output.take<std::int32_t>(indexed);
   for (std::size_t i = 0; i < indexed_.size(); ++i) {
-    lay_out_indexed(call, i, indexed_[i], scratch, output);
+    lay_out_selection(call, i, indexed_[i], scratch);
+    lay_out_tail(call.groups[indexed_[i].group], indexed_[i], scratch, output);
   }
   for (std::size_t i = 0; i < exact_.size(); ++i) {
     const LayerGroup& group = call.groups[i];
@@ -122,14 +123,13 @@ void GpuLayer::lay_out_exact(const LayerGroup& group, Exact& exact, Cursor& inpu
                   .drift = scratch.take<float>(g).gpu};
 }
 
-void GpuLayer::lay_out_indexed(const LayerCall& call, std::size_t index, Indexed& at,
-                               Cursor& scratch, Cursor& output) {
+void GpuLayer::lay_out_selection(const LayerCall& call, std::size_t index, Indexed& at,
+                                 Cursor& scratch) {
   const LayerGroup& group = call.groups[at.group];
   const GpuTables& tables = tables_of(group);
   const Exact& exact = exact_[at.group];
   const TableSize size = tables.size(call.layer, group.kv_head);
   const std::int64_t g = group.row_count;
-  const std::int64_t terms = std::int64_t{size.clusters} + size.lists;
   const std::int32_t segments = tables.segment_count();
   const std::int64_t counters = gpu_select_counters(attend_args_.capacity.segments);
   const AttendOptions& options = call.items[group.item].options;
@@ -169,11 +169,18 @@ void GpuLayer::lay_out_indexed(const LayerCall& call, std::size_t index, Indexed
              .missing = scratch.take<TableRow>(group.budget).gpu,
              .missing_count = missing_count_.gpu + index,
              .faulty = scratch.take<std::uint8_t>(size.clusters).gpu};
+}
+
+void GpuLayer::lay_out_tail(const LayerGroup& group, Indexed& at, Cursor& scratch,
+                            Cursor& output) {
+  const TableSize& size = at.select.size;
+  const std::int64_t g = group.row_count;
+  const std::int64_t terms = std::int64_t{size.clusters} + size.lists;
   at.attend = {.row_count = group.row_count,
-               .q = exact.q.gpu,
+               .q = at.select.q,
                .exact_count = at.find.found_count,
                .rows = at.find.rows,
-               .segment_count = segments,
+               .segment_count = at.select.segment_count,
                .segments = at.select.segments,
                .size = size,
                .list_logit = at.select.list_logit,
@@ -235,7 +242,8 @@ void GpuLayer::fill_exact(const LayerCall& call, std::size_t index, std::int32_t
   RowSpan* span = exact.spans.host;
   std::int32_t first = 0;
   const auto add = [&](const DeviceCopy& copy, std::int64_t row, std::int64_t count) {
-    const auto* rows = reinterpret_cast<const Bf16*>(static_cast<const GpuRows&>(copy).memory.data());
+    const std::byte* memory = static_cast<const GpuRows&>(copy).memory.data();
+    const auto* rows = reinterpret_cast<const Bf16*>(memory);
     *span++ = {
         .rows = rows + row * width, .count = static_cast<std::int32_t>(count), .first = first};
     first += static_cast<std::int32_t>(count);

@@ -1,4 +1,4 @@
-// worker/gpu_layer.h — the groups of one layer in the memory of the GPU, and the launches over them.
+// worker/gpu_layer.h — the groups of one layer on the GPU, and the launches over them.
 #pragma once
 
 #include <array>
@@ -108,8 +108,8 @@ class GpuLayer {
   void set_args(const GpuPagePool& pages);
   void lay_out(const LayerCall& call, Cursor& input, Cursor& scratch, Cursor& output);
   void lay_out_exact(const LayerGroup& group, Exact& exact, Cursor& input, Cursor& scratch);
-  void lay_out_indexed(const LayerCall& call, std::size_t index, Indexed& at, Cursor& scratch,
-                       Cursor& output);
+  void lay_out_selection(const LayerCall& call, std::size_t index, Indexed& at, Cursor& scratch);
+  void lay_out_tail(const LayerGroup& group, Indexed& at, Cursor& scratch, Cursor& output);
   Status grow(std::int64_t input, std::int64_t scratch, std::int64_t output);
   void fill(const LayerCall& call);
   void fill_exact(const LayerCall& call, std::size_t index, std::int32_t& chunk);

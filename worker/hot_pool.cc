@@ -1,6 +1,5 @@
 #include "worker/hot_pool.h"
 
-#include <algorithm>
 #include <bit>
 #include <exception>
 #include <limits>
@@ -22,8 +21,7 @@ Result<HotPool> HotPool::make(std::int64_t capacity_bytes, std::int64_t page_byt
   };
   // The largest count that fits: bucket counts are powers of two, so search instead of dividing.
   std::int64_t low = 0;
-  constexpr std::int64_t kMostSlots = std::numeric_limits<std::int32_t>::max();
-  std::int64_t high = std::min(capacity_bytes / page_bytes, kMostSlots) + 1;
+  std::int64_t high = capacity_bytes / page_bytes + 1;
   while (high - low > 1) {
     const std::int64_t middle = low + (high - low) / 2;
     (cost(middle) <= capacity_bytes ? low : high) = middle;
@@ -33,12 +31,14 @@ Result<HotPool> HotPool::make(std::int64_t capacity_bytes, std::int64_t page_byt
                   "hot pool of " + std::to_string(capacity_bytes) + " bytes holds no page of " +
                       std::to_string(page_bytes) + " bytes; raise pool_bytes");
   }
+  const Status no_memory(Code::kResourceExhausted, "no memory for a hot pool of " +
+                                                       std::to_string(capacity_bytes) +
+                                                       " bytes; lower pool_bytes");
+  if (low > std::numeric_limits<std::int32_t>::max()) return no_memory;  // slots have 31 bits
   try {
     return HotPool(low, page_bytes);
   } catch (const std::exception&) {  // bad_alloc, length_error
-    return Status(Code::kResourceExhausted, "no memory for a hot pool of " +
-                                                std::to_string(capacity_bytes) +
-                                                " bytes; lower pool_bytes");
+    return no_memory;
   }
 }
 

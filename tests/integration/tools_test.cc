@@ -212,6 +212,23 @@ TEST_F(Tools, NonsenseNumbersAreRefused) {
   expect_refused({"eval", "--document=" + dir_.file("document.txt")}, 2, "200 KB");
 }
 
+TEST_F(Tools, DevicesThatAreNotThereAreExplained) {
+  expect_refused(run_arguments({"--device=tpu"}), 2, "--device=tpu: expected cpu or cuda");
+  expect_refused(run_arguments({"--on_miss=guess"}), 2, "--on_miss=guess: expected fetch or tail");
+  // The tiny model's heads are narrower than what the GPU has kernels for.
+  const ProcessResult result = run_icefield(run_arguments({"--device=cuda"}));
+  EXPECT_NE(result.exit_code, 0);
+  EXPECT_NE(result.err.find("--device=cuda"), std::string::npos) << result.err;
+}
+
+TEST_F(Tools, AnswersThatDoNotWaitForPagesComeAllTheSame) {
+  const auto result = run_icefield(run_arguments({"--on_miss=tail", "--json"}));
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const json report = json::parse(result.out);
+  EXPECT_FALSE(report["answers"][0]["answer"].get<std::string>().empty());
+  EXPECT_LT(figure(report, "coverage"), 1) << "the first token found nothing in the pool";
+}
+
 // More memory than any machine has: a sentence, not a crash.
 TEST_F(Tools, MemoryThatIsNotThereIsExplained) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)

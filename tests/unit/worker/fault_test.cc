@@ -146,6 +146,83 @@ TEST_F(Fault, EvictedBuildsAreMisses) {
             2u);
 }
 
+// ---------------------------------------------------------------------------- on_miss = tail
+
+TEST_F(Fault, NotWaitingLeavesMissesToTheTailAndReadsThemBehind) {
+  WorkerFixture fixture(*node_, {.shape = kShape});
+  Context context = fixture.fill(sequence_, 2048);
+  ASSERT_TRUE(fixture.worker->seal(context, 2048).ok());
+  const AttendOptions options{.budget = 64, .on_miss = OnMiss::kTail};
+  StepReport cold;
+  StepReport warm;
+  Context first = fixture.worker->fork(context);
+  (void)fixture.step(first, sequence_, 1, options, 5, &cold);
+  EXPECT_EQ(cold.pages_touched, 4 * 64);
+  EXPECT_EQ(cold.page_hits, 0);
+  EXPECT_EQ(cold.rows_selected, 0) << "none was there";
+  EXPECT_EQ(cold.bytes_moved, 0);
+  EXPECT_EQ(cold.page_failures, 0) << "none was asked for";
+  EXPECT_LT(cold.coverage_min, 1.0f) << "a page that is not waited for is a fault";
+  EXPECT_FALSE(first.exact());
+  fixture.worker->wait_for_missed_pages();
+  Context second = fixture.worker->fork(context);
+  const std::vector<float> out = fixture.step(second, sequence_, 1, options, 5, &warm);
+  EXPECT_EQ(warm.page_hits, 4 * 64);
+  EXPECT_EQ(warm.bytes_moved, 4 * 64 * kShape.row_bytes()) << "between the steps";
+  EXPECT_EQ(warm.coverage_min, 1.0f);
+  EXPECT_EQ(out, fixture.step(context, sequence_, 1, {.budget = 64}, 5))
+      << "with all pages there, as when it waits";
+}
+
+TEST_F(Fault, NotWaitingDoesNotCareWhetherNodesAnswer) {
+  WorkerFixture fixture(*node_, {.shape = kShape});
+  Context context = fixture.fill(sequence_, 1024);
+  ASSERT_TRUE(fixture.worker->seal(context, 1024).ok());
+  stop_node();
+  const AttendOptions options{.budget = 64, .on_miss = OnMiss::kTail};
+  StepReport report;
+  (void)fixture.step(context, sequence_, 1, options, 5, &report);
+  EXPECT_TRUE(report.first_fault.ok());
+  fixture.worker->wait_for_missed_pages();
+  (void)fixture.step(context, sequence_, 1, options, 5, &report);
+  EXPECT_EQ(report.page_failures, 4 * 64) << "said by the step after";
+  EXPECT_EQ(report.first_fault.code(), Code::kUnavailable);
+  // The floor holds for pages that were not waited for.
+  Step step = fixture.worker
+                  ->begin_step({{.context = &context,
+                                 .tokens = {1},
+                                 .options = {.budget = 64,
+                                             .on_miss = OnMiss::kTail,
+                                             .coverage_floor = 0.999f}}})
+                  .value();
+  step.append(0, sequence_.k(0, 1026, 1).data(), sequence_.v(0, 1026, 1).data());
+  std::vector<float> out(6 * 64);
+  EXPECT_EQ(step.attend(0, sequence_.q(5, 0, 1, 6).data(), out.data()).code(), Code::kUnavailable);
+}
+
+// What is read behind a step may be of a segment that is gone when it comes, and whose number is
+// another's by then.
+TEST_F(Fault, PagesOfSegmentsThatWentAreForgotten) {
+  WorkerFixture fixture(*node_, {.shape = kShape});
+  const FakeSequence other(8, kShape, 1100);
+  const AttendOptions options{.budget = 64, .on_miss = OnMiss::kTail};
+  {
+    Context context = fixture.fill(sequence_, 1024);
+    ASSERT_TRUE(fixture.worker->seal(context, 1024).ok());
+    (void)fixture.step(context, sequence_, 1, options, 5);
+  }
+  Context context = fixture.fill(other, 1024);
+  ASSERT_TRUE(fixture.worker->seal(context, 1024).ok());
+  fixture.worker->wait_for_missed_pages();
+  StepReport report;
+  (void)fixture.step(context, other, 1, options, 5, &report);
+  EXPECT_EQ(report.page_hits, 0);
+  fixture.worker->wait_for_missed_pages();
+  Context fork = fixture.worker->fork(context);
+  EXPECT_EQ(fixture.step(context, other, 1, options, 5),
+            fixture.step(fork, other, 1, {.budget = 64}, 5));
+}
+
 // A disk below: what memory has no room for is served from it.
 TEST_F(Fault, SmallMemoryOverADiskServesEverything) {
   TempDir dir;
