@@ -101,10 +101,11 @@ void PageFinder::take_fetched(const LayerCall& call) {
   find_others_pages(call);
 }
 
-// What came for one item is there for those of the batch that do not wait, too.
+// What came for one item is there for the others of the batch too: for those that do not wait, and
+// where the same page did not come a second time.
 void PageFinder::find_others_pages(const LayerCall& call) {
   for (LayerGroup& group : call.groups) {
-    if (!group.indexed || waits(call, group)) continue;
+    if (!group.indexed) continue;
     for (SelectedPage& page : group.pages) {
       if (!page.missing()) continue;
       const WantedPage wanted = wanted_page(call, group, page, options_.page_rows);

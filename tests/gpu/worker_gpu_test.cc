@@ -179,6 +179,11 @@ TEST_F(WorkerGpu, AnyPageSizeAndAPoolThatIsTooSmall) {
           ran.push_back(run(fixture, {{&context, &sequence_, 1, {.budget = 64}, seed}}));
         }
         if (page_rows == 4) ran.push_back(run(fixture, {{&context, &sequence_, 1, {}}}));
+        // Without waiting, pages that went are not there: neither in a slot that is another's by
+        // now, nor beside the pool.
+        const AttendOptions at_once{.budget = 64, .on_miss = OnMiss::kTail};
+        ran.push_back(run(fixture, {{&context, &sequence_, 1, at_once, 5}}));
+        EXPECT_LT(ran.back().report.coverage_min, pool_bytes < (1 << 20) ? 1.0f : 1.1f);
         return ran;
       });
     }
@@ -405,6 +410,10 @@ TEST_F(WorkerGpu, PoolOfAnotherSizeBeginsEmpty) {
     std::vector<Ran> ran;
     ran.push_back(run(fixture, {{&context, &sequence_, 1, {.budget = 64}}}));
     EXPECT_TRUE(fixture.worker->resize_pool(512 << 10).ok());
+    const AttendOptions at_once{.budget = 64, .on_miss = OnMiss::kTail};
+    ran.push_back(run(fixture, {{&context, &sequence_, 1, at_once}}));
+    EXPECT_EQ(ran.back().report.page_hits, 0);
+    fixture.worker->wait_for_missed_pages();
     ran.push_back(run(fixture, {{&context, &sequence_, 1, {.budget = 64}}}));
     ran.push_back(run(fixture, {{&context, &sequence_, 1, {.budget = 64}}}));
     return ran;
