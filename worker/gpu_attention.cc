@@ -193,6 +193,7 @@ Status GpuAttention::attend(const LayerCall& call, PageFinder& pages) {
                        .slot_count = static_cast<std::int32_t>(slot_count_),
                        .overflow = overflow_.data()};
   };
+  ICE_TRY(forget_overflow());  // of a layer that failed
   ICE_TRY(copy_rows(call));
   ICE_TRY(layer_.prepare(call, pool()));
   if (std::ranges::any_of(call.groups, waits)) {

@@ -50,8 +50,8 @@ class GpuAttention : public LayerAttention {
   const GpuStream stream_;
   GpuBlock pool_;
   std::int64_t slot_count_ = 0;
-  GpuBlock overflow_;                        // pages that no slot is free for, of one layer
-  std::vector<std::int32_t*> in_overflow_;  // their entries
+  GpuBlock overflow_;                                    // pages without a slot, of one layer
+  std::vector<std::int32_t*> in_overflow_;               // their entries in page_slot
   std::vector<std::weak_ptr<GpuSegmentCopy>> segments_;  // by number
   GpuStaging rows_staging_;
   GpuStaging pages_staging_;

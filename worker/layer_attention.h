@@ -28,7 +28,7 @@ struct AttentionShape {
 
 // Selected rows that stand in one page.
 struct SelectedPage {
-  std::uint32_t begin = 0;            // rows [begin, end) of S
+  std::uint32_t begin = 0;  // rows [begin, end) of S
   std::uint32_t end = 0;
   std::int32_t slot = HotPool::kNoSlot;
   const std::byte* bytes = nullptr;  // where it arrived, when every slot is pinned
@@ -53,11 +53,11 @@ struct LayerGroup {
   std::size_t item = 0;
   Context* context = nullptr;
   std::int32_t kv_head = 0;
-  std::int32_t row_count = 0;   // query tokens × query heads per KV head
-  std::int32_t budget = 0;      // B
-  bool indexed = false;         // has a segment table; else the rest stays empty
-  bool everything = false;      // B = N: full attention
-  bool any_fault = false;       // out: rows of S were missing
+  std::int32_t row_count = 0;       // query tokens × query heads per KV head
+  std::int32_t budget = 0;          // B
+  bool indexed = false;             // has a segment table; else the rest stays empty
+  bool everything = false;          // B = N: full attention
+  bool any_fault = false;           // out: rows of S were missing
   std::vector<TableRow> selected;   // out: S, without the missing rows after attend()
   std::vector<SelectedPage> pages;  // of S, by PageFinder
   std::vector<float> tail, fault;   // out [row_count] shares of the merged result
