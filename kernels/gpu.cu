@@ -5,20 +5,34 @@ namespace icefield {
 
 using gpu::from_cuda;
 
+namespace {
+
+constexpr int kSharedBytes = 160 << 10;  // of a block; sm_86, sm_89 and sm_120 have less
+
+// -1: not known.
+int device_attribute(cudaDeviceAttr which) {
+  int device = 0;
+  int value = -1;
+  if (cudaGetDevice(&device) != cudaSuccess) return -1;
+  return cudaDeviceGetAttribute(&value, which, device) == cudaSuccess ? value : -1;
+}
+
+}  // namespace
+
 bool gpu_available() {
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) return false;
-  int device = 0;
-  int major = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-         major >= 8;
+  return device_attribute(cudaDevAttrComputeCapabilityMajor) >= 8 &&
+         device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= kSharedBytes;
 }
 
 Result<std::int32_t> gpu_processors() {
   int device = 0;
   int count = 0;
-  if (!gpu_available()) return Status(Code::kUnavailable, "no GPU of sm_80 or later");
+  if (!gpu_available()) {
+    return Status(Code::kUnavailable,
+                  "no GPU of sm_80 or later with 160 KB of shared memory for a block");
+  }
   ICE_TRY(from_cuda(cudaGetDevice(&device)));
   ICE_TRY(from_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device)));
   return count;

@@ -19,7 +19,8 @@ namespace icefield {
 
 using Stream = CUstream_st*;  // a cudaStream_t; null is the default stream
 
-// False where there is no device, no driver, or one older than sm_80.
+// False where there is no device, no driver, or one older than sm_80 or with less than 160 KB of
+// shared memory for a block (A100, H100 and their like have it; sm_86, sm_89 and sm_120 do not).
 bool gpu_available();
 // Multiprocessors of the current device: decides how finely kernels split their work.
 Result<std::int32_t> gpu_processors();

@@ -1,7 +1,6 @@
-#include "kernels/page_moves_cuda.h"
-
 #include "kernels/launch.h"
 #include "kernels/launch_math.h"
+#include "kernels/page_moves_cuda.h"
 
 namespace icefield {
 namespace gpu {
@@ -69,9 +68,8 @@ Status set_slots_cuda(const SetSlotsArgs& args, Stream stream) {
 }
 
 Status name_rows_cuda(const NameRowsArgs& args, Stream stream) {
-  return gpu::start(
-      {.grid_x = args.group_count, .threads = gpu::kNameThreads, .stream = stream},
-      gpu::name_rows_kernel, args.groups, args.shape.d_k + args.shape.d_v);
+  return gpu::start({.grid_x = args.group_count, .threads = gpu::kNameThreads, .stream = stream},
+                    gpu::name_rows_kernel, args.groups, args.shape.d_k + args.shape.d_v);
 }
 
 }  // namespace icefield

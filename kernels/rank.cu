@@ -297,8 +297,7 @@ ICE_DEVICE int cluster_of_row(const LevelView& clusters, int row) {
 // Grid: a block per group. Bound: latency, 3 us for 256 rows; for large budgets the scattered reads
 // of page_slot, about 1 us per 1 000 rows.
 ICE_KERNEL __launch_bounds__(kFindThreads, 1)
-    find_rows_kernel(const FindRowsGroup* groups, PagePlaces places, int page_rows,
-                     int row_bytes) {
+    find_rows_kernel(const FindRowsGroup* groups, PagePlaces places, int page_rows, int row_bytes) {
   const FindRowsGroup& group = groups[blockIdx.x];
   auto* scan = reinterpret_cast<unsigned*>(shared_memory());
   // The barriers of the sums below come before a flag is set.

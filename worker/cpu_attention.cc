@@ -31,11 +31,9 @@ void CpuAttention::PartialRows::resize(std::int32_t rows, std::int32_t d_v) {
 Status CpuAttention::resize_pool(std::int64_t slot_count) {
   const std::int64_t bytes = slot_count * shape_.page_bytes();
   try {
-    pool_ = AlignedBytes();
     pool_ = AlignedBytes(static_cast<std::size_t>(bytes));
   } catch (const std::exception&) {  // bad_alloc, length_error
-    return Status(Code::kResourceExhausted, "no memory for a hot pool of " +
-                                                std::to_string(bytes) +
+    return Status(Code::kResourceExhausted, "no memory for a hot pool of " + std::to_string(bytes) +
                                                 " bytes; lower pool_bytes");
   }
   return Status();

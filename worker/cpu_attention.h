@@ -10,7 +10,7 @@
 namespace icefield {
 
 // Groups are spread over the pool of threads; results do not depend on its size. Allocates nothing
-// after a step of the same shape, unless pages have to be fetched.
+// after a step of the same shape in which no page is missed.
 //
 // Ownership  Borrows kernels and threads.
 class CpuAttention : public LayerAttention {

@@ -40,9 +40,8 @@ GpuAttention::GpuAttention(const AttentionShape& shape, std::int32_t processors,
 GpuAttention::~GpuAttention() { static_cast<void>(stream_.wait()); }
 
 Status GpuAttention::resize_pool(std::int64_t slot_count) {
-  slot_count_ = 0;
-  pool_ = GpuBlock();
-  ICE_TRY(pool_, GpuBlock::allocate(slot_count * shape_.page_bytes(), used_));
+  ICE_TRY(GpuBlock pool, GpuBlock::allocate(slot_count * shape_.page_bytes(), used_));
+  pool_ = std::move(pool);
   slot_count_ = slot_count;
   for (const std::weak_ptr<GpuSegmentCopy>& segment : segments_) {
     if (const auto copy = segment.lock(); copy != nullptr) {
@@ -56,12 +55,11 @@ Status GpuAttention::resize_pool(std::int64_t slot_count) {
 
 Status GpuAttention::begin_step(std::span<const StepItem> items) {
   for (const StepItem& item : items) {
-    const std::int64_t rows =
-        static_cast<std::int64_t>(item.tokens.size()) * shape_.query_group;
+    const std::int64_t rows = static_cast<std::int64_t>(item.tokens.size()) * shape_.query_group;
     if (!item.context->dense() && rows > GpuLayer::kMaxQueryRows) {
-      return Status(Code::kUnimplemented,
-                    std::to_string(rows) + " query rows share a selection, a GPU takes " +
-                        std::to_string(GpuLayer::kMaxQueryRows));
+      return Status(Code::kUnimplemented, std::to_string(rows) +
+                                              " query rows share a selection, a GPU takes " +
+                                              std::to_string(GpuLayer::kMaxQueryRows));
     }
     if (!item.context->dense()) ICE_TRY(copy_context(*item.context));
   }
@@ -98,8 +96,12 @@ Status GpuAttention::copy_context(Context& context) {
   return Status();
 }
 
-// Rows of the layer that the GPU does not have yet: in decoding, those of the step.
+// Rows of the layer that the GPU does not have yet: in decoding, those of the step. Memory first: a
+// step that ends without it may leave none of its copies waiting for the next.
 Status GpuAttention::copy_rows(const LayerCall& call) {
+  for (const StepItem& item : call.items) {
+    for (const auto& block : item.context->rows().blocks()) ICE_TRY(make_room(*block));
+  }
   for (const StepItem& item : call.items) {
     std::int64_t left = item.context->rows().end() - item.context->rows().begin();
     for (const auto& block : item.context->rows().blocks()) {
@@ -111,13 +113,15 @@ Status GpuAttention::copy_rows(const LayerCall& call) {
   return rows_staging_.flush();
 }
 
+Status GpuAttention::make_room(ExactRows::Block& block) {
+  if (block.device != nullptr) return Status();
+  ICE_TRY(GpuBlock memory, GpuBlock::allocate(static_cast<std::int64_t>(block.rows.size()), used_));
+  block.device = std::make_shared<GpuRows>(std::move(memory));
+  block.device_rows.assign(static_cast<std::size_t>(shape_.kv.layer_count), 0);
+  return Status();
+}
+
 Status GpuAttention::copy_block(std::int32_t layer, ExactRows::Block& block, std::int32_t rows) {
-  if (block.device == nullptr) {
-    ICE_TRY(GpuBlock memory,
-            GpuBlock::allocate(static_cast<std::int64_t>(block.rows.size()), used_));
-    block.device = std::make_shared<GpuRows>(std::move(memory));
-    block.device_rows.assign(static_cast<std::size_t>(shape_.kv.layer_count), 0);
-  }
   std::int32_t& there = block.device_rows[static_cast<std::size_t>(layer)];
   std::byte* gpu = static_cast<const GpuRows&>(*block.device).memory.data();
   const std::int64_t row_bytes = shape_.kv.row_bytes();

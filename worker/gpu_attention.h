@@ -40,6 +40,7 @@ class GpuAttention : public LayerAttention {
   Status copy_segments(const Context& context);
   Status copy_context(Context& context);
   Status copy_rows(const LayerCall& call);
+  Status make_room(ExactRows::Block& block);
   Status copy_block(std::int32_t layer, ExactRows::Block& block, std::int32_t rows);
   Status place_overflow(std::span<const ArrivedPage> pages);
   Status forget_overflow();

@@ -54,9 +54,9 @@ Result<std::shared_ptr<GpuSegmentCopy>> GpuSegmentCopy::make(const SegmentIndex&
   std::byte* at = copy->memory_.data();
   for (const SegmentIndex::LayerParts& parts : index.parts()) {
     LayerParts moved;
-    for (const auto& [part, to] : {std::pair(&parts.lists, &moved.lists),
-                                   std::pair(&parts.clusters, &moved.clusters),
-                                   std::pair(&parts.codes, &moved.codes)}) {
+    for (const auto& [part, to] :
+         {std::pair(&parts.lists, &moved.lists), std::pair(&parts.clusters, &moved.clusters),
+          std::pair(&parts.codes, &moved.codes)}) {
       const auto part_bytes = static_cast<std::int64_t>(part->size());
       ICE_TRY(copy_on_gpu(at, part->data(), part_bytes, stream));
       *to = {.host = part->data(), .gpu = at};
@@ -111,15 +111,15 @@ Result<std::shared_ptr<GpuTables>> GpuTables::make(const Context& context,
                                                    std::shared_ptr<std::int64_t> used,
                                                    Stream stream) {
   auto tables = std::make_shared<GpuTables>();
-  tables->segment_count_ = static_cast<std::int32_t>(context.segments().size());
+  tables->segment_count_ = static_cast<std::int32_t>(context.table(0, 0).size());
   tables->kv_head_count_ = shape.kv.kv_head_count;
   for (std::int32_t layer = 0; layer < shape.kv.layer_count; ++layer) {
     for (std::int32_t head = 0; head < shape.kv.kv_head_count; ++head) {
       const std::span<const HeadIndex> table = context.table(layer, head);
       for (std::size_t s = 0; s < table.size(); ++s) {
         const auto& copy = static_cast<const GpuSegmentCopy&>(*context.segments()[s]->device);
-        tables->host_.push_back({.index = copy.moved(layer, table[s]),
-                                 .page_slot = copy.page_slots(layer, head)});
+        tables->host_.push_back(
+            {.index = copy.moved(layer, table[s]), .page_slot = copy.page_slots(layer, head)});
       }
       tables->sizes_.push_back(place_segments(
           tables->host_.data() + tables->host_.size() - table.size(), tables->segment_count_));
@@ -208,12 +208,11 @@ Status GpuStaging::flush() {
   ICE_TRY(copy(0, pages_ * page_bytes_));
   ICE_TRY(copy(addresses, pages_ * static_cast<std::int64_t>(sizeof(std::byte*))));
   ICE_TRY(copy(updates, slots_ * static_cast<std::int64_t>(sizeof(SlotUpdate))));
-  ICE_TRY(page_scatter_cuda(
-      {.from = gpu_.data(),
-       .pages = reinterpret_cast<std::byte* const*>(gpu_.data() + addresses),
-       .page_bytes = page_bytes_,
-       .page_count = static_cast<std::int32_t>(pages_)},
-      stream_.get()));
+  ICE_TRY(page_scatter_cuda({.from = gpu_.data(),
+                             .pages = reinterpret_cast<std::byte* const*>(gpu_.data() + addresses),
+                             .page_bytes = page_bytes_,
+                             .page_count = static_cast<std::int32_t>(pages_)},
+                            stream_.get()));
   ICE_TRY(set_slots_cuda({.updates = reinterpret_cast<const SlotUpdate*>(gpu_.data() + updates),
                           .count = static_cast<std::int32_t>(slots_)},
                          stream_.get()));

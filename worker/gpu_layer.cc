@@ -58,7 +58,7 @@ void GpuLayer::measure(const LayerCall& call) {
     tail.row_count = std::max(tail.row_count, group.row_count);
     tail.segments = std::max(tail.segments, tables_of(group).segment_count());
     tail.rows = std::max(tail.rows, tables_of(group).size(call.layer, group.kv_head).rows);
-    tail.exact_rows = std::max(tail.exact_rows, group.budget);
+    tail.exact_rows = std::max(tail.exact_rows, group.most_rows);
   }
   window.exact_rows = static_cast<std::int32_t>(round_up(window.exact_rows, kExactRowsStep));
   window_args_.group_count = chunks;
@@ -79,10 +79,9 @@ void GpuLayer::lay_out(const LayerCall& call, Cursor& input, Cursor& scratch, Cu
   merge_groups_ = input.take<GpuMergeGroup>(indexed);
   parts_ = input.take<Partial>(2 * indexed);
   slope_groups_ = input.take<GpuSlopeGroup>(indexed);
-  counters_ = scratch
-                  .take<std::uint32_t>(indexed *
-                                       gpu_select_counters(attend_args_.capacity.segments))
-                  .gpu;
+  counters_ =
+      scratch.take<std::uint32_t>(indexed * gpu_select_counters(attend_args_.capacity.segments))
+          .gpu;
   for (std::size_t i = 0; i < exact_.size(); ++i) {
     lay_out_exact(call.groups[i], exact_[i], input, scratch);
   }
@@ -141,8 +140,8 @@ void GpuLayer::lay_out_selection(const LayerCall& call, std::size_t index, Index
       .segments = tables.table(call.layer, group.kv_head),
       .size = size,
       .rule = {.budget = group.budget,
-               .breadth = group.everything ? kAllClusters
-                                           : breadth_of(options.breadth, group.budget)},
+               .breadth =
+                   group.everything ? kAllClusters : breadth_of(options.breadth, group.budget)},
       .rounded =
           scratch.take<std::int32_t>(gpu::rounded_layout(group.row_count, shape_.kv.d_k).ints())
               .gpu,
@@ -171,8 +170,7 @@ void GpuLayer::lay_out_selection(const LayerCall& call, std::size_t index, Index
              .faulty = scratch.take<std::uint8_t>(size.clusters).gpu};
 }
 
-void GpuLayer::lay_out_tail(const LayerGroup& group, Indexed& at, Cursor& scratch,
-                            Cursor& output) {
+void GpuLayer::lay_out_tail(const LayerGroup& group, Indexed& at, Cursor& scratch, Cursor& output) {
   const TableSize& size = at.select.size;
   const std::int64_t g = group.row_count;
   const std::int64_t terms = std::int64_t{size.clusters} + size.lists;
@@ -237,8 +235,7 @@ void GpuLayer::fill_exact(const LayerCall& call, std::size_t index, std::int32_t
   copy_queries(shape_, call, group, exact.q.host);
   hide_later_tokens(shape_, call, group, exact.hidden.host);
   const std::int64_t width = shape_.kv.d_k + shape_.kv.d_v;
-  const std::int64_t head =
-      std::int64_t{call.layer} * shape_.kv.kv_head_count + group.kv_head;
+  const std::int64_t head = std::int64_t{call.layer} * shape_.kv.kv_head_count + group.kv_head;
   RowSpan* span = exact.spans.host;
   std::int32_t first = 0;
   const auto add = [&](const DeviceCopy& copy, std::int64_t row, std::int64_t count) {
@@ -294,8 +291,7 @@ void GpuLayer::fill_indexed(const LayerCall& call, std::size_t index) {
            .out = at.merged.out};
   const Context::Slopes* slopes = group.context->slopes();
   if (slopes == nullptr) return;
-  const auto head =
-      static_cast<std::size_t>(call.layer * shape_.kv.kv_head_count + group.kv_head);
+  const auto head = static_cast<std::size_t>(call.layer * shape_.kv.kv_head_count + group.kv_head);
   slope.slope = static_cast<const GpuSlopes&>(*slopes->device).head(head);
 }
 
@@ -341,11 +337,21 @@ Status GpuLayer::prepare(const LayerCall& call, const GpuPagePool& pages) {
   set_args(pages);
   const GpuCapacity& window = window_args_.capacity;
   const GpuCapacity& tail = attend_args_.capacity;
-  const Key key = {name_args_.group_count, window_args_.group_count, attend_args_.group_count,
-                   window.row_count,       window.exact_rows,        tail.row_count,
-                   tail.segments,          tail.rows,                tail.exact_rows,
-                   address(input_.data()), address(scratch_.data()), address(output_.data()),
-                   address(pages.pool),    pages.slot_count,         address(pages.overflow)};
+  const Key key = {name_args_.group_count,
+                   window_args_.group_count,
+                   attend_args_.group_count,
+                   window.row_count,
+                   window.exact_rows,
+                   tail.row_count,
+                   tail.segments,
+                   tail.rows,
+                   tail.exact_rows,
+                   address(input_.data()),
+                   address(scratch_.data()),
+                   address(output_.data()),
+                   address(pages.pool),
+                   pages.slot_count,
+                   address(pages.overflow)};
   if (key != key_) {
     graph_.reset();
     key_ = key;
@@ -400,8 +406,7 @@ Status GpuLayer::read_selection(std::span<LayerGroup> groups) {
   ICE_TRY(stream_.wait());
   for (std::size_t i = 0; i < indexed_.size(); ++i) {
     const Indexed& at = indexed_[i];
-    groups[at.group].selected.assign(at.selected.host,
-                                     at.selected.host + selected_count_.host[i]);
+    groups[at.group].selected.assign(at.selected.host, at.selected.host + selected_count_.host[i]);
   }
   return Status();
 }

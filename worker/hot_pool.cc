@@ -31,9 +31,9 @@ Result<HotPool> HotPool::make(std::int64_t capacity_bytes, std::int64_t page_byt
                   "hot pool of " + std::to_string(capacity_bytes) + " bytes holds no page of " +
                       std::to_string(page_bytes) + " bytes; raise pool_bytes");
   }
-  const Status no_memory(Code::kResourceExhausted, "no memory for a hot pool of " +
-                                                       std::to_string(capacity_bytes) +
-                                                       " bytes; lower pool_bytes");
+  const Status no_memory(
+      Code::kResourceExhausted,
+      "no memory for a hot pool of " + std::to_string(capacity_bytes) + " bytes; lower pool_bytes");
   if (low > std::numeric_limits<std::int32_t>::max()) return no_memory;  // slots have 31 bits
   try {
     return HotPool(low, page_bytes);

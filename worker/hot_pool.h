@@ -26,7 +26,7 @@ constexpr std::int32_t first_row_of(PageKey key) { return static_cast<std::int32
 // Which page is in which slot, for fixed slots under a byte limit that includes this bookkeeping;
 // the pages' memory is the processor's that attends (worker/layer_attention.h). Eviction is a clock
 // with a few lives: a page that is selected again gains one, the hand takes one away as it passes.
-// Pages found or inserted since begin_step() are pinned. Shared by all contexts of a worker:
+// Pages found or inserted since begin_layer() are pinned. Shared by all contexts of a worker:
 // requests with a common document share its pages.
 //
 // Threads  One at a time.
@@ -39,7 +39,7 @@ class HotPool {
   static Result<HotPool> make(std::int64_t capacity_bytes, std::int64_t page_bytes);
 
   // Unpins what the step before used.
-  void begin_step() { ++step_; }
+  void begin_layer() { ++step_; }
 
   // The page's slot, pinned; kNoSlot when it is not here.
   std::int32_t find(PageKey key);

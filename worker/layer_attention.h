@@ -55,6 +55,7 @@ struct LayerGroup {
   std::int32_t kv_head = 0;
   std::int32_t row_count = 0;       // query tokens × query heads per KV head
   std::int32_t budget = 0;          // B
+  std::int32_t most_rows = 0;       // the largest B of its layers
   bool indexed = false;             // has a segment table; else the rest stays empty
   bool everything = false;          // B = N: full attention
   bool any_fault = false;           // out: rows of S were missing
@@ -90,7 +91,8 @@ class LayerAttention {
  public:
   virtual ~LayerAttention() = default;
 
-  // Memory for the slots of an empty hot pool. kResourceExhausted when there is none.
+  // Memory for the slots of an empty hot pool. kResourceExhausted when there is none: the pool that
+  // was there stays, so both have to fit for a moment.
   virtual Status resize_pool(std::int64_t slot_count) = 0;
 
   // Called before the layers of a step: brings to the processor what these contexts attend.

@@ -25,16 +25,18 @@ struct FetchedPages {
   Status first_error;  // of the pages that did not come
 };
 
-// Reads `wanted`, one list per context, pages of the same (segment, layer, KV head) side by side
-// and by ascending first row, in one gathered request. A page whose rows fail their checks is asked
-// for once more, with the node told to verify what it holds. Never an error: pages that do not come
-// by the deadline stay null. `source` and `wanted` stay until it is done.
+// Where a worker's pages come from.
 struct PageSource {
   ContextStore& store;
   asio::any_io_executor executor;  // runs the store's calls
   KvShape shape;                   // of the slice
   Slice slice;
 };
+
+// Reads `wanted`, one list per context, pages of the same (segment, layer, KV head) side by side
+// and by ascending first row, in one gathered request. A page whose rows fail their checks is asked
+// for once more, with the node told to verify what it holds. Never an error: pages that do not come
+// by the deadline stay null. `source` and `wanted` stay until it is done.
 asio::awaitable<FetchedPages> fetch_pages(const PageSource& source, std::int32_t page_rows,
                                           std::span<std::vector<WantedPage>> wanted,
                                           Deadline deadline);

@@ -46,7 +46,7 @@ void PageFinder::list_pages(const LayerCall& call, LayerGroup& group) {
 }
 
 void PageFinder::find(const LayerCall& call) {
-  pool_.begin_step();
+  pool_.begin_layer();
   arrived_.clear();
   if (wanted_.size() < call.items.size()) wanted_.resize(call.items.size());
   for (std::vector<WantedPage>& pages : wanted_) pages.clear();
@@ -164,11 +164,11 @@ void PageFinder::read_behind() {
                       .kv_head = kv_head_of(page.key),
                       .first_row = first_row_of(page.key)});
   }
-  behind_->done = asio::co_spawn(
-      options_.source.executor,
-      fetch_pages(options_.source, options_.page_rows, std::span(behind_->wanted),
-                  Deadline::after(options_.clock, options_.timeout)),
-      asio::use_future);
+  behind_->done =
+      asio::co_spawn(options_.source.executor,
+                     fetch_pages(options_.source, options_.page_rows, std::span(behind_->wanted),
+                                 Deadline::after(options_.clock, options_.timeout)),
+                     asio::use_future);
 }
 
 void PageFinder::take_behind(StepReport& report) {
@@ -180,7 +180,7 @@ void PageFinder::take_behind(StepReport& report) {
   report.bytes_moved += fetched_.bytes_moved;
   report.page_failures += fetched_.failed_pages;
   if (report.first_fault.ok()) report.first_fault = fetched_.first_error;
-  pool_.begin_step();
+  pool_.begin_layer();
   // Those that are there meanwhile are pinned before any goes.
   for (const MissedPage& page : behind->pages) {
     if (!page.segment.expired()) static_cast<void>(pool_.find(page.key));

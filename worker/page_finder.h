@@ -19,7 +19,7 @@ namespace icefield {
 //
 // Threads  The worker's caller. Reads behind the steps run on the store's executor, one at a time:
 //          what is missed meanwhile is read when it is missed again. The destructor waits for it,
-//          at most the timeout.
+//          at most the timeout: the executor must still run.
 class PageFinder {
  public:
   struct Options {

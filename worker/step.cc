@@ -29,6 +29,7 @@ Step::Step(Step&& other) noexcept
 
 Step::~Step() {
   if (worker_ == nullptr) return;
+  worker_->pages_.read_behind();  // so that the step, tried again, misses less
   for (const StepItem& item : items_) item.context->rows_.truncate(item.context->end_);
 }
 
@@ -74,6 +75,8 @@ std::span<LayerGroup> Step::set_groups(std::int32_t layer) {
         table_size(table.data(), static_cast<std::int32_t>(table.size())).indexed_rows;
     const std::int64_t budget = item.options.budget_of(layer);
     group.budget = budget == kBudgetAll ? rows : call_budget(budget, tokens, rows);
+    const std::int64_t most = item.options.most_budget();
+    group.most_rows = most == kBudgetAll ? rows : call_budget(most, tokens, rows);
     group.everything = group.budget == rows;
   }
   return groups;

@@ -24,6 +24,12 @@ Status AttendOptions::validate(std::int32_t layer_count) const {
   return Status();
 }
 
+std::int64_t AttendOptions::most_budget() const {
+  if (layer_budgets.empty()) return budget;
+  if (std::ranges::find(layer_budgets, kBudgetAll) != layer_budgets.end()) return kBudgetAll;
+  return std::ranges::max(layer_budgets);
+}
+
 void StepReport::add(const StepReport& other) {
   attend_groups += other.attend_groups;
   rows_selected += other.rows_selected;

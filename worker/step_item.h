@@ -35,6 +35,7 @@ struct AttendOptions {
   std::int64_t budget_of(std::int32_t layer) const {
     return layer_budgets.empty() ? budget : layer_budgets[static_cast<std::size_t>(layer)];
   }
+  std::int64_t most_budget() const;  // of any layer
 };
 
 struct StepItem {
@@ -45,8 +46,8 @@ struct StepItem {
 
 // Sums over the layers and KV heads of a step.
 struct StepReport {
-  std::int64_t attend_groups =
-      0;  // (layer, context, KV head) that selected; what averages divide by
+  // (layer, context, KV head) that selected; what averages divide by
+  std::int64_t attend_groups = 0;
   std::int64_t rows_selected = 0;
   std::int64_t pages_touched = 0;
   std::int64_t page_hits = 0;      // in the hot pool

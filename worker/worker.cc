@@ -184,9 +184,8 @@ Result<FetchedPages> Worker::read_layer(const AttachedSegment& segment, std::int
     }
   }
   const PageSource source = page_source();
-  FetchedPages fetched =
-      sync_wait(environment_.executor,
-                fetch_pages(source, kRows, std::span(&pages, 1), store_deadline()));
+  FetchedPages fetched = sync_wait(
+      environment_.executor, fetch_pages(source, kRows, std::span(&pages, 1), store_deadline()));
   if (fetched.failed_pages > 0) {
     const Status& why = fetched.first_error;
     return Status::miss(

@@ -40,7 +40,7 @@ class Worker {
     std::string fingerprint_text;                    // ModelFingerprint::text()
     std::int64_t pool_bytes = 8 << 20;               // hot pool, bookkeeping included
     std::int32_t page_rows = 1;                      // 1, 2, 4, 8 or 16
-    std::chrono::milliseconds fetch_timeout{2000};   // pages of one step
+    std::chrono::milliseconds fetch_timeout{2000};   // pages of one layer
     std::chrono::milliseconds store_timeout{60000};  // attach, match, publish
 
     Status validate() const;

@@ -175,12 +175,11 @@ GpuLayerFixture::GpuLayerFixture(GpuArena& arena, const GpuLayerShape& shape, co
                   .capacity = capacity,
                   .group_count = shape.kv_heads,
                   .groups = arena.put(select_)};
-  find_args_ = {
-      .shape = head,
-      .pool = pool_,
-      .slot_count = shape.tokens * shape.kv_heads,
-      .group_count = shape.kv_heads,
-      .groups = arena.put(find_)};
+  find_args_ = {.shape = head,
+                .pool = pool_,
+                .slot_count = shape.tokens * shape.kv_heads,
+                .group_count = shape.kv_heads,
+                .groups = arena.put(find_)};
   window_args_.groups = arena.put(window_);
   attend_args_.groups = arena.put(attend_);
   merge_args_ = {.d_v = shape.head_dim,

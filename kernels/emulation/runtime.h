@@ -15,8 +15,10 @@ constexpr cudaError_t cudaErrorMemoryAllocation = 2;
 constexpr int cudaMemcpyDefault = 4;
 constexpr int cudaStreamCaptureModeThreadLocal = 1;
 constexpr int cudaStreamNonBlocking = 1;
+using cudaDeviceAttr = int;
 constexpr int cudaDevAttrMultiProcessorCount = 16;
 constexpr int cudaDevAttrComputeCapabilityMajor = 75;
+constexpr int cudaDevAttrMaxSharedMemoryPerBlockOptin = 97;
 
 inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
 inline cudaError_t cudaGetDeviceCount(int* count) {
@@ -29,7 +31,9 @@ inline cudaError_t cudaGetDevice(int* device) {
 }
 // A small machine, so that a few rows make several blocks: 4 processors, of capability 8.
 inline cudaError_t cudaDeviceGetAttribute(int* value, int attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? 4 : 8;
+  *value = attribute == cudaDevAttrMultiProcessorCount      ? 4
+           : attribute == cudaDevAttrComputeCapabilityMajor ? 8
+                                                            : 160 << 10;
   return cudaSuccess;
 }
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, int) {

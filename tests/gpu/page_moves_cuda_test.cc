@@ -76,11 +76,11 @@ TEST(PageMovesCuda, EveryRowOfASpanIsNamed) {
                       .spans = arena.put(spans),
                       .rows = arena.make<const Bf16*>(first)});
   }
-  ASSERT_TRUE(name_rows_cuda({.shape = {.d_k = 64, .d_v = 64},
-                              .group_count = kGroups,
-                              .groups = arena.put(groups)},
-                             arena.stream())
-                  .ok());
+  ASSERT_TRUE(
+      name_rows_cuda(
+          {.shape = {.d_k = 64, .d_v = 64}, .group_count = kGroups, .groups = arena.put(groups)},
+          arena.stream())
+          .ok());
   for (std::size_t g = 0; g < groups.size(); ++g) {
     EXPECT_EQ(arena.get(groups[g].rows, static_cast<std::int64_t>(expected[g].size())),
               expected[g]);

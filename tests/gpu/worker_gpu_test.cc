@@ -271,9 +271,9 @@ TEST_F(WorkerGpu, DroppedStepLeavesNoTrace) {
   pair.on_both([&](WorkerFixture& fixture) {
     Context context = sealed(fixture, sequence_, 1030);
     {
-      Step step = fixture.worker
-                      ->begin_step({{.context = &context, .tokens = {1, 2, 3}, .options = {}}})
-                      .value();
+      Step step =
+          fixture.worker->begin_step({{.context = &context, .tokens = {1, 2, 3}, .options = {}}})
+              .value();
       step.append(0, other_.k(0, 5, 3).data(), other_.v(0, 5, 3).data());
       std::vector<float> out(3 * 6 * 64);
       EXPECT_TRUE(step.attend(0, other_.q(5, 0, 3, 6).data(), out.data()).ok());
@@ -285,9 +285,7 @@ TEST_F(WorkerGpu, DroppedStepLeavesNoTrace) {
 
 TEST_F(WorkerGpu, AttachedContextAttendsAsTheOneThatWasSealed) {
   Pair pair = make();
-  {
-    const Context written = sealed(*pair.cpu, sequence_, 1300);
-  }
+  { const Context written = sealed(*pair.cpu, sequence_, 1300); }
   for (const AttachRows rows : {AttachRows::kWindow, AttachRows::kAll}) {
     pair.on_both([&](WorkerFixture& fixture) {
       const auto prompt = std::span(sequence_.tokens).first(1300);
@@ -370,10 +368,9 @@ TEST_F(WorkerGpu, SomeOfABatchMayWait) {
       Context c = sealed(fixture, other_, 1100);
       std::vector<Ran> ran;
       for (int i = 0; i < 2; ++i) {
-        ran.push_back(
-            run(fixture, {{&a, &sequence_, 1, {.budget = 64, .on_miss = OnMiss::kTail}},
-                          {&b, &sequence_, 1, {.budget = 50}},
-                          {&c, &other_, 1, {.budget = 64, .on_miss = OnMiss::kTail}}}));
+        ran.push_back(run(fixture, {{&a, &sequence_, 1, {.budget = 64, .on_miss = OnMiss::kTail}},
+                                    {&b, &sequence_, 1, {.budget = 50}},
+                                    {&c, &other_, 1, {.budget = 64, .on_miss = OnMiss::kTail}}}));
         fixture.worker->wait_for_missed_pages();
       }
       return ran;

@@ -188,16 +188,42 @@ TEST_F(Fault, NotWaitingDoesNotCareWhetherNodesAnswer) {
   EXPECT_EQ(report.page_failures, 4 * 64) << "said by the step after";
   EXPECT_EQ(report.first_fault.code(), Code::kUnavailable);
   // The floor holds for pages that were not waited for.
-  Step step = fixture.worker
-                  ->begin_step({{.context = &context,
-                                 .tokens = {1},
-                                 .options = {.budget = 64,
-                                             .on_miss = OnMiss::kTail,
-                                             .coverage_floor = 0.999f}}})
-                  .value();
+  Step step =
+      fixture.worker
+          ->begin_step(
+              {{.context = &context,
+                .tokens = {1},
+                .options = {.budget = 64, .on_miss = OnMiss::kTail, .coverage_floor = 0.999f}}})
+          .value();
   step.append(0, sequence_.k(0, 1026, 1).data(), sequence_.v(0, 1026, 1).data());
   std::vector<float> out(6 * 64);
   EXPECT_EQ(step.attend(0, sequence_.q(5, 0, 1, 6).data(), out.data()).code(), Code::kUnavailable);
+}
+
+// A layer is refused, its pages are read, and the step tried again gets further.
+TEST_F(Fault, StepsThatTheFloorRefusedSucceedOnceTheirPagesAreRead) {
+  WorkerFixture fixture(*node_, {.shape = kShape});
+  Context context = fixture.fill(sequence_, 1024);
+  ASSERT_TRUE(fixture.worker->seal(context, 1024).ok());
+  const AttendOptions options{.budget = 64, .on_miss = OnMiss::kTail, .coverage_floor = 0.999f};
+  std::vector<float> out(6 * 64);
+  const auto layers_attended = [&] {
+    Step step =
+        fixture.worker->begin_step({{.context = &context, .tokens = {1}, .options = options}})
+            .value();
+    std::int32_t layer = 0;
+    for (; layer < kShape.layer_count; ++layer) {
+      step.append(layer, sequence_.k(layer, 1024, 1).data(), sequence_.v(layer, 1024, 1).data());
+      const Status status = step.attend(layer, sequence_.q(5, layer, 1, 6).data(), out.data());
+      EXPECT_TRUE(status.ok() || status.code() == Code::kUnavailable) << status.to_string();
+      if (!status.ok()) break;
+    }
+    return layer;
+  };
+  for (std::int32_t layer = 0; layer <= kShape.layer_count; ++layer) {
+    EXPECT_EQ(layers_attended(), layer);
+    fixture.worker->wait_for_missed_pages();
+  }
 }
 
 // What is read behind a step may be of a segment that is gone when it comes, and whose number is

@@ -40,11 +40,11 @@ TEST(HotPool, FindsWhatWasInserted) {
 
 TEST(HotPool, PagesOfTheStepAreNeverEvicted) {
   HotPool pool = pool_of(4);
-  pool.begin_step();
+  pool.begin_layer();
   for (std::int32_t row = 0; row < 4; ++row)
     ASSERT_NE(pool.insert(page_key(0, 0, 0, row)).slot, HotPool::kNoSlot);
   EXPECT_EQ(pool.insert(page_key(0, 0, 0, 9)).slot, HotPool::kNoSlot);
-  pool.begin_step();
+  pool.begin_layer();
   EXPECT_NE(pool.find(page_key(0, 0, 0, 2)), HotPool::kNoSlot);
   for (std::int32_t row = 10; row < 13; ++row)
     ASSERT_NE(pool.insert(page_key(0, 0, 0, row)).slot, HotPool::kNoSlot);
@@ -55,12 +55,12 @@ TEST(HotPool, PagesOfTheStepAreNeverEvicted) {
 TEST(HotPool, PagesThatAreSelectedAgainStay) {
   HotPool pool = pool_of(8);
   for (int step = 0; step < 6; ++step) {
-    pool.begin_step();
+    pool.begin_layer();
     if (pool.find(page_key(0, 0, 0, 1)) == HotPool::kNoSlot) pool.insert(page_key(0, 0, 0, 1));
   }
   // One-time pages flow through the other slots: each pass of the hand costs page 1 a life.
   for (std::int32_t row = 100; row < 112; ++row) {
-    pool.begin_step();
+    pool.begin_layer();
     ASSERT_NE(pool.insert(page_key(0, 0, 0, row)).slot, HotPool::kNoSlot);
   }
   EXPECT_NE(pool.find(page_key(0, 0, 0, 1)), HotPool::kNoSlot);
@@ -68,7 +68,7 @@ TEST(HotPool, PagesThatAreSelectedAgainStay) {
 
 TEST(HotPool, DroppedSegmentsAreGoneAndTheirSlotsUsable) {
   HotPool pool = pool_of(6);
-  pool.begin_step();
+  pool.begin_layer();
   for (std::int32_t row = 0; row < 3; ++row) {
     pool.insert(page_key(1, 0, 0, row));
     pool.insert(page_key(2, 0, 0, row));
@@ -90,7 +90,7 @@ TEST(HotPool, NeverReturnsAnotherPagesSlot) {
   SeededRng rng(1);
   std::vector<PageKey> holds(64, HotPool::kNoPage);
   for (int step = 0; step < 3000; ++step) {
-    pool.begin_step();
+    pool.begin_layer();
     for (int i = 0; i < 8; ++i) {
       const PageKey key = page_key(static_cast<std::uint32_t>(rng.below(3)),
                                    static_cast<std::int32_t>(rng.below(2)), 0,
@@ -118,7 +118,7 @@ TEST(HotPool, NeverReturnsAnotherPagesSlot) {
 TEST(HotPool, SlotOfAForgottenKeyIsFoundEmpty) {
   // drop_segment() leaves used slots without a key; insert must take them before evicting others.
   HotPool pool = pool_of(2);
-  pool.begin_step();
+  pool.begin_layer();
   pool.insert(page_key(1, 0, 0, 0));
   pool.insert(page_key(2, 0, 0, 0));
   pool.drop_segment(1);
