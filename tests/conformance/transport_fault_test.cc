@@ -17,7 +17,8 @@ using namespace std::chrono_literals;
 
 // Far beyond what a loaded machine does to a timer: a call that takes longer was forgotten.
 constexpr auto kForgotten = 10s;
-constexpr int kMoreThanTheCredits = 100;  // max_calls of transport_kinds.h is 32
+constexpr int kCredits = 32;  // max_calls of transport_kinds.h
+constexpr int kMoreThanTheCredits = 100;
 
 // Calls under way side by side, each noted as it ends.
 class Calls {
@@ -109,6 +110,32 @@ TEST_P(TransportFaults, HalfOpenPeerCostsTheDeadlineAndServesAgainAfterwards) {
     expect_service();
     expect_all_back();
   }
+}
+
+// Large ones wait for their turn to leave, and some of them never get it.
+TEST_P(TransportFaults, CallsThatNeverLeftGiveTheirCreditsBack) {
+  expect_service();
+  {
+    const Bytes bytes = random_bytes(rng_, 4'000'000);
+    const Frozen frozen(server_);
+    Calls calls(client_, client_end());
+    for (int i = 0; i < kCredits - 1; ++i) {
+      calls.start(node_, 1, "", bytes, Deadline::after(clock_, 30ms));
+    }
+    for (const Status& status : calls.wait()) EXPECT_EQ(status.code(), Code::kDeadlineExceeded);
+  }
+  expect_service();
+  expect_all_back();
+  const int before = echo_.calls;
+  const Bytes bytes = random_bytes(rng_, 1000);
+  const Deadline limit = Deadline::after(clock_, kForgotten / 2);
+  Calls calls(client_, client_end());
+  for (int i = 0; i < kCredits; ++i) calls.start(node_, 2, "", bytes, limit);
+  client_.restart();
+  while (echo_.calls < before + kCredits && !limit.passed(clock_)) client_.poll();
+  EXPECT_EQ(echo_.calls, before + kCredits) << "side by side";
+  asio::post(server_.executor(), [this] { echo_.release(); });
+  for (const Status& status : calls.wait()) EXPECT_TRUE(status.ok()) << status.to_string();
 }
 
 TEST_P(TransportFaults, CallsUnderWayEndWithTheirPeer) {

@@ -147,9 +147,21 @@ bool ClientConnection::has_credit(std::int64_t bytes) const {
 asio::awaitable<void> ClientConnection::upload(std::shared_ptr<Upload> upload) {
   const Status sent = co_await endpoint_->send_lent(upload->message, upload->loan);
   if (sent.code() != Code::kCancelled) co_return;
+  if (!upload->loan.begun()) {  // the server does not know of it, so it would not answer
+    end_call(upload->message.fragment.call);
+    co_return;
+  }
   Message abort(upload->message.fragment, std::string());
   abort.fragment.kind = FragmentKind::kAbort;
   (void)co_await endpoint_->send(abort);
+}
+
+void ClientConnection::end_call(std::uint64_t number) {
+  const auto found = calls_.find(number);
+  if (found == calls_.end()) return;  // the connection has failed
+  bytes_held_ -= found->second.request_bytes;
+  calls_.erase(found);
+  credit_.notify_all();
 }
 
 void ClientConnection::watch_deadline(Deadline deadline) {
@@ -244,9 +256,7 @@ bool ClientConnection::on_fragment(const FragmentHeader& header, ConstByteSpan b
   call.received += bytes.size();
   if (call.pending != nullptr) take_fragment(call, header, bytes);
   if (call.received < header.message_bytes()) return false;
-  bytes_held_ -= call.request_bytes;
-  calls_.erase(found);
-  credit_.notify_all();
+  end_call(header.call);
   return true;
 }
 

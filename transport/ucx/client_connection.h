@@ -98,6 +98,8 @@ class ClientConnection final : public FragmentSink,
   Task<> wait_for_credit(std::int64_t bytes, Deadline deadline);
   bool has_credit(std::int64_t bytes) const;
   asio::awaitable<void> upload(std::shared_ptr<Upload> upload);
+  // Nothing of it is with the server any more: its credit is free.
+  void end_call(std::uint64_t number);
   asio::awaitable<void> watch();
   // Sees to it that end_late_calls() runs at `deadline` or before.
   void watch_deadline(Deadline deadline);

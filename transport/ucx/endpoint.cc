@@ -175,6 +175,7 @@ Task<> Endpoint::send_lent(Message& message, Loan& loan) {
     }
     Slot* slot = take_slot(copy ? nullptr : &loan);
     cursor.next(*slot, copy ? copy_bytes_ : fragment_bytes_);
+    loan.begun_ = true;
     post(slot);
   }
   while (!loan.slots_.empty()) co_await sent_.wait(Deadline::never());

@@ -41,11 +41,14 @@ class Endpoint {
     // The memory is not looked at any more.
     void end();
     bool ended() const { return ended_; }
+    // Whether the peer may have seen anything of the message.
+    bool begun() const { return begun_; }
 
    private:
     friend class Endpoint;
     const Kind kind_;
     bool ended_ = false;
+    bool begun_ = false;
     std::vector<Slot*> slots_;  // under way
   };
 
@@ -60,7 +63,7 @@ class Endpoint {
 
   // Sends from the message's memory as long as it is lent, and returns when UCX has let go of it.
   // kCancelled when the loan ended before: then the peer gets an abort in the place of what was
-  // under way, and the caller must send one, too.
+  // under way, and the caller must send one, too, unless nothing of the message was sent.
   Task<> send_lent(Message& message, Loan& loan);
 
   // Sends a copy of a message of one fragment and does not wait; false when it would have to.
