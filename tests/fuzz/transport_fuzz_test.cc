@@ -33,6 +33,7 @@ class EchoService final : public Service {
     return std::make_unique<TestLanding>(payload_bytes, landings);
   }
   Task<ServiceReply> handle(const Caller&, MethodId, std::string header, Payload payload) override {
+    ++requests;
     auto kept = std::make_shared<Payload>(std::move(payload));
     ServiceReply reply;
     reply.header = std::move(header);
@@ -46,6 +47,7 @@ class EchoService final : public Service {
   }
 
   std::atomic<int> landings = 0;  // that have not come back
+  std::atomic<int> requests = 0;
 };
 
 // A listener and, on the same shard, whoever attacks it.
@@ -180,6 +182,24 @@ class TransportFuzz : public testing::Test {
     co_return Status();
   }
 
+  // A request that lands by one method and ends by another. The number of those served.
+  Task<int> change_method() {
+    ICE_CO_TRY(tcp::socket socket, co_await connect());
+    FragmentHeader header;
+    ICE_CO_TRY(header.connection, co_await shake(socket));
+    const Bytes bytes(1);
+    header.header_bytes = 1;
+    header.payload_bytes = 1;
+    header.method = 1;
+    worker_->deliver(header, bytes);
+    header.offset = 1;
+    header.method = 2;
+    worker_->deliver(header, bytes);
+    socket.close();
+    ICE_CO_TRY(co_await everything_is_back());
+    co_return echo_.requests.load();
+  }
+
   // Until the last connection has gone, which closing the sockets brings about.
   Task<> everything_is_back() {
     while (!listener_->connections().empty()) {
@@ -216,6 +236,12 @@ TEST_F(TransportFuzz, GarbageFragmentsNeitherCrashNorLeak) {
   EXPECT_GE(worker_->stray_fragments.value(), kFragmentConnections);
   EXPECT_TRUE(on_shard(good_connection_works()).ok());
   EXPECT_TRUE(on_shard(everything_is_back()).ok());
+}
+
+TEST_F(TransportFuzz, ARequestThatChangesItsMethodIsNotServed) {
+  const Result<int> served = on_shard(change_method());
+  ASSERT_TRUE(served.has_value()) << served.error().to_string();
+  EXPECT_EQ(*served, 0);
 }
 
 }  // namespace

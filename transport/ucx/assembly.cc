@@ -4,7 +4,8 @@ namespace icefield::ucx {
 
 bool Assembly::fits(const FragmentHeader& fragment, ConstByteSpan bytes) const {
   return fragment.header_bytes == header_.size() && fragment.payload_bytes == payload_bytes_ &&
-         fragment.offset == received_ && bytes.size() <= message_bytes() - received_;
+         fragment.method == method_ && fragment.offset == received_ &&
+         bytes.size() <= message_bytes() - received_;
 }
 
 ConstByteSpan Assembly::add_to_header(ConstByteSpan bytes) {

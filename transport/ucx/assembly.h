@@ -14,7 +14,9 @@ namespace icefield::ucx {
 class Assembly {
  public:
   explicit Assembly(const FragmentHeader& first)
-      : header_(first.header_bytes, '\0'), payload_bytes_(first.payload_bytes) {}
+      : header_(first.header_bytes, '\0'),
+        payload_bytes_(first.payload_bytes),
+        method_(first.method) {}
 
   // False when the fragment is not the next one of this message. As soon as the header is there,
   // once, `place(header)` gives the Payload that the bytes behind it go to.
@@ -50,6 +52,7 @@ class Assembly {
 
   std::string header_;
   const std::uint64_t payload_bytes_;
+  const std::uint16_t method_;  // whose Landing the payload goes to
   std::uint64_t received_ = 0;
   bool placed_ = false;
   Payload payload_;
