@@ -181,8 +181,8 @@ class Transport {
   // must live until stop() is done. Gives back the address to call.
   virtual Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) = 0;
 
-  // Takes no more requests for `self` (as listen() gave it back) and waits for those it has. Runs
-  // on the service's executor.
+  // Takes no more requests for `self` (as listen() gave it back) and waits for those it has whole.
+  // Runs on the service's executor.
   virtual Task<> stop(Address self) = 0;
 
   // Stops every service and closes every connection. Nothing may be called afterwards.

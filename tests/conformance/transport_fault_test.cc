@@ -3,6 +3,8 @@
 // holds comes back. Below, the same for a bad cable between UCX's ends.
 #include <gmock/gmock.h>
 
+#include <boost/asio/use_future.hpp>
+
 #include "tests/support/frozen.h"
 #include "tests/support/objects.h"
 #include "tests/support/own_sockets.h"
@@ -13,6 +15,7 @@
 namespace icefield {
 namespace {
 
+using testing::HasSubstr;
 using namespace std::chrono_literals;
 
 // Far beyond what a loaded machine does to a timer: a call that takes longer was forgotten.
@@ -153,6 +156,89 @@ TEST_P(TransportFaults, CallsUnderWayEndWithTheirPeer) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Transports, TransportFaults, testing::ValuesIn(kTransportKinds),
+                         transport_kind_name);
+
+// ----------------------------------------------------------- a client that stops in mid-request
+
+// Stops the thread that sends, until it goes. By then the receiver has the first fragments: no more
+// than eight of 480 KB are under way.
+class Stall final : public Departure {
+ public:
+  static constexpr std::int64_t kPayloadBytes = 8'000'000;
+  ~Stall() override { go_on(); }
+  void leaving(std::int64_t bytes) override {
+    if (bytes > 6'000'000) until_.wait();
+  }
+  void go_on() {
+    if (!std::exchange(gone_on_, true)) thaw_.set_value();
+  }
+
+ private:
+  bool gone_on_ = false;
+  std::promise<void> thaw_;
+  const std::shared_future<void> until_ = thaw_.get_future().share();
+};
+
+class StalledClient : public TransportFaults {
+ protected:
+  std::future<Result<Reply>> start(const Address& node, MethodId method, ConstByteSpan payload,
+                                   Departure* departure) {
+    Request request(method, "");
+    request.payload.push_back(payload);
+    request.departure = departure;
+    auto call = client_end().call(node, std::move(request),
+                                  Buffer(static_cast<std::int64_t>(payload.size())),
+                                  Deadline::after(clock_, 2 * kForgotten));
+    return asio::co_spawn(client_shard_.executor(), std::move(call), asio::use_future);
+  }
+  static std::int64_t calls_at(Shard& shard, Transport& server) {
+    auto usage = static_cast<UcxTransport&>(server).usage();
+    return sync_wait(shard.executor(), std::move(usage)).value().calls;
+  }
+  std::future<Status> stop() {
+    auto stopped = ends_.server->stop(node_);
+    return asio::co_spawn(server_.executor(), std::move(stopped), asio::use_future);
+  }
+
+  const Bytes half_ = random_bytes(rng_, Stall::kPayloadBytes);
+};
+
+TEST_P(StalledClient, DoesNotKeepTheServerFromStopping) {
+  expect_service();
+  expect_all_back();
+  Stall stall;
+  std::future<Result<Reply>> call = start(node_, 1, half_, &stall);
+  while (calls_at(server_, *ends_.server) < 1) std::this_thread::yield();
+  std::future<Status> stopped = stop();
+  EXPECT_EQ(stopped.wait_for(kForgotten), std::future_status::ready);
+  stall.go_on();
+  EXPECT_EQ(call.get().status().code(), Code::kUnavailable);
+  EXPECT_TRUE(stopped.get().ok());
+}
+
+TEST_P(StalledClient, IsRefusedByAServerThatStopsButNotCutOff) {
+  expect_service();
+  expect_all_back();
+  const int before = echo_.calls;
+  std::future<Result<Reply>> whole = start(node_, 2, std::span(half_).first(1000), nullptr);
+  while (echo_.calls == before) std::this_thread::yield();
+  Stall stall;
+  std::future<Result<Reply>> half = start(node_, 1, half_, &stall);
+  while (calls_at(server_, *ends_.server) < 2) std::this_thread::yield();
+  std::future<Status> stopped = stop();
+  sync_wait(server_.executor(), ends_.held(*ends_.server)).value();  // stop() has begun
+  stall.go_on();
+  EXPECT_THAT(half.get().status().message(), HasSubstr("stopping"));
+  EXPECT_THAT(call(node_, 1, {}, 0).status().message(), HasSubstr("stopping")) << "not cut off";
+  asio::post(server_.executor(), [this] { echo_.release(); });
+  const Status answered = whole.get().status();
+  EXPECT_TRUE(answered.ok() || answered.code() == Code::kUnavailable) << answered.to_string();
+  EXPECT_TRUE(stopped.get().ok());
+}
+
+INSTANTIATE_TEST_SUITE_P(Ucx, StalledClient,
+                         testing::ValuesIn(std::begin(kTransportKinds) + 1,
+                                           std::end(kTransportKinds)),
                          transport_kind_name);
 
 // ------------------------------------------------------------------------- a cable that goes bad

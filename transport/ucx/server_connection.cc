@@ -6,6 +6,11 @@
 #include "transport/ucx/proof.h"
 
 namespace icefield::ucx {
+namespace {
+
+Status stopping() { return Status(Code::kUnavailable, "the node is stopping"); }
+
+}  // namespace
 
 ServerConnection::ServerConnection(UcxWorker& worker, asio::ip::tcp::socket control,
                                    Service& service, const UcxOptions& options,
@@ -47,6 +52,8 @@ asio::awaitable<void> ServerConnection::run() {
 void ServerConnection::stop() {
   stopping_ = true;
   if (remote_id_ == 0) control_.close();  // in the middle of the handshake
+  // Those not whole: the rest may never come.
+  while (!incoming_.empty()) drop(incoming_.begin(), stopping());
   changed_.notify_all();
 }
 
@@ -129,19 +136,20 @@ void ServerConnection::end(Status why) {
 
 bool ServerConnection::on_fragment(const FragmentHeader& header, ConstByteSpan bytes) {
   if (!ended_.ok() || remote_id_ == 0) return true;
+  if (stopping_ && header.offset > 0) return true;  // of a request that was dropped or refused
   auto found = incoming_.find(header.call);
   if (header.kind == FragmentKind::kAbort) {
     if (found == incoming_.end()) return true;
-    FragmentHeader request = header;  // as it was when it was accepted
-    request.header_bytes = static_cast<std::uint32_t>(found->second.header().size());
-    request.payload_bytes = found->second.payload_bytes();
-    incoming_.erase(found);
-    scope_.spawn(refuse(request, Status(Code::kCancelled, "request aborted")));
+    drop(found, Status(Code::kCancelled, "request aborted"));
     return true;
   }
   if (found == incoming_.end()) {
     if (!accept(header)) {
       end(Status(Code::kInvalidArgument, "a request beyond what was granted"));
+      return true;
+    }
+    if (stopping_) {
+      scope_.spawn(refuse(header, stopping()));
       return true;
     }
     found = incoming_.emplace(header.call, Assembly(header)).first;
@@ -154,11 +162,7 @@ bool ServerConnection::on_fragment(const FragmentHeader& header, ConstByteSpan b
   if (!found->second.complete()) return false;
   Assembly message = std::move(found->second);
   incoming_.erase(found);
-  if (stopping_) {
-    scope_.spawn(refuse(header, Status(Code::kUnavailable, "the node is stopping")));
-  } else {
-    scope_.spawn(serve(header, std::move(message)));
-  }
+  scope_.spawn(serve(header, std::move(message)));
   return true;
 }
 
@@ -175,11 +179,20 @@ bool ServerConnection::accept(const FragmentHeader& header) {
 
 Payload ServerConnection::place(const FragmentHeader& request, std::string_view header) {
   const auto bytes = static_cast<std::int64_t>(request.payload_bytes);
-  if (bytes > 0 && request.method != kProbeMethod && !stopping_) {
+  if (bytes > 0 && request.method != kProbeMethod) {
     auto landing = service_.land(caller_, request.method, header, bytes);
     if (landing != nullptr) return Payload(std::move(landing));
   }
   return Payload(Buffer(bytes));
+}
+
+void ServerConnection::drop(Incoming::iterator found, Status why) {
+  FragmentHeader request;  // as it was when it was accepted
+  request.call = found->first;
+  request.header_bytes = static_cast<std::uint32_t>(found->second.header().size());
+  request.payload_bytes = found->second.payload_bytes();
+  incoming_.erase(found);
+  scope_.spawn(refuse(request, std::move(why)));
 }
 
 void ServerConnection::release(const FragmentHeader& request) {

@@ -30,7 +30,8 @@ class ServerConnection final : public FragmentSink,
   // From the handshake to the end, which the client, a fault or stop() brings about. On return
   // nothing of the connection is under way any more.
   asio::awaitable<void> run();
-  // Takes no more requests; run() returns when those under way are answered.
+  // Takes no more requests and drops those that are not whole; run() returns when the others are
+  // answered.
   void stop();
 
   // What the client holds of what it was granted.
@@ -44,11 +45,14 @@ class ServerConnection final : public FragmentSink,
   // Who that is; what is wrong with the request otherwise.
   Result<Caller> check(const proto::Hello& hello, const proto::ConnectRequest& request) const;
   asio::awaitable<void> watch();
+  using Incoming = std::unordered_map<std::uint64_t, Assembly>;  // by the client's number
   bool accept(const FragmentHeader& header);
   Payload place(const FragmentHeader& request, std::string_view header);
   asio::awaitable<void> serve(FragmentHeader request, Assembly message);
   asio::awaitable<void> refuse(FragmentHeader request, Status why);
   asio::awaitable<void> answer(const FragmentHeader& request, Result<ServiceReply> reply);
+  // Answers a request that is not whole.
+  void drop(Incoming::iterator found, Status why);
   void release(const FragmentHeader& request);
   void end(Status why);
 
@@ -61,7 +65,7 @@ class ServerConnection final : public FragmentSink,
   std::uint64_t remote_id_ = 0;
   Caller caller_;
   std::unique_ptr<Endpoint> endpoint_;
-  std::unordered_map<std::uint64_t, Assembly> incoming_;
+  Incoming incoming_;
   std::int64_t calls_held_ = 0;  // from the first fragment to the reply
   std::int64_t bytes_held_ = 0;
   Status ended_;
