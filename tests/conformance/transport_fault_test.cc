@@ -236,6 +236,40 @@ TEST_P(StalledClient, IsRefusedByAServerThatStopsButNotCutOff) {
   EXPECT_TRUE(stopped.get().ok());
 }
 
+// The server looks for the next fragment, but not each time before others get their turn.
+TEST_P(StalledClient, DoesNotTakeTheTimeOfOthersFromAServerThatPolls) {
+  constexpr int kTurns = 100;
+  UcxOptions options;
+  options.poll = true;
+  options.lanes = GetParam().lanes == std::string("tcp") ? UcxLanes::kTcp : UcxLanes::kAuto;
+  Shard shard;
+  const std::unique_ptr<UcxTransport> server = make_ucx(shard.executor(), options);
+  const Address node =
+      sync_wait(shard.executor(), server->listen("127.0.0.1:0", shard.executor(), echo_)).value();
+  EXPECT_TRUE(call(node, 1, {std::span(half_).first(1000)}, 1000).has_value());
+  {
+    Stall stall;
+    std::future<Result<Reply>> half = start(node, 1, half_, &stall);
+    while (calls_at(shard, *server) < 1) std::this_thread::yield();
+    const auto turns = [this]() -> Task<std::chrono::nanoseconds> {
+      const auto begin = clock_.now();
+      for (int i = 0; i < kTurns; ++i) {
+        co_await asio::post(co_await asio::this_coro::executor, asio::use_awaitable);
+      }
+      co_return clock_.now() - begin;
+    };
+    std::chrono::nanoseconds least = kForgotten;
+    for (int i = 0; i < 20; ++i) {
+      least = std::min(least, sync_wait(shard.executor(), turns()).value());
+    }
+    EXPECT_LT(least, kTurns * 50us);
+    stall.go_on();
+    EXPECT_TRUE(half.get().has_value());
+  }
+  EXPECT_TRUE(sync_wait(shard.executor(), server->shutdown()).ok());
+  shard.stop();
+}
+
 INSTANTIATE_TEST_SUITE_P(Ucx, StalledClient,
                          testing::ValuesIn(std::begin(kTransportKinds) + 1,
                                            std::end(kTransportKinds)),

@@ -226,7 +226,10 @@ UcxWorker::Progress UcxWorker::progress() {
     }
     const auto now = Clock::now();
     if (!patience.has_value()) patience = now + kPatience;
-    if (now >= *patience) break;
+    if (now >= *patience) {
+      message_open_ = false;  // once for each fragment: its sender may have stopped
+      break;
+    }
   }
   if (steps == kProgressBurst) return Progress::kMore;
   return steps > 0 ? Progress::kSome : Progress::kNone;

@@ -93,7 +93,8 @@ class UcxWorker {
   asio::steady_timer anchor_;
   bool sleeping_ = false;
   Patience patience_;
-  bool message_open_ = false;  // the last fragment was not the last of its message
+  // The last fragment was not the last of its message, and the next one may be near.
+  bool message_open_ = false;
   bool stopping_ = false;
   std::unordered_map<std::uint64_t, FragmentSink*> sinks_;
   std::vector<ucp_mem_h> regions_;
