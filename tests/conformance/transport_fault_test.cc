@@ -2,6 +2,7 @@
 // deadline with a status that says what to do, right bytes or none, and everything that a call
 // holds comes back. Below, the same for a bad cable between UCX's ends.
 #include <gmock/gmock.h>
+#include <malloc.h>
 
 #include <boost/asio/use_future.hpp>
 
@@ -374,6 +375,23 @@ TEST_P(BadBulkCable, ACutInMidTransferLosesNoBytesAndLeavesNone) {
     expect_reconnected(node_);
   }
   EXPECT_GE(cut, 10);
+}
+
+// However many fragments were under way side by side: what is kept is for those that are copied.
+TEST_P(BadBulkCable, MemoryForFragmentsIsBounded) {
+  mallopt(M_MMAP_THRESHOLD, 256 << 10);  // so that all of it is seen in mallinfo2()
+  const Bytes bytes = random_bytes(rng_, 4'000'000);
+  expect_service();
+  const std::size_t before = mallinfo2().hblkhd;
+  for (int round = 0; round < 6; ++round) {
+    Calls calls(client_, client_end());
+    for (int i = 0; i < kCredits; ++i) {
+      calls.start(node_, 1, "", bytes, Deadline::after(clock_, kForgotten));
+    }
+    for (const Status& status : calls.wait()) EXPECT_TRUE(status.ok()) << status.to_string();
+  }
+  expect_all_back();
+  EXPECT_LT(mallinfo2().hblkhd, before + (std::size_t{2 * 16 * 512} << 10));
 }
 
 INSTANTIATE_TEST_SUITE_P(Ucx, BadBulkCable, testing::Values(kTransportKinds[1]),

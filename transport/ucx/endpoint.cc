@@ -48,7 +48,7 @@ struct Endpoint::Slot {
   std::vector<ConstByteSpan> pieces;  // empty: the loan has ended
   std::size_t bytes = 0;              // of all pieces, as long as there was a loan
   std::vector<ucp_dt_iov_t> iov;      // the pieces of a firm loan
-  Buffer copy;
+  Buffer copy;    // one of free_copies_ until it comes back
   Loan* loan = nullptr;  // null: a copy, or the loan has ended
 };
 
@@ -213,6 +213,13 @@ Endpoint::Slot* Endpoint::take_slot(Loan* loan) {
   return slot.release();
 }
 
+Buffer Endpoint::take_copy() {
+  if (free_copies_.empty()) return Buffer(fragment_bytes_);
+  Buffer copy = std::move(free_copies_.back());
+  free_copies_.pop_back();
+  return copy;
+}
+
 void Endpoint::give_back(Slot* slot) {
   --in_flight_;
   if (slot->loan == nullptr) {
@@ -220,6 +227,7 @@ void Endpoint::give_back(Slot* slot) {
   } else {
     std::erase(slot->loan->slots_, slot);
   }
+  if (slot->copy.capacity() > 0) free_copies_.push_back(std::exchange(slot->copy, Buffer()));
   free_.emplace_back(slot);
   sent_.notify_all();
 }
@@ -258,7 +266,7 @@ void Endpoint::post(Slot* slot) {
   const void* buffer = slot;
   std::size_t count = 1;
   if (slot->loan == nullptr) {
-    if (slot->copy.capacity() == 0) slot->copy = Buffer(fragment_bytes_);
+    slot->copy = take_copy();
     slot->copy.resize(fragment_bytes_);
     count = pack(slot, 0, slot->copy.bytes().data(), slot->bytes);
     buffer = slot->copy.bytes().data();

@@ -120,6 +120,7 @@ class Endpoint {
 
   Endpoint(UcxWorker& worker, std::function<void(Status)> on_failure);
   Slot* take_slot(Loan* loan);
+  Buffer take_copy();
   void give_back(Slot* slot);
   void post(Slot* slot);
   void fail(Status status);
@@ -143,6 +144,7 @@ class Endpoint {
   Waiters sent_;
   std::unordered_map<std::string, ucp_rkey_h> regions_;  // by what was packed
   std::vector<std::unique_ptr<Slot>> free_;
+  std::vector<Buffer> free_copies_;  // apart: there are many slots, few of them copies
 };
 
 }  // namespace icefield::ucx
