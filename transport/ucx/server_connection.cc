@@ -88,7 +88,7 @@ Task<> ServerConnection::shake_hands() {
   reply.set_connection(id_);
   reply.set_max_calls(static_cast<std::uint32_t>(options_.max_calls));
   reply.set_max_request_bytes(static_cast<std::uint64_t>(options_.max_request_bytes));
-  remote_id_ = request.connection();
+  if (status.ok()) remote_id_ = request.connection();  // fragments count from here on
   const Status sent = co_await write_frame(control_, reply.SerializeAsString());
   if (endpoint_ != nullptr && !sent.ok()) co_await endpoint_->close(Deadline::never());
   co_return status.ok() ? sent : status;
