@@ -243,6 +243,7 @@ asio::awaitable<void> ClientConnection::quarantine(std::shared_ptr<Reading> read
 
 asio::awaitable<void> ClientConnection::watch() {
   co_await wait_for_end(control_);
+  worker_.take_in();  // a node that stops answers first, on another way
   fail(Status(Code::kUnavailable, "closed by the peer"));
 }
 
