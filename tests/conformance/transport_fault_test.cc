@@ -63,13 +63,12 @@ class TransportFaults : public TransportFixture {
   // Nothing of a call stays anywhere.
   void expect_all_back() {
     const auto begin = clock_.now();
-    std::int64_t left = held();
+    std::int64_t left = held() + echo_.held;
     while (left > 0 && clock_.now() - begin < kForgotten) {
       std::this_thread::yield();
-      left = held();
+      left = held() + echo_.held;  // a reply on its way counts as the service's only
     }
     EXPECT_EQ(left, 0);  // once is enough: a new connection's measurement may take some again
-    EXPECT_EQ(echo_.held, 0);
   }
   void expect_service() {
     const Bytes bytes = random_bytes(rng_, 200'000);
@@ -359,6 +358,7 @@ TEST_P(BadBulkCable, CallsEndWhenItIsCutAndTheNextOnesConnectAgain) {
 // In the middle of requests and replies.
 TEST_P(BadBulkCable, ACutInMidTransferLosesNoBytesAndLeavesNone) {
   const Bytes bytes = random_bytes(rng_, 4'000'000);
+  expect_service();  // so that the first round has something to cut
   int cut = 0;
   for (int round = 0; round < 10; ++round) {
     Calls calls(client_, client_end());
