@@ -48,8 +48,8 @@ struct Endpoint::Slot {
   std::vector<ConstByteSpan> pieces;  // empty: the loan has ended
   std::size_t bytes = 0;              // of all pieces, as long as there was a loan
   std::vector<ucp_dt_iov_t> iov;      // the pieces of a firm loan
-  Buffer copy;    // one of free_copies_ until it comes back
-  Loan* loan = nullptr;  // null: a copy, or the loan has ended
+  Buffer copy;                        // one of free_copies_ until it comes back
+  Loan* loan = nullptr;               // null: a copy, or the loan has ended
 };
 
 void Endpoint::Loan::end() {
