@@ -1,7 +1,6 @@
 #include "storage/eviction_policy.h"
 
 #include <algorithm>
-#include <array>
 #include <string>
 
 #include "storage/id_table.h"
@@ -106,7 +105,7 @@ class NodeLists {
   }
 
   PagedVector<Node> nodes_;
-  std::array<List, 2> lists_;
+  List lists_[2];
 };
 
 class LruPolicy final : public EvictionPolicy {

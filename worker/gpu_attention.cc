@@ -178,8 +178,7 @@ Status GpuAttention::place_overflow(std::span<const ArrivedPage> pages) {
 Status GpuAttention::forget_overflow() {
   // Two contexts may have wanted the same page.
   std::ranges::sort(in_overflow_);
-  const auto repeated = std::ranges::unique(in_overflow_);
-  in_overflow_.erase(repeated.begin(), repeated.end());
+  in_overflow_.erase(std::unique(in_overflow_.begin(), in_overflow_.end()), in_overflow_.end());
   for (std::int32_t* at : in_overflow_) ICE_TRY(pages_staging_.add_slot(at, HotPool::kNoSlot));
   in_overflow_.clear();
   return pages_staging_.flush();

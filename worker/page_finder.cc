@@ -143,8 +143,8 @@ void PageFinder::read_behind() {
   }
   std::erase_if(missed_, [](const MissedPage& page) { return page.segment.expired(); });
   std::ranges::sort(missed_, {}, &MissedPage::key);
-  const auto repeated = std::ranges::unique(missed_, {}, &MissedPage::key);
-  missed_.erase(repeated.begin(), repeated.end());
+  const auto same = [](const MissedPage& a, const MissedPage& b) { return a.key == b.key; };
+  missed_.erase(std::unique(missed_.begin(), missed_.end(), same), missed_.end());
   const auto most = static_cast<std::size_t>(pool_.slot_count());
   if (missed_.size() > most) missed_.resize(most);
   if (missed_.empty()) return;

@@ -48,8 +48,8 @@ class TcpRelay {
   asio::awaitable<void> run() {
     boost::system::error_code error;
     while (true) {
-      Line& line =
-          lines_.emplace_back(tcp::socket(shard_.executor()), tcp::socket(shard_.executor()));
+      lines_.push_back({tcp::socket(shard_.executor()), tcp::socket(shard_.executor())});
+      Line& line = lines_.back();
       co_await acceptor_.async_accept(line.client,
                                       asio::redirect_error(asio::use_awaitable, error));
       if (error) co_return;
