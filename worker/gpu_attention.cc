@@ -187,9 +187,6 @@ Status GpuAttention::forget_overflow() {
 // ---------------------------------------------------------------------------------------- attend
 
 Status GpuAttention::attend(const LayerCall& call, PageFinder& pages) {
-  const auto waits = [&](const LayerGroup& group) {
-    return group.indexed && call.items[group.item].options.on_miss == OnMiss::kFetch;
-  };
   const bool indexed = std::ranges::any_of(call.groups, &LayerGroup::indexed);
   const auto pool = [this] {
     return GpuPagePool{.pool = pool_.data(),
@@ -199,7 +196,7 @@ Status GpuAttention::attend(const LayerCall& call, PageFinder& pages) {
   ICE_TRY(forget_overflow());  // of a layer that failed
   ICE_TRY(copy_rows(call));
   ICE_TRY(layer_.prepare(call, pool()));
-  if (std::ranges::any_of(call.groups, waits)) {
+  if (std::ranges::any_of(call.groups, [&](const LayerGroup& g) { return call.waits(g); })) {
     ICE_TRY(layer_.select());
     ICE_TRY(layer_.read_selection(call.groups));
     pages.find(call);

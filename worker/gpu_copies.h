@@ -112,7 +112,8 @@ class GpuSlopes : public DeviceCopy {
   GpuBlock memory_;
 };
 
-// Pages and slot numbers on their way to where they belong: one copy and a launch for many.
+// Pages of one size (or exact rows: then a page is a row) and slot numbers on their way to where
+// they belong: one copy and a launch for many.
 //
 // Threads  One at a time.
 class GpuStaging {

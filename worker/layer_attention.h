@@ -75,6 +75,11 @@ struct LayerCall {
   float* out = nullptr;                       // [tokens, query heads, d_v]
   std::span<LayerGroup> groups;               // [item, KV head]
   StepReport* report = nullptr;
+
+  // Whether the step waits for pages of this group that are not in the hot pool.
+  bool waits(const LayerGroup& group) const {
+    return group.indexed && items[group.item].options.on_miss == OnMiss::kFetch;
+  }
 };
 
 // q of a group [row_count, d_k], out of the call's; and its result into the call's.

@@ -11,10 +11,6 @@ PageKey key_of(const WantedPage& page) {
   return page_key(page.segment->number, page.layer, page.kv_head, page.first_row);
 }
 
-bool waits(const LayerCall& call, const LayerGroup& group) {
-  return call.items[group.item].options.on_miss == OnMiss::kFetch;
-}
-
 // The page of S as it is asked for.
 WantedPage wanted_page(const LayerCall& call, const LayerGroup& group, const SelectedPage& page,
                        std::int32_t page_rows) {
@@ -59,7 +55,7 @@ void PageFinder::find(const LayerCall& call) {
       page.slot = pool_.find(key_of(wanted));
       if (page.slot != HotPool::kNoSlot) {
         ++call.report->page_hits;
-      } else if (waits(call, group)) {
+      } else if (call.waits(group)) {
         wanted_[group.item].push_back(wanted);
         all_hit = false;
       } else {
@@ -90,7 +86,7 @@ void PageFinder::fetch(const LayerCall& call) {
 void PageFinder::take_fetched(const LayerCall& call) {
   std::vector<std::size_t> next(call.items.size(), 0);
   for (LayerGroup& group : call.groups) {
-    if (!group.indexed || !waits(call, group)) continue;
+    if (!call.waits(group)) continue;
     for (SelectedPage& page : group.pages) {
       if (page.slot != HotPool::kNoSlot) continue;
       const WantedPage& wanted = wanted_[group.item][next[group.item]++];

@@ -132,7 +132,7 @@ INSTANTIATE_TEST_SUITE_P(
                     SelectCase{8, {1024}, 128, 7, 0, 16}, SelectCase{9, {4096, 256}, 64, 2, 64, 1},
                     SelectCase{10, {1024}, 80, 3, 64, 16}, SelectCase{11, {4096}, 96, 9, 64, 4},
                     SelectCase{12, {1024, 256}, 256, 8, 64, kAllClusters},
-                    SelectCase{13, {4096, 1024}, 80, 6, 64, kRuleBreadth}),
+                    SelectCase{13, {4096, 1024}, 80, 6, 64, 27}),
     [](const auto& param) { return "seed" + std::to_string(param.param.seed); });
 
 TEST(SelectRule, BudgetOfAllSelectsEveryIndexedRow) {
