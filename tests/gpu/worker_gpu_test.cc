@@ -175,7 +175,7 @@ TEST_F(WorkerGpu, AnyPageSizeAndAPoolThatIsTooSmall) {
       pair.on_both([&](WorkerFixture& fixture) {
         Context context = sealed(fixture, sequence_, 1100);
         std::vector<Ran> ran;
-        for (const std::uint64_t seed : {5, 6}) {
+        for (const std::uint64_t seed : {5u, 6u}) {
           ran.push_back(run(fixture, {{&context, &sequence_, 1, {.budget = 64}, seed}}));
         }
         if (page_rows == 4) ran.push_back(run(fixture, {{&context, &sequence_, 1, {}}}));
@@ -334,7 +334,7 @@ TEST_F(WorkerGpu, NotWaitingGivesTheSameAsOnTheCpuAndPagesComeBehind) {
     Context context = sealed(fixture, sequence_, 1100);
     const AttendOptions options{.budget = 64, .on_miss = OnMiss::kTail};
     std::vector<Ran> ran;
-    for (const std::uint64_t seed : {5, 5, 6, 6}) {
+    for (const std::uint64_t seed : {5u, 5u, 6u, 6u}) {
       ran.push_back(run(fixture, {{&context, &sequence_, 1, options, seed}}));
       fixture.worker->wait_for_missed_pages();
     }

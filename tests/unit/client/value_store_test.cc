@@ -312,10 +312,10 @@ TEST_F(ValueStoreTest, TimesToLiveAndPinsSurviveARestart) {
 TEST_F(ValueStoreTest, DamageInMemoryIsAMissAndNeverReturned) {
   ValueCluster cluster({}, 1);
   const Bytes value = random(300'000);
-  for (int i = 0; i < 20; ++i) {
+  for (unsigned i = 0; i < 20; ++i) {
     ASSERT_TRUE(put(cluster, "k", value).ok());
     ByteSpan slab = cluster.node(0).memory().memory();
-    const auto at = place_in(slab, std::span(value).subspan(i * 14'000u, 64));
+    const auto at = place_in(slab, std::span(value).subspan(i * 14'000, 64));
     ASSERT_NE(at, slab.end());
     *at ^= std::byte{1} << (i % 8);
     EXPECT_EQ(miss(cluster, "k"), MissReason::kIntegrity) << i;

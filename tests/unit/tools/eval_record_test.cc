@@ -38,7 +38,7 @@ class EvalRecordTest : public testing::Test {
     session_ =
         Session::open({.model_path = dir_.file("model.gguf"), .dram_bytes = 1 << 28, .threads = 1})
             .value();
-    for (std::int32_t i = 0; i < kTokens; ++i) document_.tokens.push_back(i * 7 % 250);
+    for (std::uint32_t i = 0; i < kTokens; ++i) document_.tokens.push_back(i * 7 % 250);
     document_.continuation = {5, 6, 7};
     document_.questions = {
         {.task = EvalTask::kMultiquery,
