@@ -34,6 +34,9 @@ DEFINE_bool(json, false, "print one JSON object instead of tables");
 namespace icefield {
 namespace {
 
+// A machine that stands still for a while is no loss of the method's.
+constexpr std::chrono::minutes kFetchTimeout{1};
+
 constexpr char kUsage[] =
     R"(icefield eval — measures clustered against full attention, paired on the same questions
 
@@ -270,7 +273,8 @@ Status run() {
                          .dram_bytes = FLAGS_dram_bytes,
                          .page_rows = FLAGS_page_rows,
                          .device = FLAGS_device,
-                         .threads = FLAGS_threads}));
+                         .threads = FLAGS_threads,
+                         .fetch_timeout = kFetchTimeout}));
   const ModelConfig& config = session->model().config();
   for (const std::int64_t length : plan.lengths) {
     if (length + kContinuationTokens > config.max_positions) {

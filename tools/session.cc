@@ -60,7 +60,8 @@ Result<std::unique_ptr<Session>> Session::open(Options options) {
                                  .name_space = options.name_space,
                                  .fingerprint_text = session->model_->fingerprint().text(),
                                  .pool_bytes = pool_bytes,
-                                 .page_rows = options.page_rows};
+                                 .page_rows = options.page_rows,
+                                 .fetch_timeout = options.fetch_timeout};
   ICE_TRY(worker_options.validate());
   ICE_TRY(std::unique_ptr<LayerAttention> attention,
           attention_device(options.device, Worker::attention_shape(worker_options)));

@@ -2,6 +2,7 @@
 // worker, and the cache node in this process or a cluster of them.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <string>
@@ -10,6 +11,7 @@
 #include "engine/chat.h"
 #include "engine/decoder.h"
 #include "tools/embedded_node.h"
+#include "worker/worker.h"
 
 namespace icefield {
 
@@ -26,6 +28,7 @@ class Session {
     std::int32_t page_rows = 1;
     std::string device = "cpu";  // that attends: cpu or cuda
     std::int32_t threads = 0;    // 0: one per core
+    std::chrono::milliseconds fetch_timeout = Worker::Options().fetch_timeout;
   };
 
   static Result<std::unique_ptr<Session>> open(Options options);
