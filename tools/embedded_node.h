@@ -32,11 +32,11 @@ class EmbeddedNode {
  private:
   EmbeddedNode();
 
+  Shard shard_;  // goes last: the others have timers of it
   LoopbackTransport transport_;
   Nodes nodes_;
   ContextStore store_;
   std::unique_ptr<NodeHost> host_;
-  Shard shard_;
 };
 
 }  // namespace icefield
