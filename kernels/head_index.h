@@ -35,7 +35,11 @@ constexpr float kTermDriftCap = 2;            // on 2 w σ, in the drift of tail
 constexpr float kVoteExponentCap = 80;        // on logit - R in votes
 constexpr float kLeastExponent = -87;         // e^x is 0 below: fp32 ends there
 constexpr std::int32_t kMaxQueryTokens = 16;  // of one call
-constexpr std::int32_t kMinCandidateRows = 1024;
+constexpr std::int32_t kMinCandidateRows = 512;
+// Clusters whose vote is e^-7 or more are candidates, up to so many rows of them.
+constexpr float kReachDeviations = 2.5f;
+constexpr float kReachingVote = 9.118820e-4f;
+constexpr std::int32_t kMostReachingRows = 8192;
 constexpr std::int32_t kAllClusters = 0;  // as a breadth: every cluster is a candidate
 constexpr std::int32_t kLeastRuleBreadth = 32;
 constexpr std::int32_t kLeastRuleRows = 8192;
@@ -68,12 +72,15 @@ struct SelectionRule {
   std::int32_t breadth = kAllClusters;  // M, resolved: not kRuleBreadth
 };
 
-// What the tokens of C add up to at least (step 5), of `indexed_rows` tokens and a budget above 0.
+// What the tokens of C add up to at least (step 5), of `indexed_rows` tokens, of which
+// `reaching_rows` are in clusters whose vote is kReachingVote or more, and a budget above 0.
 constexpr std::int64_t candidate_rows(std::int32_t breadth, std::int32_t budget,
-                                      std::int32_t indexed_rows) {
+                                      std::int32_t indexed_rows, std::int32_t reaching_rows) {
   if (breadth == kAllClusters) return indexed_rows;
-  const std::int64_t wanted = std::int64_t{breadth} * budget;
-  return std::min<std::int64_t>(indexed_rows, std::max<std::int64_t>(wanted, kMinCandidateRows));
+  const std::int64_t wanted =
+      std::max({std::int64_t{breadth} * budget, std::int64_t{kMinCandidateRows},
+                std::int64_t{std::min(reaching_rows, kMostReachingRows)}});
+  return std::min<std::int64_t>(indexed_rows, wanted);
 }
 
 // M of a call with budget B: `breadth`, or by the rule (step 5) 32, and more for small budgets, so

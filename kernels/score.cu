@@ -369,7 +369,7 @@ ICE_KERNEL __launch_bounds__(kProposeThreads, 1)
     const float sigma = used ? fp16_value(read(clusters.sigma + c)) : 0.0f;
     float vote = 0;
     for_each_dot(clusters, panel, shape.beta, shared, group, layout, [&](int h, float dot) {
-      const float reach = dot + 2 * square_root(2 * shared.weight[h] * sigma);
+      const float reach = dot + kReachDeviations * square_root(2 * shared.weight[h] * sigma);
       vote += vote_of(reach, read(group.reference_level + h));
       if (!used) return;
       group.cluster_logit[static_cast<std::int64_t>(h) * group.size.clusters +
@@ -391,8 +391,21 @@ struct ClusterItems {
   }
 };
 
+// The tokens of the clusters whose votes are kReachingVote or more, in all threads of the block.
+ICE_DEVICE int reaching_rows(const ClusterItems& items, int count, CutShared& shared) {
+  unsigned mine = 0;
+  for (int i = thread(); i < count; i += thread_count()) {
+    const ClusterVote& vote = items.votes[i];
+    if (vote.vote >= kReachingVote) mine += static_cast<unsigned>(vote.tokens);
+  }
+  unsigned total = 0;
+  (void)block_exclusive_sum(mine, shared.scan, total);
+  sync_threads();  // the scratch is used again
+  return static_cast<int>(total);
+}
+
 // Grid: (1, or segments with budgets of their own; groups), 1024 threads. C of one selection.
-// Bound: latency of three passes over the votes of one group, 64 KB at 128 K tokens: about 4 us.
+// Bound: latency of four passes over the votes of one group, 64 KB at 128 K tokens: about 4 us.
 ICE_KERNEL __launch_bounds__(kCutThreads, 1) take_clusters_kernel(const GpuSelectGroup* groups) {
   const GpuSelectGroup& group = groups[blockIdx.y];
   const SelectionRule& rule = group.rule;
@@ -412,13 +425,16 @@ ICE_KERNEL __launch_bounds__(kCutThreads, 1) take_clusters_kernel(const GpuSelec
     return;
   }
   std::uint8_t* candidate = group.candidate + begin;
-  const std::int64_t wanted = budget > 0 ? candidate_rows(rule.breadth, budget, rows) : 0;
+  CutShared& shared = *reinterpret_cast<CutShared*>(shared_memory());
+  const ClusterItems items{group.cluster_vote + begin};
+  std::int64_t wanted = budget > 0 ? candidate_rows(rule.breadth, budget, rows, 0) : 0;
+  if (wanted > 0 && wanted < rows) {
+    wanted = candidate_rows(rule.breadth, budget, rows, reaching_rows(items, count, shared));
+  }
   if (wanted == 0 || wanted >= rows) {
     for (int i = thread(); i < count; i += thread_count()) candidate[i] = wanted > 0 ? 1 : 0;
     return;
   }
-  CutShared& shared = *reinterpret_cast<CutShared*>(shared_memory());
-  const ClusterItems items{group.cluster_vote + begin};
   const std::uint64_t cut = find_cut(items, count, wanted, shared);
   for (int i = thread(); i < count; i += thread_count()) {
     candidate[i] = items.at(i).key >= cut ? 1 : 0;

@@ -97,8 +97,8 @@ HWY_NOINLINE void add_cluster_votes(const HeadShape& shape, const float* q,
     FloatVec vote = first_block ? hn::Zero(d) : load_first(d, votes + c, left, 0);
     for (int r = 0; r < kRows; ++r) {
       const FloatVec deviation = hn::Sqrt(hn::Mul(hn::Set(d, two_weight[r]), sigma));
-      const FloatVec reach =
-          hn::MulAdd(hn::Set(d, 2.0f), deviation, load_first(d, logit + r * stride + c, left, 0));
+      const FloatVec reach = hn::MulAdd(hn::Set(d, kReachDeviations), deviation,
+                                        load_first(d, logit + r * stride + c, left, 0));
       vote = hn::Add(vote, vote_lanes(d, reach, hn::Set(d, reference_level[r])));
     }
     store_first(d, vote, left, votes + c);
@@ -141,15 +141,17 @@ void take_candidates(const ProposeGroup& group, std::int32_t segment, std::int32
             static_cast<std::uint8_t>(budget > 0 && all ? 1 : 0));
   if (budget == 0 || all) return;
   std::uint32_t bin_rows[kVoteBins] = {};
-  std::int64_t rows = 0;
+  std::int32_t rows = 0;
+  std::int32_t reaching_rows = 0;
   for_segments(group.segments, segment, begin, end, [&](const HeadIndex& in, std::int32_t first) {
     for (std::int32_t c = 0; c < in.clusters.count; ++c) {
-      bin_rows[vote_bin(group.cluster_vote[first + c])] += in.clusters.token_count[c];
+      const float vote = group.cluster_vote[first + c];
+      bin_rows[vote_bin(vote)] += in.clusters.token_count[c];
+      reaching_rows += vote >= kReachingVote ? in.clusters.token_count[c] : 0;
     }
     rows += in.indexed_rows();
   });
-  const std::int64_t wanted =
-      candidate_rows(group.rule.breadth, budget, static_cast<std::int32_t>(rows));
+  const std::int64_t wanted = candidate_rows(group.rule.breadth, budget, rows, reaching_rows);
   std::int64_t taken = 0;
   int cut = kVoteBins - 1;
   for (; cut > 0 && taken + bin_rows[cut] < wanted; --cut) taken += bin_rows[cut];

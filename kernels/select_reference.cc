@@ -37,10 +37,13 @@ void take_candidates(const std::vector<double>& votes, const std::vector<std::in
   std::iota(order.begin(), order.end(), begin);
   std::stable_sort(order.begin(), order.end(),
                    [&](std::size_t a, std::size_t b) { return votes[a] > votes[b]; });
-  const std::int64_t wanted = candidate_rows(
-      breadth, budget,
-      std::accumulate(rows.begin() + static_cast<std::ptrdiff_t>(begin),
-                      rows.begin() + static_cast<std::ptrdiff_t>(end), std::int32_t{0}));
+  std::int32_t indexed_rows = 0;
+  std::int32_t reaching_rows = 0;
+  for (std::size_t c = begin; c < end; ++c) {
+    indexed_rows += rows[c];
+    if (votes[c] >= static_cast<double>(kReachingVote)) reaching_rows += rows[c];
+  }
+  const std::int64_t wanted = candidate_rows(breadth, budget, indexed_rows, reaching_rows);
   std::int64_t taken = 0;
   for (const std::size_t c : order) {
     if (taken >= wanted) return;
@@ -125,7 +128,8 @@ void propose_reference(const ProposeArgs& args) {
         const double weight = variance_weight(q, clusters, args.shape.beta);
         for (std::int32_t c = 0; c < clusters.count; ++c) {
           const double logit = cluster_dot(rounded, clusters, c, args.shape.beta);
-          const double reach = logit + 2 * std::sqrt(2 * weight * sigma_of(clusters, c));
+          const double deviation = std::sqrt(2 * weight * sigma_of(clusters, c));
+          const double reach = logit + static_cast<double>(kReachDeviations) * deviation;
           const std::size_t at = first + static_cast<std::size_t>(c);
           votes[at] += vote(reach, group.reference_level[h]);
           group.cluster_logit[static_cast<std::int64_t>(h) * size.clusters +

@@ -160,27 +160,45 @@ TEST(SelectRule, EqualVotesTakeTheLowerRows) {
   }
 }
 
-TEST(SelectRule, CandidatesAreTheShortestPrefixThatHoldsEnoughRows) {
-  const World world(12, {4096}, 64, 3);
+// From a level that every cluster's vote reaches to one that none does: C holds as many tokens as
+// reach it, up to 8 192, at least M·B, and no cluster more than that takes.
+TEST(SelectRule, CandidatesAreTheShortestPrefixThatHoldsWhatReaches) {
+  const World world(12, {4096, 4096, 1024}, 64, 3);
+  std::vector<std::int32_t> rows;
+  for (const HeadIndex& segment : world.table) {
+    rows.insert(rows.end(), segment.clusters.token_count,
+                segment.clusters.token_count + segment.clusters.count);
+  }
+  const std::int32_t least = 600;
+  bool none = false;
+  bool some = false;
+  bool most = false;
   for (const Kernels* kernels : {&cpu_kernels(), &reference_kernels()}) {
     GroupFixture group = world.group(*kernels);
     group.score_lists();
-    group.propose({.budget = 100, .breadth = 16});
-    std::int32_t rows = 0;
-    float least = std::numeric_limits<float>::infinity();
-    std::int32_t least_rows = 0;
-    const LevelView& clusters = world.table[0].clusters;
-    for (std::int32_t c = 0; c < clusters.count; ++c) {
-      if (group.candidate[static_cast<std::size_t>(c)] == 0) continue;
-      rows += clusters.token_count[c];
-      if (group.cluster_vote[static_cast<std::size_t>(c)] < least) {
-        least = group.cluster_vote[static_cast<std::size_t>(c)];
-        least_rows = clusters.token_count[c];
+    for (float level = -60; level < 60; level += 2) {
+      std::fill(group.reference_level.begin(), group.reference_level.end(), level);
+      group.propose({.budget = 100, .breadth = least / 100});
+      std::int32_t reaching = 0;
+      std::int32_t taken = 0;
+      float last = std::numeric_limits<float>::infinity();
+      std::int32_t last_rows = 0;
+      for (std::size_t c = 0; c < rows.size(); ++c) {
+        if (group.cluster_vote[c] >= kReachingVote) reaching += rows[c];
+        if (group.candidate[c] == 0) continue;
+        taken += rows[c];
+        if (group.cluster_vote[c] <= last) last_rows = rows[c];
+        last = std::min(last, group.cluster_vote[c]);
       }
+      const std::int32_t wanted = std::clamp(reaching, least, kMostReachingRows);
+      EXPECT_GE(taken, wanted) << "level " << level;
+      EXPECT_LT(taken - last_rows, wanted) << "level " << level;
+      none |= reaching < least;
+      some |= reaching > least && reaching < kMostReachingRows;
+      most |= reaching > kMostReachingRows;
     }
-    EXPECT_GE(rows, 1600);
-    EXPECT_LT(rows - least_rows, 1600);
   }
+  EXPECT_TRUE(none && some && most) << "the levels do not cover what they should";
 }
 
 TEST(SelectRule, RuleRanksEveryCodeOfAShortContextAndThenWhatTheBudgetIsWorth) {
@@ -192,21 +210,27 @@ TEST(SelectRule, RuleRanksEveryCodeOfAShortContextAndThenWhatTheBudgetIsWorth) {
   EXPECT_EQ(breadth_of(kRuleBreadth, 0), 32);
   EXPECT_EQ(breadth_of(16, 64), 16);
   EXPECT_EQ(breadth_of(kAllClusters, 64), kAllClusters);
-  EXPECT_EQ(candidate_rows(breadth_of(kRuleBreadth, 64), 64, 8192), 8192);
-  EXPECT_EQ(candidate_rows(breadth_of(kRuleBreadth, 64), 64, 131072), 8192);
-  EXPECT_EQ(candidate_rows(breadth_of(kRuleBreadth, 2000), 2000, 131072), 64000);
+  EXPECT_EQ(candidate_rows(breadth_of(kRuleBreadth, 64), 64, 8192, 0), 8192);
+  EXPECT_EQ(candidate_rows(breadth_of(kRuleBreadth, 64), 64, 131072, 0), 8192);
+  EXPECT_EQ(candidate_rows(breadth_of(kRuleBreadth, 2000), 2000, 131072, 0), 64000);
 }
 
-TEST(SelectRule, CandidatesAreAtLeast1024RowsAndAtMostAll) {
-  EXPECT_EQ(candidate_rows(kAllClusters, 1, 500000), 500000);
-  EXPECT_EQ(candidate_rows(16, 100, 6896), 1600);
-  EXPECT_EQ(candidate_rows(1, 1, 2000), 1024);
-  EXPECT_EQ(candidate_rows(1, 1, 500), 500);
-  EXPECT_EQ(candidate_rows(1 << 30, 1 << 20, 6896), 6896);
+TEST(SelectRule, CandidatesAreWhatReachesWithinWhatTheBreadthAllows) {
+  EXPECT_EQ(candidate_rows(kAllClusters, 1, 500000, 0), 500000);
+  EXPECT_EQ(candidate_rows(16, 100, 6896, 0), 1600);
+  EXPECT_EQ(candidate_rows(16, 100, 6896, 1600), 1600);
+  EXPECT_EQ(candidate_rows(16, 100, 6896, 3000), 3000);
+  EXPECT_EQ(candidate_rows(16, 100, 20000, 15000), 8192);
+  EXPECT_EQ(candidate_rows(160, 100, 20000, 15000), 16000);
+  EXPECT_EQ(candidate_rows(1, 1, 20000, 0), 512);
+  EXPECT_EQ(candidate_rows(1, 1, 20000, 20000), 8192);
+  EXPECT_EQ(candidate_rows(1, 1, 500, 0), 500);
+  EXPECT_EQ(candidate_rows(1 << 30, 1 << 20, 6896, 0), 6896);
 }
 
-TEST(SelectRule, SmallBudgetsStillRankAtLeast1024Rows) {
-  const World world(13, {4096}, 64, 3);
+TEST(SelectRule, SmallBudgetsStillRankAtLeast512Rows) {
+  World world(13, {4096}, 64, 3);
+  std::fill(world.exact_lse.begin(), world.exact_lse.end(), 80.0f);  // no cluster reaches
   GroupFixture group = world.group(cpu_kernels());
   group.score_lists();
   group.propose({.budget = 8, .breadth = 16});
