@@ -211,7 +211,7 @@ class Bench {
 
   void add(const Shape& shape, const TrialTable& table) {
     progress_ = nullptr;
-    Table text({"method", "budget", "breadth", "build µs/token", "select ms", "attend ms",
+    Table text({"method", "budget", "breadth", "build µs/token", "select ms", "attend ms", "ranked",
                 "recall64", "strong missed", "mass", "error", "p90", "p99", "pages", "moved",
                 "index read", "index"});
     for (std::size_t b = 0; b < options_.budgets.size(); ++b) {
@@ -263,6 +263,7 @@ class Bench {
     const auto add = [&](const char* name, const char* unit, double value) {
       report_.add({.name = name, .params = params, .value = value, .unit = unit});
     };
+    add("ranked", "share", sums.ranked / steps);
     add("recall64", "share", sums.recall());
     add("strong_misses", "share", sums.strong_miss_share());
     add("mass", "share", sums.mass / steps);
@@ -283,9 +284,10 @@ class Bench {
                                     : breadth.dump(),
               number_text(quantile(sums.build_us_per_token, 0.5), 2),
               number_text(quantile(sums.select_ms, 0.5), 3),
-              number_text(quantile(sums.attend_ms, 0.5), 3), number_text(sums.recall(), 3),
-              percent_text(sums.strong_miss_share()), number_text(sums.mass / steps, 3),
-              number_text(error, 4), number_text(quantile(sums.output_error, 0.9), 4),
+              number_text(quantile(sums.attend_ms, 0.5), 3), percent_text(sums.ranked / steps),
+              number_text(sums.recall(), 3), percent_text(sums.strong_miss_share()),
+              number_text(sums.mass / steps, 3), number_text(error, 4),
+              number_text(quantile(sums.output_error, 0.9), 4),
               number_text(quantile(sums.output_error, 0.99), 4), number_text(sums.pages / steps, 0),
               bytes_text(moved), bytes_text(sums.index_bytes_read / steps),
               percent_text(sums.index_bytes / sums.kv_bytes)});

@@ -209,6 +209,9 @@ MethodCost ClusteredMethod::cost() const {
     cost.index_bytes_read += segment.lists.count * score_bytes(segment.lists) +
                              segment.clusters.count * score_bytes(segment.clusters) +
                              ranked_panels(segment, candidate) * code_bytes;
+    for (std::int32_t c = 0; c < segment.clusters.count; ++c) {
+      cost.rows_ranked += candidate[c] * segment.clusters.token_count[c];
+    }
     candidate += segment.clusters.count;
   }
   cost.index_bytes_read += index_.tail_bytes();

@@ -93,6 +93,7 @@ class Trial {
     sums.pages += static_cast<double>(cost.pages);
     sums.page_bytes += static_cast<double>(cost.page_bytes);
     sums.index_bytes_read += static_cast<double>(cost.index_bytes_read);
+    sums.ranked += static_cast<double>(cost.rows_ranked) / set_.indexed();
     ++sums.steps;
     judge_selection(method.selected(), sums);
     const PartialBuffer whole =

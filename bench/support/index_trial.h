@@ -21,7 +21,8 @@ struct TrialSums {
   std::int64_t strong_pairs = 0, strong_missed = 0;
   double mass = 0;  // sum over steps of the share of attention that was attended exactly
   double pages = 0, page_bytes = 0, index_bytes_read = 0;  // sums over steps
-  double index_bytes = 0, kv_bytes = 0;                    // sums over heads
+  double ranked = 0;  // sum over steps of the share of the tokens that codes rank
+  double index_bytes = 0, kv_bytes = 0;  // sums over heads
   std::int64_t steps = 0;
 
   double recall() const;

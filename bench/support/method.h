@@ -22,6 +22,7 @@ struct MethodCost {
   std::int64_t pages = 0;             // pieces of K/V, each contiguous
   std::int64_t page_bytes = 0;        // all together
   std::int64_t index_bytes_read = 0;  // by select() and by the tail in attend()
+  std::int64_t rows_ranked = 0;       // by codes; 0 where there are none
 };
 
 // Works on one KeySet, which outlives it. select() and attend() are what is timed: after the first

@@ -71,7 +71,7 @@ const SmallBench kBenches[] = {
     {"index",
      {"--n=512", "--head_dim=64", "--group=2", "--budget=16,64", "--keys=synthetic", "--steps=2",
       "--rounds=1", "--repeats=1"},
-     {"build_us_per_token", "select_ms", "attend_ms", "recall64", "strong_misses", "mass",
+     {"build_us_per_token", "select_ms", "attend_ms", "ranked", "recall64", "strong_misses", "mass",
       "output_error_mean", "output_error_p50", "output_error_p90", "output_error_p99",
       "pages_touched", "index_bytes_read", "metadata_fraction", "memcpy_gbps", "read_gbps",
       "fma_gflops"},

@@ -115,6 +115,20 @@ TEST(Methods, AreFullAttentionWhenTheBudgetIsEverything) {
   }
 }
 
+TEST(Methods, OursCountsTheTokensThatCodesRank) {
+  const KeySet set = keys(2);
+  const std::vector<float> lse(2, 80.0f);  // what no cluster reaches
+  for (const std::int32_t breadth : {16, kAllClusters}) {
+    ClusteredMethod ours(cpu_kernels(), set, breadth);
+    ours.build();
+    ours.select({.q = set.query(0), .exact_lse = lse.data(), .budget = 40});
+    const std::int64_t ranked = ours.cost().rows_ranked;
+    const std::int64_t wanted = breadth == kAllClusters ? set.indexed() : 640;
+    EXPECT_GE(ranked, wanted);
+    EXPECT_LT(ranked, wanted + kMaxClusterTokens);
+  }
+}
+
 TEST(Methods, GiveTheSameWhenBuiltAgain) {
   const KeySet set = keys(2);
   const std::vector<float> lse = no_exact_rows(set);
