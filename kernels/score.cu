@@ -428,7 +428,7 @@ ICE_KERNEL __launch_bounds__(kCutThreads, 1) take_clusters_kernel(const GpuSelec
   CutShared& shared = *reinterpret_cast<CutShared*>(shared_memory());
   const ClusterItems items{group.cluster_vote + begin};
   std::int64_t wanted = budget > 0 ? candidate_rows(rule.breadth, budget, rows, 0) : 0;
-  if (wanted > 0 && wanted < rows) {
+  if (wanted > 0 && wanted < rows && wanted < kMostReachingRows) {
     wanted = candidate_rows(rule.breadth, budget, rows, reaching_rows(items, count, shared));
   }
   if (wanted == 0 || wanted >= rows) {

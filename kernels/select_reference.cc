@@ -18,7 +18,8 @@ using internal::variance_weight;
 double vote(double logit, double reference) {
   const double exponent = logit - reference;
   if (exponent < static_cast<double>(kLeastExponent)) return 0;
-  return std::exp(std::min(exponent, static_cast<double>(kVoteExponentCap)));
+  const double cap = static_cast<double>(kVoteExponentCap);
+  return std::exp(exponent < cap ? exponent : cap);  // a query that is not finite votes for all
 }
 
 // Offsets of a segment's items in arrays that hold one segment after the other.

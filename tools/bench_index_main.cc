@@ -21,8 +21,9 @@ DEFINE_string(n, "8192,32768,131072", "indexed tokens of synthetic keys, multipl
 DEFINE_string(head_dim, "128", "of synthetic keys, multiples of 16 up to 256");
 DEFINE_string(group, "8", "query rows that share a selection, of synthetic keys");
 DEFINE_string(budget, "64,256", "tokens to select");
-DEFINE_string(breadth, "rule",
-              "of ours: candidates per selected token, all, or rule: what the product does");
+DEFINE_string(
+    breadth, "rule",
+    "of ours: candidates per selected token at least, all, or rule: what the product does");
 DEFINE_string(keys, "synthetic",
               "synthetic (diffuse and peaked), synthetic_diffuse, synthetic_peaked, _flat, "
               "_outliers, _needles, _drift, _uniform, _recency, or recorded:FILE; several with "

@@ -22,8 +22,8 @@ DEFINE_string(lanes, "auto", "to the nodes of --cluster: auto, tcp or shared_mem
 DEFINE_string(name_space, "default", "contexts of different name spaces are never shared");
 DEFINE_string(budget, "256", "tokens attended exactly per KV head beyond sink and window, or all");
 DEFINE_string(breadth, "rule",
-              "clusters' tokens ranked per budget token, all, or rule: 32, and at least 8192 "
-              "tokens");
+              "clusters' tokens ranked per budget token at least, all, or rule: 32, and at least "
+              "8192 tokens");
 DEFINE_int32(group_tokens, 1, "question tokens that share a selection, 1 to 16");
 DEFINE_int64(dense_suffix_tokens, 64,
              "a longer rest of a document that is stored in part is "

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <set>
 
 #include "tests/gpu/gpu_groups.h"
 
@@ -51,6 +52,20 @@ std::vector<Part> parts_of(const World& world, const SelectionRule& rule) {
   return parts;
 }
 
+std::int32_t candidate_tokens(const World& world, const std::vector<std::uint8_t>& candidate) {
+  std::int32_t tokens = 0;
+  std::size_t first = 0;
+  for (const HeadIndex& segment : world.table) {
+    for (std::int32_t c = 0; c < segment.clusters.count; ++c) {
+      if (candidate[first + static_cast<std::size_t>(c)] != 0) {
+        tokens += segment.clusters.token_count[c];
+      }
+    }
+    first += static_cast<std::size_t>(segment.clusters.count);
+  }
+  return tokens;
+}
+
 class Checked {
  public:
   Checked(GpuArena& arena, const GpuGroup& group)
@@ -87,7 +102,7 @@ class Checked {
     std::vector<float> vote;
     for (const ClusterVote& one : votes) vote.push_back(one.vote);
     expect_close(vote, reference_.cluster_vote, kVoteTolerance);
-    // Where the sets differ, votes are as good as equal to the cut.
+    // Where the sets differ, votes are as good as equal to the cut, or to what reaches.
     const std::vector<std::uint8_t> candidate = arena_.get(gpu.candidate, size_.clusters);
     for (const Part& part : parts_of(world_, group_.options.rule)) {
       float cut = HUGE_VALF;
@@ -99,7 +114,9 @@ class Checked {
         const auto at = static_cast<std::size_t>(c);
         ASSERT_LE(candidate[at], 1);
         if (candidate[at] == reference_.candidate[at]) continue;
-        ASSERT_NEAR(reference_.cluster_vote[at], cut, 2 * kVoteTolerance * (1e-6f + cut)) << c;
+        const float expected = reference_.cluster_vote[at];
+        if (std::abs(expected - kReachingVote) <= 2 * kVoteTolerance * kReachingVote) continue;
+        ASSERT_NEAR(expected, cut, 2 * kVoteTolerance * (1e-6f + cut)) << c;
       }
     }
     reference_.candidate = candidate;
@@ -184,6 +201,27 @@ TEST(SelectCuda, GroupsOfOneLaunchDoNotMix) {
 TEST(SelectCuda, BreadthAllRanksEveryToken) {
   const World world(14, {1024, 1024}, 64, 4);
   check_layer({&world}, {with_rule(256, kAllClusters)});
+}
+
+// From a level that most clusters' votes reach to one that none does.
+TEST(SelectCuda, ClustersThatMayHoldStrongTokensAreCandidates) {
+  World world(23, {1024, 1024}, 64, 3);
+  std::set<std::int32_t> ranked;
+  for (const float level : {-100.0f, 4.0f, 8.0f, 12.0f, 60.0f}) {
+    SCOPED_TRACE(level);
+    std::fill(world.exact_lse.begin(), world.exact_lse.end(), level);
+    check_layer({&world}, {with_rule(64, 1)});
+    GroupFixture group = world.reference();
+    group.score_lists();
+    group.propose({.budget = 64, .breadth = 1});
+    ranked.insert(candidate_tokens(world, group.candidate));
+  }
+  EXPECT_GE(ranked.size(), 3u) << "the levels do not differ";
+}
+
+TEST(SelectCuda, NoMoreThan8192TokensAreCandidatesBecauseTheyReach) {
+  const World world(24, {4096, 4096, 1024}, 64, 2);
+  check_layer({&world}, {with_rule(64, 1)});
 }
 
 TEST(SelectCuda, SegmentsWithBudgetsOfTheirOwnSelectAlone) {
