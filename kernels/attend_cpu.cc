@@ -10,8 +10,10 @@
 #include "hwy/highway.h"
 #include "kernels/attend.h"
 #include "kernels/attend_logits-inl.h"
+#include "kernels/attend_softmax-inl.h"
 #include "kernels/attend_sums-inl.h"
 #include "kernels/attend_tail-inl.h"
+#include "kernels/attend_tiles-inl.h"
 #include "kernels/simd-inl.h"
 
 #if HWY_TARGET == HWY_SCALAR
@@ -27,92 +29,6 @@ namespace {
 // Rows per softmax block: at d 128 this one and the next, which is being fetched, fit the L1 cache.
 constexpr int kBlock = 32;
 
-// Exact rows of up to kRowBlock query rows, unnormalised: out = Σ w v, total = Σ w,
-// w = e^(x - largest).
-struct Sums {
-  HWY_ALIGN float out[kRowBlock][kMaxHeadDim];  // split
-  float largest[kRowBlock];
-  HWY_ALIGN float total[kRowBlock][kLanes];  // by lane
-  float tail_factor[kRowBlock];              // e^(largest of the tail - largest)
-};
-
-// The next rows of the runs, at most kBlock.
-class RowReader {
- public:
-  RowReader(const AttendGroup& group, std::int64_t row_elements)
-      : run_(group.runs), end_(group.runs + group.run_count), row_elements_(row_elements) {
-    if (run_ != end_) mask_ = run_->mask;
-  }
-  int next(const Bf16** rows) {
-    int count = 0;
-    while (count < kBlock && run_ != end_) {
-      if (mask_ == 0) {
-        if (++run_ != end_) mask_ = run_->mask;
-        continue;
-      }
-      const int bit = __builtin_ctzll(mask_);
-      mask_ &= mask_ - 1;
-      rows[count++] = run_->rows + bit * row_elements_;
-    }
-    return count;
-  }
-
- private:
-  const RowRun* run_;
-  const RowRun* end_;
-  std::int64_t row_elements_;
-  std::uint64_t mask_ = 0;
-};
-
-// Moves the sums of row r to a new largest logit.
-HWY_NOINLINE void raise_largest(Sums& sums, int r, float logit, std::int32_t d_v) {
-  const FloatTag d;
-  const float factor = sums.largest[r] == -HUGE_VALF ? 0.0f : std::exp(sums.largest[r] - logit);
-  sums.largest[r] = logit;
-  sums.tail_factor[r] *= factor;
-  const FloatVec f = hn::Set(d, factor);
-  hn::Store(hn::Mul(hn::Load(d, sums.total[r]), f), d, sums.total[r]);
-  for (std::int32_t j = 0; j < units_of(d_v) * kUnit; j += kLanes) {
-    hn::Store(hn::Mul(hn::Load(d, sums.out[r] + j), f), d, sums.out[r] + j);
-  }
-}
-
-// Logits into weights, in place: the first `visible` of kBlock, zero in the rest.
-HWY_INLINE void weigh_block(Sums& sums, int r, std::int64_t visible, std::int32_t d_v,
-                            float* logit) {
-  const FloatTag d;
-  if (visible < kBlock) {
-    std::fill(logit + visible, logit + kBlock, -HUGE_VALF);
-    if (visible == 0) {  // the largest logit may be -inf, too
-      std::fill_n(logit, kBlock, 0.0f);
-      return;
-    }
-  }
-  FloatVec most = hn::Load(d, logit);
-  for (int i = kLanes; i < kBlock; i += kLanes) most = hn::Max(most, hn::Load(d, logit + i));
-  if (!hn::AllFalse(d, hn::Gt(most, hn::Set(d, sums.largest[r])))) {
-    raise_largest(sums, r, max_lanes(d, most), d_v);
-  }
-  const FloatVec largest = hn::Set(d, sums.largest[r]);
-  FloatVec sum = hn::Load(d, sums.total[r]);
-  for (int i = 0; i < kBlock; i += kLanes) {
-    const FloatVec weight = exp_lanes(d, hn::Sub(hn::Load(d, logit + i), largest));
-    hn::Store(weight, d, logit + i);
-    sum = hn::Add(sum, weight);
-  }
-  hn::Store(sum, d, sums.total[r]);
-}
-
-// weight -= what the rests of clusters give up of these rows.
-HWY_INLINE void take_out(const float* taken_out, float factor, int count, float* weight) {
-  const FloatTag d;
-  const FloatVec f = hn::Set(d, factor);
-  for (int i = 0; i < count; i += kLanes) {
-    hn::Store(hn::NegMulAdd(f, load_first(d, taken_out + i, count - i, 0), hn::Load(d, weight + i)),
-              d, weight + i);
-  }
-}
-
 // Exact rows: seen[r] of them for query row r.
 template <int kRows>
 void add_rows(const HeadShape& shape, const AttendGroup& group, const float* q,
@@ -125,9 +41,10 @@ void add_rows(const HeadShape& shape, const AttendGroup& group, const float* q,
   const Bf16** rows = blocks[0];
   const Bf16** next = blocks[1];
   HWY_ALIGN float weight[kRows][kBlock];
+  for (int r = 0; r < kRows; ++r) std::fill_n(sums.out[r], units_of(shape.d_v) * kUnit, 0.0f);
   std::int64_t done = 0;
-  for (int count = reader.next(rows), next_count = 0; count > 0; count = next_count) {
-    next_count = reader.next(next);
+  for (int count = reader.next(rows, kBlock), next_count = 0; count > 0; count = next_count) {
+    next_count = reader.next(next, kBlock);
     std::fill(rows + count, rows + kBlock, rows[0]);  // fills the last tile
     std::fill(next + next_count, next + kBlock, rows[0]);
     for (int i = 0; i < count; i += kTile) {
@@ -135,7 +52,7 @@ void add_rows(const HeadShape& shape, const AttendGroup& group, const float* q,
     }
     for (int r = 0; r < kRows; ++r) {
       const auto visible = std::clamp<std::int64_t>(seen[r] - done, 0, count);
-      weigh_block(sums, r, visible, shape.d_v, weight[r]);
+      weigh_block<1>(sums, r, visible, kBlock, shape.d_v, weight[r]);
       if (tail.taken_out != nullptr) {
         take_out(tail.taken_out + r * tail.selected_stride + done, sums.tail_factor[r], count,
                  weight[r]);
@@ -183,14 +100,18 @@ void attend(const HeadShape& shape, const AttendGroup& group) {
     Sums sums;
     std::int64_t seen[kRows];
     for (int r = 0; r < kRows; ++r) {
-      std::fill_n(sums.out[r], units_of(shape.d_v) * kUnit, 0.0f);
       sums.largest[r] = has_tail ? tail.largest[r] : -HUGE_VALF;
       sums.tail_factor[r] = 1;
       std::fill_n(sums.total[r], kLanes, 0.0f);
       seen[r] = rows - (group.hidden == nullptr ? 0 : group.hidden[first + r]);
     }
-    add_rows<kRows>(shape, group, group.q + static_cast<std::int64_t>(first) * shape.d_k, seen,
-                    tail, sums);
+    const float* q = group.q + static_cast<std::int64_t>(first) * shape.d_k;
+#if HWY_TARGET == HWY_AVX3_DL
+    const bool done = kRows == kTileQueries && try_tiles(shape, group, q, rows, seen, tail, sums);
+#else
+    constexpr bool done = false;
+#endif
+    if (!done) add_rows<kRows>(shape, group, q, seen, tail, sums);
     finish<kRows>(shape, first, sums, has_tail ? &tail : nullptr, group.result);
   });
 }

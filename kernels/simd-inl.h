@@ -130,8 +130,8 @@ HWY_INLINE FloatVec sum_each(FloatTag d, FloatVec* v) {
                  hn::BitCast(d, hn::InterleaveUpper(d64, a, b)));
 }
 
-// Lane j of vector i becomes lane i of vector j, for kLanes vectors.
-HWY_INLINE void transpose(FloatTag d, FloatVec* v) {
+// Lane j of vector i becomes lane i of vector j inside of each block of four lanes.
+HWY_INLINE void transpose_blocks(FloatTag d, FloatVec* v) {
   const hn::Repartition<std::uint64_t, FloatTag> d64;
   const auto lower = [&](FloatVec a, FloatVec b) HWY_ATTR {
     return hn::BitCast(d, hn::InterleaveLower(d64, hn::BitCast(d64, a), hn::BitCast(d64, b)));
@@ -139,16 +139,19 @@ HWY_INLINE void transpose(FloatTag d, FloatVec* v) {
   const auto upper = [&](FloatVec a, FloatVec b) HWY_ATTR {
     return hn::BitCast(d, hn::InterleaveUpper(d64, hn::BitCast(d64, a), hn::BitCast(d64, b)));
   };
-  for (int i = 0; i < kLanes; i += 4) {  // inside of blocks of four lanes
-    const FloatVec low_01 = hn::InterleaveLower(d, v[i], v[i + 1]);
-    const FloatVec high_01 = hn::InterleaveUpper(d, v[i], v[i + 1]);
-    const FloatVec low_23 = hn::InterleaveLower(d, v[i + 2], v[i + 3]);
-    const FloatVec high_23 = hn::InterleaveUpper(d, v[i + 2], v[i + 3]);
-    v[i] = lower(low_01, low_23);
-    v[i + 1] = upper(low_01, low_23);
-    v[i + 2] = lower(high_01, high_23);
-    v[i + 3] = upper(high_01, high_23);
-  }
+  const FloatVec low_01 = hn::InterleaveLower(d, v[0], v[1]);
+  const FloatVec high_01 = hn::InterleaveUpper(d, v[0], v[1]);
+  const FloatVec low_23 = hn::InterleaveLower(d, v[2], v[3]);
+  const FloatVec high_23 = hn::InterleaveUpper(d, v[2], v[3]);
+  v[0] = lower(low_01, low_23);
+  v[1] = upper(low_01, low_23);
+  v[2] = lower(high_01, high_23);
+  v[3] = upper(high_01, high_23);
+}
+
+// Lane j of vector i becomes lane i of vector j, for kLanes vectors.
+HWY_INLINE void transpose(FloatTag d, FloatVec* v) {
+  for (int i = 0; i < kLanes; i += 4) transpose_blocks(d, v + i);
   if constexpr (kLanes >= 8) {  // halves
     for (int i = 0; i < kLanes / 2; ++i) {
       const FloatVec low = v[i];

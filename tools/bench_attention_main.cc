@@ -115,7 +115,7 @@ class Bench {
     for (const std::int32_t group : {1, FLAGS_group}) rank(group);
   }
   std::string json() const { return report_.json(); }
-  std::string text() const { return table_.text(); }
+  std::string text() const { return machine_name() + "\n" + table_.text(); }
 
  private:
   nlohmann::ordered_json params(std::int32_t group, std::int64_t n, const Times& times) const {

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "hwy/targets.h"
+#include "kernels/simd_target.h"
 
 namespace icefield {
 namespace {
@@ -65,7 +66,9 @@ std::string machine_name() {
                         : (targets & HWY_AVX2) != 0 ? "AVX2"
                         : (targets & HWY_NEON) != 0 ? "NEON"
                                                     : "no vector kernels";
-  return model + ", " + std::to_string(std::thread::hardware_concurrency()) + " cores, " + vectors;
+  const char* tiles = tiles_usable() ? " and AMX" : "";
+  return model + ", " + std::to_string(std::thread::hardware_concurrency()) + " cores, " + vectors +
+         tiles;
 }
 
 std::string Table::text() const {

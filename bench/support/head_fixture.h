@@ -27,7 +27,7 @@ struct HeadFixture {
   std::int32_t d_k = 0;
   std::int32_t d_v = 0;
   std::vector<Bf16> rows;  // [row_count, d_k + d_v] in token order; empty after build() alone
-  std::vector<Bf16> stored_rows;  // the same in stored order
+  std::vector<Bf16, AlignedAllocator<Bf16>> stored_rows;  // in stored order, aligned as in pools
   Partition partition;
   AlignedBytes lists;
   AlignedBytes clusters;

@@ -4,22 +4,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <cstdint>
 #include <cstdio>
 #include <string_view>
-#include <vector>
 
-#include "hwy/highway.h"
-
-namespace {
-
-int run_with(std::int64_t target) {
-  hwy::SetSupportedTargetsForTest(target);
-  hwy::GetChosenTarget().Update(target);
-  return RUN_ALL_TESTS();
-}
-
-}  // namespace
+#include "kernels/simd_target.h"
 
 int main(int argc, char** argv) {
   bool only_list = false;
@@ -27,17 +15,20 @@ int main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
   if (only_list) return RUN_ALL_TESTS();
   int failures = 0;
-  // Bit order is best first; the last is Highway's portable fallback.
-  for (const std::int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    std::printf("instruction set %s\n", hwy::TargetName(target));
+  for (const icefield::SimdTarget& target : icefield::simd_targets()) {
+    const std::string name = icefield::name_of(target);
+    std::printf("instruction set %s\n", name.c_str());
     std::fflush(stdout);
     const pid_t child = fork();
-    if (child == 0) return run_with(target);
+    if (child == 0) {
+      icefield::run_with(target);
+      return RUN_ALL_TESTS();
+    }
     int status = 0;
     const bool passed = child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) &&
                         WEXITSTATUS(status) == 0;
     if (passed) continue;
-    std::printf("FAILED with instruction set %s\n", hwy::TargetName(target));
+    std::printf("FAILED with instruction set %s\n", name.c_str());
     ++failures;
   }
   return failures == 0 ? 0 : 1;

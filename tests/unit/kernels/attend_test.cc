@@ -9,6 +9,7 @@
 
 #include "bench/support/head_fixture.h"
 #include "bench/support/selection_fixture.h"
+#include "kernels/simd_target.h"
 
 namespace icefield {
 namespace {
@@ -201,12 +202,12 @@ INSTANTIATE_TEST_SUITE_P(
 
 TEST(AttendRows, SimdAgreesWithTheReferenceForEveryRowCount) {
   SeededRng rng(21);
-  for (const std::int32_t d : {64, 128}) {
-    const std::vector<Bf16> rows = random_rows(rng, 200, d, d);
+  for (const std::int32_t d : {48, 64, 80, 96, 128, 256}) {
+    const std::vector<Bf16> rows = random_rows(rng, 300, d, d);
     const HeadShape shape{.d_k = d, .d_v = d, .beta = 0.125f};
-    for (const std::int32_t group_rows : {1, 2, 3, 4, 5, 9, 16}) {
+    for (const std::int32_t group_rows : {1, 2, 3, 4, 5, 8, 9, 16}) {
       const std::vector<float> q = random_queries(rng, rows, group_rows, d, d);
-      for (const std::int64_t count : {1, 15, 63, 64, 65, 127, 128, 200}) {
+      for (const std::int64_t count : {1, 15, 63, 64, 65, 127, 128, 161, 300}) {
         expect_equal(attend_rows(cpu_kernels(), shape, q, rows.data(), count),
                      attend_rows(reference_kernels(), shape, q, rows.data(), count), 2e-6);
       }
@@ -216,24 +217,76 @@ TEST(AttendRows, SimdAgreesWithTheReferenceForEveryRowCount) {
 
 TEST(AttendRows, HiddenRowsAreNotSeen) {
   SeededRng rng(22);
-  const std::vector<Bf16> rows = random_rows(rng, 70, 64, 64);
+  const std::vector<Bf16> rows = random_rows(rng, 170, 64, 64);
   const HeadShape shape{.d_k = 64, .d_v = 64, .beta = 0.125f};
   const std::vector<float> one = random_queries(rng, rows, 1, 64, 64);
   std::vector<float> q;
   std::vector<std::int32_t> hidden;
-  for (std::int32_t h = 0; h < 6; ++h) {  // six tokens of a call: token h hides the 5 - h after it
+  for (std::int32_t h = 0; h < 14; ++h) {  // tokens of a call: token h hides the 13 - h after it
     q.insert(q.end(), one.begin(), one.end());
-    hidden.push_back(5 - h);
+    hidden.push_back(13 - h);
   }
-  const PartialBuffer causal = attend_rows(cpu_kernels(), shape, q, rows.data(), 70, hidden);
-  for (std::int32_t h = 0; h < 6; ++h) {
-    const PartialBuffer alone = attend_rows(cpu_kernels(), shape, one, rows.data(), 65 + h);
+  const PartialBuffer causal = attend_rows(cpu_kernels(), shape, q, rows.data(), 170, hidden);
+  for (std::int32_t h = 0; h < 14; ++h) {
+    const PartialBuffer alone = attend_rows(cpu_kernels(), shape, one, rows.data(), 157 + h);
     EXPECT_FLOAT_EQ(causal.lse[static_cast<std::size_t>(h)], alone.lse[0]);
     for (std::size_t j = 0; j < 64; ++j) {
       EXPECT_NEAR(causal.out[static_cast<std::size_t>(h) * 64 + j], alone.out[j], 1e-6);
     }
   }
 }
+
+// Rows of a run that are masked out are not seen, whatever they hold.
+TEST(AttendRows, OnlyRowsOfTheMaskAreSeen) {
+  SeededRng rng(24);
+  for (const std::int32_t d : {64, 128}) {
+    std::vector<Bf16> rows = random_rows(rng, 512, d, d);
+    const HeadShape shape{.d_k = d, .d_v = d, .beta = 0.125f};
+    const std::vector<float> q = random_queries(rng, rows, 8, d, d);
+    std::vector<RowRun> runs;
+    std::vector<Bf16> seen;
+    for (std::int64_t first = 0; first < 512; first += 64) {
+      runs.push_back({.rows = rows.data() + first * 2 * d, .mask = rng.next()});
+      for (std::int64_t i = first; i < first + 64; ++i) {
+        const auto row = rows.begin() + i * 2 * d;
+        if ((runs.back().mask >> (i - first) & 1) != 0) {
+          seen.insert(seen.end(), row, row + 2 * d);
+        } else {
+          std::fill(row, row + 2 * d, float_to_bf16(NAN));
+        }
+      }
+    }
+    PartialBuffer masked(8, d);
+    const AttendGroup group{.row_count = 8,
+                            .q = q.data(),
+                            .run_count = static_cast<std::int32_t>(runs.size()),
+                            .runs = runs.data(),
+                            .result = masked.view()};
+    attend_cpu({.shape = shape, .group_count = 1, .groups = &group});
+    const auto count = static_cast<std::int64_t>(seen.size()) / (2 * d);
+    expect_equal(masked, attend_rows(reference_kernels(), shape, q, seen.data(), count), 2e-6);
+  }
+}
+
+#if defined(__x86_64__)
+// AMX's tiles are part of a thread's state: in use, they make it 8 KB larger.
+TEST(AttendRows, TilesAreGivenBack) {
+  if (!tiles_usable()) GTEST_SKIP() << "no tiles with this instruction set";
+  const auto tiles_in_use = [] {
+    constexpr std::uint32_t kInUse = 1;
+    std::uint32_t low = 0;
+    std::uint32_t high = 0;
+    asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(kInUse));
+    return (low >> 18 & 1) != 0;
+  };
+  SeededRng rng(25);
+  const std::vector<Bf16> rows = random_rows(rng, 200, 128, 128);
+  const HeadShape shape{.d_k = 128, .d_v = 128, .beta = 0.125f};
+  const std::vector<float> q = random_queries(rng, rows, 8, 128, 128);
+  (void)attend_rows(cpu_kernels(), shape, q, rows.data(), 200);
+  EXPECT_FALSE(tiles_in_use());
+}
+#endif
 
 TEST(AttendRows, NothingToAttendIsDefined) {
   const HeadShape shape{.d_k = 64, .d_v = 64, .beta = 0.125f};
