@@ -39,17 +39,24 @@ class RowReader {
 
   // The next rows, `limit` or all that are left.
   HWY_INLINE int next(const Bf16** rows, int limit) {
+    // In registers: what members point to might be themselves, as far as the compiler knows.
+    const RowRun* run = run_;
+    const Bf16* first = first_;
+    std::uint64_t mask = mask_;
     int count = 0;
     while (count < limit) {
-      if (mask_ == 0) {
-        if (run_ == end_) break;
-        mask_ = run_->mask;
-        first_ = run_++->rows;
+      if (mask == 0) {
+        if (run == end_) break;
+        mask = run->mask;
+        first = run++->rows;
         continue;
       }
-      rows[count++] = first_ + __builtin_ctzll(mask_) * row_elements_;
-      mask_ &= mask_ - 1;
+      rows[count++] = first + __builtin_ctzll(mask) * row_elements_;
+      mask &= mask - 1;
     }
+    run_ = run;
+    first_ = first;
+    mask_ = mask;
     return count;
   }
 

@@ -205,7 +205,11 @@ class Rests {
  public:
   // Adds to the sums of weight, fault and drift.
   HWY_INLINE Rests(const TailShape& tail, TailSums& sums) : tail_(tail), sums_(sums) {
-    for (FloatVec& v : drift_) v = hn::Zero(FloatTag());
+    for (int r = 0; r < kRows; ++r) {
+      drift_[r] = hn::Zero(FloatTag());
+      // A query row without terms: then all its weights are 0.
+      reference_[r] = sums.largest[r] == -HUGE_VALF ? HUGE_VALF : sums.largest[r];
+    }
   }
 
   // One cluster with unselected rows: logit [kRows, rows] of its rows, mean [kRows, clusters] its
@@ -252,20 +256,22 @@ class Rests {
     const std::uint64_t rest = ((std::uint64_t{1} << rows.count) - 1) & ~rows.taken;
     FloatVec sum[2 * kRows];
     for (FloatVec& v : sum) v = hn::Zero(d);
-    for (int r = 0; r < kRows; ++r, logit += row_stride(), mean += mean_stride()) {
-      if (sums_.largest[r] == -HUGE_VALF) continue;
-      const FloatVec reference = hn::Set(d, sums_.largest[r]);
-      const FloatVec middle = hn::Set(d, *mean);
-      for (std::int32_t i = 0; i < rows.count; i += kLanes) {
-        const auto left = rows_marked(rest, i);
-        const FloatVec x = hn::MaskedLoad(left, d, logit + i);
-        const FloatVec w = hn::IfThenElseZero(left, exp_lanes(d, hn::Sub(x, reference)));
+    // Query rows innermost: clusters differ in size, so the end of this loop is guessed wrong.
+    for (std::int32_t i = 0; i < rows.count; i += kLanes) {
+      const auto left = rows_marked(rest, i);
+      for (int r = 0; r < kRows; ++r) {
+        const FloatVec x = hn::MaskedLoad(left, d, logit + r * row_stride() + i);
+        const FloatVec w =
+            hn::IfThenElseZero(left, exp_lanes(d, hn::Sub(x, hn::Set(d, reference_[r]))));
         sum[r] = hn::Add(sum[r], w);
-        drift_[r] = hn::MulAdd(w, hn::Sub(x, middle), drift_[r]);
+        drift_[r] = hn::MulAdd(w, hn::Sub(x, hn::Set(d, mean[r * mean_stride()])), drift_[r]);
       }
-      for (std::int32_t i = 0; rows.taken >> i != 0; i += kLanes) {
+    }
+    for (std::int32_t i = 0; rows.taken >> i != 0; i += kLanes) {
+      const auto taken = rows_marked(rows.taken, i);
+      for (int r = 0; r < kRows; ++r) {
         sum[kRows + r] =
-            hn::Add(sum[kRows + r], hn::MaskedLoad(rows_marked(rows.taken, i), d, logit + i));
+            hn::Add(sum[kRows + r], hn::MaskedLoad(taken, d, logit + r * row_stride() + i));
       }
     }
     if constexpr (2 * kRows == kLanes) {
@@ -277,6 +283,7 @@ class Rests {
 
   const TailShape& tail_;
   TailSums& sums_;
+  float reference_[kRows];
   FloatVec drift_[kRows];
 };
 
