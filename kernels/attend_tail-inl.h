@@ -223,25 +223,37 @@ class Rests {
     add_up(rows, logit, mean, total);
     const float per_row = 1.0f / static_cast<float>(rows.count - rows.taken_count);
     const float factor = static_cast<float>(rows.count) * per_row;
-    const auto taken = static_cast<float>(rows.taken_count);
-    for (int r = 0; r < kRows; ++r) {
-      sums_.weight[r] += total[r];
-      sums_.fault[r] += fault ? total[r] : 0.0f;
-      term[r * tail_.terms] = total[r] * factor;
+    // One loop for each thing: the compiler makes vectors of those that touch only members.
+    for (int r = 0; r < kRows; ++r) weight_[r] += total[r];
+    if (fault) {
+      for (int r = 0; r < kRows; ++r) fault_[r] += total[r];
     }
+    HWY_ALIGN float share[kRows];
+    for (int r = 0; r < kRows; ++r) share[r] = total[r] * per_row;
+    for (int r = 0; r < kRows; ++r) term[r * tail_.terms] = total[r] * factor;
     if (rows.taken_count == 0) return;
+    // The drift of such a rest is from the mean of what is left.
+    const auto taken = static_cast<float>(rows.taken_count);
+    HWY_ALIGN float middle[kRows];
+    for (int r = 0; r < kRows; ++r) middle[r] = mean[r * mean_stride()];
     for (int r = 0; r < kRows; ++r) {
-      const float share = total[r] * per_row;
-      // The drift of such a rest is from the mean of what is left.
-      sums_.drift[r] -= share * (taken * mean[r * mean_stride()] - total[kRows + r]);
-      for (std::int32_t k = 0; k < rows.taken_count; k += kLanes) {
-        store_first(d, hn::Set(d, share), rows.taken_count - k,
-                    taken_out + r * tail_.selected_stride + k);
+      taken_drift_[r] += share[r] * (taken * middle[r] - total[kRows + r]);
+    }
+    for (std::int32_t k = 0; k < rows.taken_count; k += kLanes) {
+      const std::int32_t left = rows.taken_count - k;
+      const auto within = hn::FirstN(d, static_cast<std::size_t>(std::min(left, kLanes)));
+      for (int r = 0; r < kRows; ++r) {
+        hn::BlendedStore(hn::Set(d, share[r]), within, d,
+                         taken_out + r * tail_.selected_stride + k);
       }
     }
   }
   HWY_INLINE void finish() {
-    for (int r = 0; r < kRows; ++r) sums_.drift[r] += sum_lanes(FloatTag(), drift_[r]);
+    for (int r = 0; r < kRows; ++r) {
+      sums_.weight[r] += weight_[r];
+      sums_.fault[r] += fault_[r];
+      sums_.drift[r] += sum_lanes(FloatTag(), drift_[r]) - taken_drift_[r];
+    }
   }
 
  private:
@@ -283,7 +295,10 @@ class Rests {
 
   const TailShape& tail_;
   TailSums& sums_;
-  float reference_[kRows];
+  float reference_[kRows];  // the largest logit
+  HWY_ALIGN float weight_[kRows] = {};
+  HWY_ALIGN float fault_[kRows] = {};
+  HWY_ALIGN float taken_drift_[kRows] = {};
   FloatVec drift_[kRows];
 };
 
