@@ -83,8 +83,14 @@ constexpr std::int64_t attend_scratch_floats(std::int32_t row_count, const Table
          (size.clusters + size.lists + selected_count + kAttendPadding);
 }
 
+// Rows that a query row may see and query rows are finite; a row with an infinite key may count as
+// if it were not there, and other results of such input are not specified.
 void attend_reference(const AttendArgs& args);
 void attend_cpu(const AttendArgs& args);
+
+// Whether attend_cpu() multiplies tiles (AMX) for the first of `row_count` query rows, eight at a
+// time, over so many exact rows.
+bool attends_by_tiles(const HeadShape& shape, std::int32_t row_count, std::int64_t exact_rows);
 
 // Merges the partial results of `part_count` shards, in order, in fp32. `result` must not be one of
 // the parts.

@@ -15,6 +15,7 @@
 #include "kernels/attend_tail-inl.h"
 #include "kernels/attend_tiles-inl.h"
 #include "kernels/simd-inl.h"
+#include "kernels/simd_target.h"
 
 #if HWY_TARGET == HWY_SCALAR
 namespace icefield::HWY_NAMESPACE {
@@ -106,12 +107,15 @@ void attend(const HeadShape& shape, const AttendGroup& group) {
       seen[r] = rows - (group.hidden == nullptr ? 0 : group.hidden[first + r]);
     }
     const float* q = group.q + static_cast<std::int64_t>(first) * shape.d_k;
-#if HWY_TARGET == HWY_AVX3_DL
-    const bool done = kRows == kTileQueries && try_tiles(shape, group, q, rows, seen, tail, sums);
+#if HWY_TARGET <= HWY_AVX3_DL  // of x86
+    if (kRows == kTileQueries && attends_by_tiles(shape, kRows, rows)) {
+      add_rows_by_tiles(shape, group, q, seen, tail, sums);
+    } else {
+      add_rows<kRows>(shape, group, q, seen, tail, sums);
+    }
 #else
-    constexpr bool done = false;
+    add_rows<kRows>(shape, group, q, seen, tail, sums);
 #endif
-    if (!done) add_rows<kRows>(shape, group, q, seen, tail, sums);
     finish<kRows>(shape, first, sums, has_tail ? &tail : nullptr, group.result);
   });
 }
@@ -131,6 +135,16 @@ HWY_AFTER_NAMESPACE();
 namespace icefield {
 
 HWY_EXPORT(attend_target);
+
+bool attends_by_tiles(const HeadShape& shape, std::int32_t row_count, std::int64_t exact_rows) {
+  // With fewer rows the preparation of tiles takes longer than they save; for four query rows
+  // vectors are as fast.
+  constexpr std::int32_t kLeastQueries = 8;
+  constexpr std::int64_t kLeastRows = 128;
+  if (row_count < kLeastQueries || exact_rows < kLeastRows || !tiles_usable()) return false;
+  const std::int32_t d = shape.d_k;
+  return d == shape.d_v && (d == 64 || d == 80 || d == 96 || d == 128 || d == 256);
+}
 
 void attend_cpu(const AttendArgs& args) { HWY_DYNAMIC_DISPATCH(attend_target)(args); }
 

@@ -2,11 +2,13 @@
 // instruction set, for those that may have it.
 //
 // A tile product is 16 rows of 32 bf16 values times 16 columns of as many. Queries and weights are
-// fp32, so they are split into bf16 parts that add up to them: weights into two (relative error
-// 2^-18), queries into three (2^-26), for logits are to be as exact as those of vectors.
+// fp32, so they are split into three bf16 parts that add up to them, within 2^-25: two would leave
+// 2^-17, and a part of a context that is attended by tiles could not be merged with one that is
+// attended by vectors as if both were one.
 //   logits  keys [16 rows, 32 dimensions] · queries [32 dimensions, 8 first and 8 second parts],
 //           and once more with the third parts
-//   out     weights [8 first and 8 second parts, 32 rows] · values [32 rows, 16 dimensions]
+//   out     weights [8 first and 8 second parts, 32 rows] · values [32 rows, 16 dimensions],
+//           and once more with the third parts
 // Of a right operand, pairs of dimensions or rows stand side by side. Rows lie anywhere, so they
 // are copied on the way; that, and the softmax, is all that vectors have to do.
 //
@@ -22,14 +24,14 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/check.h"
 #include "hwy/highway.h"
 #include "kernels/attend_softmax-inl.h"
 #include "kernels/attend_tail-inl.h"
 #include "kernels/simd-inl.h"
-#include "kernels/simd_target.h"
 #include "kernels/simd_tile-inl.h"
 
-#if HWY_TARGET == HWY_AVX3_DL
+#if HWY_TARGET <= HWY_AVX3_DL  // of x86
 HWY_BEFORE_NAMESPACE();
 namespace icefield {
 namespace HWY_NAMESPACE {
@@ -44,18 +46,26 @@ constexpr std::int32_t tiled_at(std::int32_t dim) {
   return dim / 32 * 32 + dim / 4 % 2 * 16 + dim / 8 % 4 * 4 + dim % 4;
 }
 
-// x = first + rest; first is a bf16 number.
+// x = first + second + third; the first two are bf16 numbers.
 struct Split {
   HWY_INLINE explicit Split(FloatVec x) {
     const FloatTag d;
-    const UintTag du;
-    const auto rounded = hn::Add(hn::BitCast(du, x), hn::Set(du, 0x8000u));
-    first = hn::BitCast(d, hn::And(rounded, hn::Set(du, 0xffff0000u)));
-    rest = hn::Sub(x, first);
+    first = rounded(x);
+    const FloatVec rest = hn::Sub(x, first);
+    second = rounded(rest);
+    third = hn::Sub(rest, second);
   }
 
   FloatVec first;
-  FloatVec rest;
+  FloatVec second;
+  FloatVec third;
+
+ private:
+  static HWY_INLINE FloatVec rounded(FloatVec x) {
+    const UintTag du;
+    const auto bits = hn::Add(hn::BitCast(du, x), hn::Set(du, 0x8000u));
+    return hn::BitCast(FloatTag(), hn::And(bits, hn::Set(du, 0xffff0000u)));
+  }
 };
 
 // Eight queries as right operands: unit u, dimensions 32 u + 2 p and 32 u + 2 p + 1 in row p.
@@ -72,11 +82,9 @@ struct TileQueries {
         const float* at = q + r * kDim + unit * kUnit;
         const Split a(hn::LoadU(d, at));
         const Split b(load_first(d, at + kLanes, kDim - unit * kUnit - kLanes, 0));
-        const Split a_rest(a.rest);
-        const Split b_rest(b.rest);
         two[r] = hn::BitCast(d, pack_bf16(a.first, b.first));
-        two[kTileQueries + r] = hn::BitCast(d, pack_bf16(a_rest.first, b_rest.first));
-        third[r] = hn::BitCast(d, pack_bf16(a_rest.rest, b_rest.rest));
+        two[kTileQueries + r] = hn::BitCast(d, pack_bf16(a.second, b.second));
+        third[r] = hn::BitCast(d, pack_bf16(a.third, b.third));
         third[kTileQueries + r] = hn::Zero(d);
       }
       transpose(d, two);
@@ -169,10 +177,13 @@ class TileRows {
 
 // What stands in memory between tiles and vectors.
 struct TileWork {
+  TileWork() { std::fill_n(third_parts[kTileQueries], kTileQueries * kTileBlock, Bf16{0}); }
+
   HWY_ALIGN float products[kTileBlock][2 * kTileQueries];  // with first and second parts
   HWY_ALIGN float thirds[kTileBlock][kTileQueries];
   HWY_ALIGN float weight[kTileQueries][kTileBlock];
-  HWY_ALIGN Bf16 parts[2 * kTileQueries][kTileBlock];  // of the weights
+  HWY_ALIGN Bf16 parts[2 * kTileQueries][kTileBlock];        // of the weights: first and second
+  HWY_ALIGN Bf16 third_parts[2 * kTileQueries][kTileBlock];  // then nothing
 };
 
 // Products of a block's keys with the queries. Copies half of what steps of the values there are.
@@ -202,7 +213,14 @@ HWY_INLINE void multiply_keys(const TileQueries<kDim>& queries, TileRows<kDim>& 
   store_tile<3>(work.thirds[kTileHeight], sizeof(work.thirds[0]));
 }
 
-// work.weight[r][first + i] = β q_r·k of rows first + i, i < 16: adds the parts and transposes.
+// x, or -inf for NaN.
+HWY_INLINE FloatVec number_or_least(FloatVec x) {
+  return hn::IfThenElse(hn::Eq(x, x), x, hn::Set(FloatTag(), -HUGE_VALF));
+}
+
+// work.weight[r][first + i] = β q_r·k of rows first + i, i < 16: adds the parts and transposes. A
+// row with an infinite key has NaN here, because parts of opposite sign or of 0 meet it: it counts
+// as -inf.
 HWY_INLINE void tile_to_logits(float beta, int first, TileWork& work) {
   const FloatTag d;
   const hn::Half<FloatTag> dh;
@@ -226,8 +244,8 @@ HWY_INLINE void tile_to_logits(float beta, int first, TileWork& work) {
   for (int r = 0; r < 4; ++r) {
     const FloatVec even{_mm512_shuffle_f32x4(group[0][r].raw, group[1][r].raw, 0x88)};
     const FloatVec odd{_mm512_shuffle_f32x4(group[0][r].raw, group[1][r].raw, 0xdd)};
-    hn::Store(hn::Mul(even, factor), d, work.weight[r] + first);
-    hn::Store(hn::Mul(odd, factor), d, work.weight[4 + r] + first);
+    hn::Store(number_or_least(hn::Mul(even, factor)), d, work.weight[r] + first);
+    hn::Store(number_or_least(hn::Mul(odd, factor)), d, work.weight[4 + r] + first);
   }
 }
 
@@ -237,15 +255,18 @@ HWY_INLINE void split_weights(int r, TileWork& work) {
   const Split b(hn::Load(d, work.weight[r] + kLanes));
   static_assert(kTileBlock == 2 * kLanes);
   hn::Store(pack_bf16(a.first, b.first), WordTag(), work.parts[r]);
-  hn::Store(pack_bf16(a.rest, b.rest), WordTag(), work.parts[kTileQueries + r]);
+  hn::Store(pack_bf16(a.second, b.second), WordTag(), work.parts[kTileQueries + r]);
+  hn::Store(pack_bf16(a.third, b.third), WordTag(), work.third_parts[r]);
 }
 
-template <int kSum, int kValues>
+// With the parts of the weights in tiles 4 and 6.
+template <int kSum>
 HWY_INLINE void add_value_tile(const Bf16 (*values)[kTileDims], float* out) {
   constexpr std::int64_t kStride = sizeof(float) * kMaxHeadDim;
   load_tile<kSum>(out, kStride);
-  load_tile<kValues>(values, sizeof(values[0]));
-  add_tile_product<kSum, 4, kValues>();
+  load_tile<7>(values, sizeof(values[0]));
+  add_tile_product<kSum, 4, 7>();
+  add_tile_product<kSum, 6, 7>();
   store_tile<kSum>(out, kStride);
 }
 
@@ -255,10 +276,11 @@ HWY_INLINE void multiply_values(const TileWork& work, TileRows<kDim>& rows,
                                 float (*out)[kMaxHeadDim]) {
   constexpr int kTiles = 2 * units_of(kDim);
   load_tile<4>(work.parts, sizeof(work.parts[0]));
+  load_tile<6>(work.third_parts, sizeof(work.third_parts[0]));
   for (int t = 0; t < kTiles; t += 2) {
-    add_value_tile<0, 6>(rows.values[t], out[0] + 16 * t);
+    add_value_tile<0>(rows.values[t], out[0] + 16 * t);
     rows.template copy_keys<kTiles>(t);
-    add_value_tile<1, 7>(rows.values[t + 1], out[0] + 16 * (t + 1));
+    add_value_tile<1>(rows.values[t + 1], out[0] + 16 * (t + 1));
     rows.template copy_keys<kTiles>(t + 1);
   }
 }
@@ -303,20 +325,16 @@ HWY_NOINLINE void add_rows_by_tiles(const HeadShape& shape, const AttendGroup& g
   }
 }
 
-// The same for `count` rows, where it is there for this shape and pays: with fewer rows the
-// preparation of tiles takes longer than they save. For four query rows vectors are as fast.
-inline bool try_tiles(const HeadShape& shape, const AttendGroup& group, const float* q,
-                      std::int64_t count, const std::int64_t* seen, const TailSums& tail,
-                      Sums& sums) {
-  constexpr std::int64_t kLeastRows = 128;
-  if (count < kLeastRows || shape.d_k != shape.d_v || !tiles_usable()) return false;
+// The same for any shape that attends_by_tiles().
+inline void add_rows_by_tiles(const HeadShape& shape, const AttendGroup& group, const float* q,
+                              const std::int64_t* seen, const TailSums& tail, Sums& sums) {
   switch (shape.d_k) {
-    case 64: add_rows_by_tiles<64>(shape, group, q, seen, tail, sums); return true;
-    case 80: add_rows_by_tiles<80>(shape, group, q, seen, tail, sums); return true;
-    case 96: add_rows_by_tiles<96>(shape, group, q, seen, tail, sums); return true;
-    case 128: add_rows_by_tiles<128>(shape, group, q, seen, tail, sums); return true;
-    case 256: add_rows_by_tiles<256>(shape, group, q, seen, tail, sums); return true;
-    default: return false;
+    case 64: return add_rows_by_tiles<64>(shape, group, q, seen, tail, sums);
+    case 80: return add_rows_by_tiles<80>(shape, group, q, seen, tail, sums);
+    case 96: return add_rows_by_tiles<96>(shape, group, q, seen, tail, sums);
+    case 128: return add_rows_by_tiles<128>(shape, group, q, seen, tail, sums);
+    case 256: return add_rows_by_tiles<256>(shape, group, q, seen, tail, sums);
+    default: ICE_CHECK(false);
   }
 }
 

@@ -1,5 +1,7 @@
 #include "kernels/kernels.h"
 
+#include "kernels/simd_target.h"
+
 namespace icefield {
 
 const Kernels& cpu_kernels() {
@@ -14,6 +16,7 @@ const Kernels& cpu_kernels() {
       .add_slope = add_slope_cpu,
       .page_gather = page_gather_cpu,
   };
+  (void)tiles_usable();  // asks for them before a step does
   return kTable;
 }
 

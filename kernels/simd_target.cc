@@ -13,11 +13,18 @@
 namespace icefield {
 namespace {
 
+#if HWY_ARCH_X86
+// Better instruction sets have lower numbers.
+bool may_have_tiles(std::int64_t target) { return target <= HWY_AVX3_DL; }
+#else
+bool may_have_tiles(std::int64_t) { return false; }
+#endif
+
 // Whether the processor has AMX for bf16 and the instruction that packs bf16, and Linux lets this
 // process use them.
 bool get_tiles() {
 #if defined(__x86_64__) && defined(__linux__)
-  if ((hwy::SupportedTargets() & HWY_TARGETS & HWY_AVX3_DL) == 0) return false;
+  if (!may_have_tiles(hwy::SupportedAndGeneratedTargets().front())) return false;
   constexpr unsigned kAmxBf16 = 1u << 22;  // leaf 7.0, edx
   constexpr unsigned kAmxTile = 1u << 24;
   constexpr unsigned kAvx512Bf16 = 1u << 5;  // leaf 7.1, eax
@@ -48,7 +55,7 @@ std::atomic<bool>& tiles() {
 std::vector<SimdTarget> simd_targets() {
   std::vector<SimdTarget> targets;
   for (const std::int64_t target : hwy::SupportedAndGeneratedTargets()) {
-    if (target == HWY_AVX3_DL && tiles_usable()) targets.push_back({target, true});
+    if (may_have_tiles(target) && tiles_usable()) targets.push_back({target, true});
     targets.push_back({target, false});
   }
   return targets;

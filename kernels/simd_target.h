@@ -18,8 +18,10 @@ struct SimdTarget {
 std::vector<SimdTarget> simd_targets();
 std::string name_of(const SimdTarget& target);  // "AVX3_DL with AMX"
 
-// Whether code for HWY_AVX3_DL is to use tiles. The first call asks Linux for leave, which it gives
-// to the whole process, threads and children included; where it does not there are no tiles.
+// Whether code for HWY_AVX3_DL or better is to use tiles. The first call, by cpu_kernels() at the
+// latest, asks Linux for leave, which it gives to the whole process, threads and children included;
+// where it does not there are no tiles. With leave a signal's frame may be 8 KB larger, so that
+// sigaltstack() refuses stacks below some 11 KB, and leave is refused where there is one already.
 // Any thread.
 bool tiles_usable();
 

@@ -13,7 +13,7 @@
 #include "hwy/highway.h"
 #include "kernels/simd-inl.h"
 
-#if HWY_TARGET == HWY_AVX3_DL
+#if HWY_TARGET <= HWY_AVX3_DL  // of x86
 HWY_BEFORE_NAMESPACE();
 namespace icefield {
 namespace HWY_NAMESPACE {

@@ -197,7 +197,10 @@ INSTANTIATE_TEST_SUITE_P(
                     AttendCase{5, {4096}, 64, 3, 64, 4}, AttendCase{6, {256}, 128, 7, 0, 16},
                     AttendCase{7, {256, 256}, 64, 5, 511, 16}, AttendCase{8, {1024}, 80, 3, 64, 16},
                     AttendCase{9, {256, 256}, 96, 8, 64, 2},
-                    AttendCase{10, {1024}, 256, 11, 64, 16}),
+                    AttendCase{10, {1024}, 256, 11, 64, 16},
+                    AttendCase{11, {1024}, 80, 8, 200, 16},  // from here on by tiles
+                    AttendCase{12, {1024, 512}, 128, 8, 200, kAllClusters},
+                    AttendCase{13, {512}, 256, 9, 200, 16}),
     [](const auto& param) { return "seed" + std::to_string(param.param.seed); });
 
 TEST(AttendRows, SimdAgreesWithTheReferenceForEveryRowCount) {
@@ -271,7 +274,9 @@ TEST(AttendRows, OnlyRowsOfTheMaskAreSeen) {
 #if defined(__x86_64__)
 // AMX's tiles are part of a thread's state: in use, they make it 8 KB larger.
 TEST(AttendRows, TilesAreGivenBack) {
+  const HeadShape shape{.d_k = 128, .d_v = 128, .beta = 0.125f};
   if (!tiles_usable()) GTEST_SKIP() << "no tiles with this instruction set";
+  ASSERT_TRUE(attends_by_tiles(shape, 8, 200));
   const auto tiles_in_use = [] {
     constexpr std::uint32_t kInUse = 1;
     std::uint32_t low = 0;
@@ -281,12 +286,25 @@ TEST(AttendRows, TilesAreGivenBack) {
   };
   SeededRng rng(25);
   const std::vector<Bf16> rows = random_rows(rng, 200, 128, 128);
-  const HeadShape shape{.d_k = 128, .d_v = 128, .beta = 0.125f};
   const std::vector<float> q = random_queries(rng, rows, 8, 128, 128);
   (void)attend_rows(cpu_kernels(), shape, q, rows.data(), 200);
   EXPECT_FALSE(tiles_in_use());
 }
 #endif
+
+// A row whose logits are all -inf counts nowhere.
+TEST(AttendRows, RowWithAnInfiniteKeyThatIsFarFromAllQueriesIsNotSeen) {
+  SeededRng rng(26);
+  for (const std::int32_t d : {64, 128}) {
+    std::vector<Bf16> rows = random_rows(rng, 200, d, d);
+    const HeadShape shape{.d_k = d, .d_v = d, .beta = 0.125f};
+    std::vector<float> q = random_queries(rng, rows, 8, d, d);
+    for (std::size_t r = 0; r < 8; ++r) q[r * static_cast<std::size_t>(d) + 5] = 1.0f;  // bf16
+    rows[199 * 2 * static_cast<std::size_t>(d) + 5] = float_to_bf16(-HUGE_VALF);
+    expect_equal(attend_rows(cpu_kernels(), shape, q, rows.data(), 200),
+                 attend_rows(reference_kernels(), shape, q, rows.data(), 199), 2e-6);
+  }
+}
 
 TEST(AttendRows, NothingToAttendIsDefined) {
   const HeadShape shape{.d_k = 64, .d_v = 64, .beta = 0.125f};
@@ -319,10 +337,7 @@ TEST(AttendTail, EmptySelectionIsAllTail) {
   for (const float tail : result.tail) EXPECT_NEAR(tail, 1.0f, 1e-5f);
 }
 
-// Contract §10: merging any split of the shards is one pass over all.
-TEST(AttendTail, MergeOfAnySplitIsOnePass) {
-  const World world(32, {1024, 256, 1024}, 64, 3);
-  const std::vector<std::int32_t> budgets = {30, 0, 34};
+void expect_merge_is_one_pass(const World& world, const std::vector<std::int32_t>& budgets) {
   for (const Kernels* kernels : {&cpu_kernels(), &reference_kernels()}) {
     GroupFixture whole = world.group(*kernels);
     whole.select({.segment_budgets = budgets.data(), .breadth = 16});
@@ -336,13 +351,22 @@ TEST(AttendTail, MergeOfAnySplitIsOnePass) {
       part.rank({.segment_budgets = &budgets[s], .breadth = 16});
       shards.push_back(part.attend());
     }
-    expect_equal(merge(*kernels, 64, {&shards[0], &shards[1], &shards[2]}), one_pass, 1e-6);
+    expect_equal(merge(*kernels, world.shape.d_v, {&shards[0], &shards[1], &shards[2]}), one_pass,
+                 1e-6);
     // Contract §10: permuting the shards changes nothing beyond rounding.
-    expect_equal(merge(*kernels, 64, {&shards[2], &shards[0], &shards[1]}), one_pass, 1e-6);
+    expect_equal(merge(*kernels, world.shape.d_v, {&shards[2], &shards[0], &shards[1]}), one_pass,
+                 1e-6);
     // Merging in two steps is merging once.
-    PartialBuffer left = merge(*kernels, 64, {&shards[0], &shards[1]});
-    expect_equal(merge(*kernels, 64, {&left, &shards[2]}), one_pass, 1e-6);
+    PartialBuffer left = merge(*kernels, world.shape.d_v, {&shards[0], &shards[1]});
+    expect_equal(merge(*kernels, world.shape.d_v, {&left, &shards[2]}), one_pass, 1e-6);
   }
+}
+
+// Contract §10: merging any split of the shards is one pass over all.
+TEST(AttendTail, MergeOfAnySplitIsOnePass) {
+  expect_merge_is_one_pass(World(32, {1024, 256, 1024}, 64, 3), {30, 0, 34});
+  // One shard by tiles, another by vectors, both together by tiles.
+  expect_merge_is_one_pass(World(33, {1024, 256, 1024}, 128, 8), {200, 0, 34});
 }
 
 TEST(Merge, ShardsWithoutTermsAreIgnored) {
