@@ -292,6 +292,24 @@ TEST(AttendRows, TilesAreGivenBack) {
 }
 #endif
 
+// Contract §10: shards that are attended by tiles and by vectors merge as if all were one pass, so
+// weights keep the bits of fp32. Here two rows decide and the values of one are 0, so that the
+// error of the other's weight is not averaged away.
+TEST(AttendRows, WeightsKeepTheirBits) {
+  for (const std::int32_t d : {64, 128}) {
+    const auto dims = static_cast<std::size_t>(d);
+    std::vector<Bf16> rows(200 * 2 * dims, float_to_bf16(0.0f));
+    for (std::size_t i = 2; i < 200; ++i) rows[i * 2 * dims] = float_to_bf16(-60.0f);
+    rows[2 * dims] = float_to_bf16(-0.25f);
+    std::fill_n(rows.begin() + 3 * d, d, float_to_bf16(1.0f));
+    std::vector<float> q(8 * dims, 0.0f);
+    for (std::size_t r = 0; r < 8; ++r) q[r * dims] = 1.0f + 0.137f * static_cast<float>(r);
+    const HeadShape shape{.d_k = d, .d_v = d, .beta = 1.0f};
+    expect_equal(attend_rows(cpu_kernels(), shape, q, rows.data(), 200),
+                 attend_rows(reference_kernels(), shape, q, rows.data(), 200), 3e-7);
+  }
+}
+
 // A row whose logits are all -inf counts nowhere.
 TEST(AttendRows, RowWithAnInfiniteKeyThatIsFarFromAllQueriesIsNotSeen) {
   SeededRng rng(26);
