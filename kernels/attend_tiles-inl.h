@@ -12,9 +12,9 @@
 // Of a right operand, pairs of dimensions or rows stand side by side. Rows lie anywhere, so they
 // are copied on the way; that, and the softmax, is all that vectors have to do.
 //
-// Bound: memory. 4 096 scattered rows of 128 dimensions take 60 us from the L1 cache, 92 to 103 from
-// L2 and 116 to 120 from L3, where reading them alone takes 42 to 53 and 76; vectors take 128 and
-// 145.
+// Bound: memory. 4 096 scattered rows of 128 dimensions take 60 us from the L1 cache, 92 to 103
+// from L2 and 116 to 120 from L3, where reading them alone takes 42 to 53 and 76; vectors take 128
+// and 145.
 #if defined(ICEFIELD_KERNELS_ATTEND_TILES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ICEFIELD_KERNELS_ATTEND_TILES_INL_H_
 #undef ICEFIELD_KERNELS_ATTEND_TILES_INL_H_
