@@ -159,9 +159,10 @@ std::uint32_t DramTier::take_slots(std::int64_t count) {
 
 void DramTier::give_slots_back(std::uint32_t first, std::int64_t count) {
   free_count_ += count;
-  std::uint32_t last = first;
-  for (; count > 1; --count) last = next_slot_[last];
-  next_slot_[last] = std::exchange(first_free_, first);
+  (first_free_ == kNoSlot ? first_free_ : next_slot_[last_free_]) = first;
+  last_free_ = first;
+  for (; count > 1; --count) last_free_ = next_slot_[last_free_];
+  next_slot_[last_free_] = kNoSlot;
 }
 
 void DramTier::release(Id id) {

@@ -14,10 +14,10 @@ namespace icefield {
 // The slab is mapped once, in open(), and touched by the operating system as it is used; or it is
 // somebody else's, a transport's region. An object is a chain of slots, so memory never fragments
 // and any object can take the place of any other; slots that follow each other in the slab are one
-// piece, and mostly they do: those of an object come back in the order in which they were taken. A
-// row never crosses a slot: slots are a multiple of 4 KiB and rows divide that. Beyond its slots an
-// object costs about 120 bytes, and finding, storing and evicting one cost the same in a tier of
-// any size.
+// piece, and mostly they do: those of an object come back in the order in which they were taken,
+// and what came back first is taken first. A row never crosses a slot: slots are a multiple of
+// 4 KiB and rows divide that. Beyond its slots an object costs about 120 bytes, and finding,
+// storing and evicting one cost the same in a tier of any size.
 //
 // Ownership  The tier owns the slab unless it was given one; an ObjectBytes pins its object. The
 //            tier must outlive its leases (checked in the destructor).
@@ -68,6 +68,8 @@ class DramTier final : public Tier {
   // The bytes of an object, kept in place, which is no use of it; none when it is not there.
   std::optional<ObjectBytes> lease(const ObjectKey& key);
 
+  // What an object takes at least, and a multiple of.
+  std::int64_t slot_bytes() const { return options_.slot_bytes; }
   // The slab, for registration with a transport, and for tests that damage it.
   ByteSpan memory() { return slab_; }
 
@@ -118,6 +120,7 @@ class DramTier final : public Tier {
   std::unordered_set<Id> doomed_;         // removed while in use: they end with their last lease
   std::vector<std::uint32_t> next_slot_;  // of the object, or of the free ones
   std::uint32_t first_free_ = kNoSlot;
+  std::uint32_t last_free_ = kNoSlot;  // of the chain that begins there
   std::int64_t free_count_ = 0;
   std::int64_t reserved_count_ = 0;  // slots
   int leases_ = 0;

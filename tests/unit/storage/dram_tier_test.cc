@@ -59,6 +59,16 @@ TEST_F(DramTierTest, LargeObjectEvictsAsManyAsItNeeds) {
   EXPECT_EQ(evicted_, (std::vector<ObjectKey>{keys[0], keys[1], keys[2]}));
 }
 
+TEST_F(DramTierTest, WhatTakesThePlaceOfManyIsOnePiece) {
+  open(8);
+  for (int i = 0; i < 8; ++i) ASSERT_TRUE(put(random_key(rng_), 10).has_value());
+  for (int i = 0; i < 3; ++i) {
+    const ObjectKey large = random_key(rng_);
+    ASSERT_TRUE(put(large, 4 * kSlot).has_value());
+    EXPECT_EQ(get(large)->pieces().size(), 1u) << i;
+  }
+}
+
 TEST_F(DramTierTest, PinnedObjectsAreNotEvicted) {
   open(2);
   const ObjectKey a = random_key(rng_), b = random_key(rng_);
