@@ -16,7 +16,7 @@ namespace icefield::ucx {
 class Patience {
  public:
   using TimePoint = std::chrono::steady_clock::time_point;
-  static constexpr std::chrono::microseconds kLook{100};
+  static constexpr std::chrono::microseconds kLook{200};
 
   // Something arrived.
   void arrived(TimePoint now) {
