@@ -7,8 +7,38 @@
 namespace icefield {
 
 #if defined(__x86_64__)
+namespace {
+
+constexpr std::size_t kLine = 64;
+
+void copy_line(std::byte* to, const std::byte* from) {
+  const auto* source = reinterpret_cast<const __m128i*>(from);
+  auto* target = reinterpret_cast<__m128i*>(to);
+  const __m128i a = _mm_loadu_si128(source);
+  const __m128i b = _mm_loadu_si128(source + 1);
+  const __m128i c = _mm_loadu_si128(source + 2);
+  const __m128i d = _mm_loadu_si128(source + 3);
+  _mm_storeu_si128(target, a);
+  _mm_storeu_si128(target + 1, b);
+  _mm_storeu_si128(target + 2, c);
+  _mm_storeu_si128(target + 3, d);
+}
+
+}  // namespace
+
+void fetch_copy(std::byte* to, ConstByteSpan from) {
+  constexpr std::size_t kStreams = 4;
+  const std::size_t stride = from.size() / (kStreams * kLine) * kLine;
+  for (std::size_t at = 0; at < stride; at += kLine) {
+    for (std::size_t stream = 0; stream < kStreams; ++stream) {
+      copy_line(to + stream * stride + at, from.data() + stream * stride + at);
+    }
+  }
+  const std::size_t done = kStreams * stride;
+  if (done < from.size()) std::memcpy(to + done, from.data() + done, from.size() - done);
+}
+
 void stream_copy(std::byte* to, ConstByteSpan from) {
-  constexpr std::size_t kLine = 64;
   const std::size_t unaligned = (kLine - reinterpret_cast<std::uintptr_t>(to) % kLine) % kLine;
   const std::size_t head = std::min(from.size(), unaligned);
   if (head > 0) std::memcpy(to, from.data(), head);
@@ -29,6 +59,10 @@ void stream_copy(std::byte* to, ConstByteSpan from) {
   _mm_sfence();  // other threads see it like any other write
 }
 #else
+void fetch_copy(std::byte* to, ConstByteSpan from) {
+  if (!from.empty()) std::memcpy(to, from.data(), from.size());
+}
+
 void stream_copy(std::byte* to, ConstByteSpan from) {
   if (!from.empty()) std::memcpy(to, from.data(), from.size());
 }

@@ -1,4 +1,4 @@
-// common/run_writer.h — copies into memory that is much larger than the caches.
+// common/run_writer.h — copies into, and out of, memory that is much larger than the caches.
 #pragma once
 
 #include <span>
@@ -11,6 +11,10 @@ namespace icefield {
 // not be fetched first. Into memory that no cache holds this takes half the time (measured:
 // 54 µs a MiB instead of 110).
 void stream_copy(std::byte* to, ConstByteSpan from);
+
+// memcpy() out of such memory. Four places at once keep more of its lines on their way than one
+// (measured: 80 µs a MiB instead of 105).
+void fetch_copy(std::byte* to, ConstByteSpan from);
 
 // Fills runs of such memory, one after the other.
 class RunWriter {

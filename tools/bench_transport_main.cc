@@ -188,13 +188,14 @@ class Pair {
                co_await transport_->call(address_, std::move(locate), Buffer(0), deadline()));
     const auto pieces = static_cast<std::size_t>(ceil_div(what.bytes(), kBenchPieceBytes));
     const std::string checksums = located.header.substr(0, pieces * sizeof(std::uint64_t));
-    const RegionSpan span{.key = located.header.substr(checksums.size()), .bytes = what.bytes()};
+    const RegionRuns runs{.key = located.header.substr(checksums.size()),
+                          .runs = {{.bytes = what.bytes()}}};
     Buffer buffer(what.bytes());
     const auto end = clock_.now() + duration;
     do {
       const auto begin = clock_.now();
       PieceChecker checker(what.size.value_bytes, checksums);
-      ICE_CO_TRY(buffer, co_await transport_->read(address_, span, std::move(buffer),
+      ICE_CO_TRY(buffer, co_await transport_->read(address_, runs, std::move(buffer),
                                                    what.verify ? &checker : nullptr, deadline()));
       if (what.verify && !checker.intact()) {
         co_return Status(Code::kDataLoss, "checksum mismatch on arrival");

@@ -77,6 +77,12 @@ Caller::Caller(const TokenGrant& grant) {
   namespaces_ = std::make_shared<const std::vector<std::string>>(grant.namespaces);
 }
 
+Caller Caller::over(ConnectionFacts connection) const {
+  Caller caller = *this;
+  caller.connection_ = connection;
+  return caller;
+}
+
 bool Caller::may_use(std::string_view name_space) const {
   return namespaces_ == nullptr ||
          std::ranges::find(*namespaces_, name_space) != namespaces_->end();

@@ -1,6 +1,7 @@
 // transport/caller.h — who sent a request, and what the tokens of a node grant.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -22,16 +23,27 @@ Result<std::vector<TokenGrant>> parse_token_file(std::string_view text);
 // kNotFound when there is no such file, else as parse_token_file().
 Result<std::vector<TokenGrant>> read_token_file(const std::string& path);
 
+// Tells connections of one process apart, and says what can be done over this one.
+struct ConnectionFacts {
+  std::uint64_t number = 0;
+  bool one_sided = false;  // the peer's Transport::read() copies from our regions as from memory
+};
+
 // The peer of a connection, as far as it has proved who it is. Cheap to copy.
 class Caller {
  public:
   Caller() = default;  // may use everything: no token is in force
   explicit Caller(const TokenGrant& grant);
+  // The same, over that connection.
+  Caller over(ConnectionFacts connection) const;
 
   bool may_use(std::string_view name_space) const;
+  bool may_use_all() const { return namespaces_ == nullptr; }
+  const ConnectionFacts& connection() const { return connection_; }
 
  private:
   std::shared_ptr<const std::vector<std::string>> namespaces_;  // null: every one
+  ConnectionFacts connection_;
 };
 
 }  // namespace icefield

@@ -30,19 +30,23 @@ void gather(std::span<const ConstByteSpan> pieces, Buffer& into) {
   }
 }
 
-Status check_read(const RegionSpan& from, std::int64_t region_bytes, const Buffer& into) {
-  if (from.offset < 0 || from.bytes < 0 || from.offset > region_bytes ||
-      from.bytes > region_bytes - from.offset) {
-    return Status(Code::kInvalidArgument, std::to_string(from.bytes) + " bytes from " +
-                                              std::to_string(from.offset) + " on of a region of " +
-                                              std::to_string(region_bytes));
+Result<std::int64_t> check_read(std::span<const RegionRun> runs, std::int64_t region_bytes,
+                                const Buffer& into) {
+  std::int64_t bytes = 0;
+  for (const RegionRun& run : runs) {
+    if (run.offset < 0 || run.bytes < 0 || run.offset > region_bytes ||
+        run.bytes > region_bytes - run.offset) {
+      return Status(Code::kInvalidArgument, std::to_string(run.bytes) + " bytes from " +
+                                                std::to_string(run.offset) + " on of a region of " +
+                                                std::to_string(region_bytes));
+    }
+    if (run.bytes > into.capacity() - bytes) {
+      return Status(Code::kResourceExhausted,
+                    "read of more than " + std::to_string(into.capacity()) + " bytes");
+    }
+    bytes += run.bytes;
   }
-  if (from.bytes > into.capacity()) {
-    return Status(Code::kResourceExhausted, "read of " + std::to_string(from.bytes) +
-                                                " bytes, buffer of " +
-                                                std::to_string(into.capacity()));
-  }
-  return Status();
+  return bytes;
 }
 
 }  // namespace icefield

@@ -97,21 +97,27 @@ struct ServiceReply {
 std::int64_t payload_bytes(std::span<const ConstByteSpan> pieces);
 void gather(std::span<const ConstByteSpan> pieces, Buffer& into);
 
-// Memory that callers of this process may read by themselves, one-sided. It stays until shutdown().
+// Memory that callers of this process may read by themselves, one-sided. It stays as long as the
+// transport.
 struct Region {
   ByteSpan bytes;
   std::string key;  // what a caller needs, opaque; whoever knows it may read all of the region
 };
 
-// A run of bytes in a peer's region.
-struct RegionSpan {
-  std::string key;
+// Runs of bytes in a peer's region, to be read back to back.
+struct RegionRun {
   std::int64_t offset = 0;
   std::int64_t bytes = 0;
 };
+struct RegionRuns {
+  std::string key;
+  std::vector<RegionRun> runs;
+};
 
-// Whether the span lies in a region of that many bytes and fits the buffer.
-Status check_read(const RegionSpan& from, std::int64_t region_bytes, const Buffer& into);
+// The bytes of all runs. kInvalidArgument when one of them does not lie in a region of that many
+// bytes, kResourceExhausted when together they do not fit the buffer.
+Result<std::int64_t> check_read(std::span<const RegionRun> runs, std::int64_t region_bytes,
+                                const Buffer& into);
 
 // How a peer is doing, as the calling side knows.
 enum class PeerState {
@@ -145,6 +151,9 @@ class Service {
   // `caller` stays until the task is done.
   virtual Task<ServiceReply> handle(const Caller& caller, MethodId method, std::string header,
                                     Payload payload) = 0;
+  // The connection of `caller` has ended, every request of it is answered: the last that is heard
+  // of it.
+  virtual void closed(const Caller& caller) { (void)caller; }
 };
 
 // Errors  call: kUnavailable (nobody listens there, connection lost), kDeadlineExceeded,
@@ -168,7 +177,7 @@ class Transport {
   // the reader holds the bytes against their checksums, and asks by call() when they are others.
   // Lands in `into`, is seen by `arrival` (null: nobody, as in Request; the header is empty) and
   // returns by `deadline` as call() does.
-  virtual Task<Buffer> read(Address peer, RegionSpan from, Buffer into, Arrival* arrival,
+  virtual Task<Buffer> read(Address peer, RegionRuns from, Buffer into, Arrival* arrival,
                             Deadline deadline) = 0;
 
   // Not initialised.

@@ -71,27 +71,52 @@ TEST_P(TransportConformance, RegionsAreReadOneSided) {
     const ConstByteSpan expected = ConstByteSpan(bytes).subspan(static_cast<std::size_t>(offset),
                                                                 static_cast<std::size_t>(size));
     Witness witness(expected, "");
-    const Result<Buffer> read = this->read({region.key, offset, size}, size, &witness);
+    const Result<Buffer> read = this->read({region.key, {{offset, size}}}, size, &witness);
     ASSERT_TRUE(read.has_value()) << read.error().to_string();
     EXPECT_TRUE(std::ranges::equal(read->bytes(), expected));
     EXPECT_TRUE(witness.saw_all());
   }
 }
 
+TEST_P(TransportConformance, RunsOfARegionComeBackToBack) {
+  const Region region =
+      sync_wait(server_.executor(), ends_.server->allocate_region(1'000'000)).value();
+  const Bytes bytes = random_bytes(rng_, region.bytes.size());
+  std::ranges::copy(bytes, region.bytes.begin());
+  const std::vector<RegionRun> runs = {{900'000, 100'000}, {0, 0}, {17, 1}, {0, 70'000}, {5, 0}};
+  Bytes expected;
+  for (const auto& [offset, size] : runs) {
+    const auto run = ConstByteSpan(bytes).subspan(static_cast<std::size_t>(offset),
+                                                  static_cast<std::size_t>(size));
+    expected.insert(expected.end(), run.begin(), run.end());
+  }
+  Witness witness(expected, "");
+  const Result<Buffer> read = this->read({region.key, runs}, 200'000, &witness);
+  ASSERT_TRUE(read.has_value()) << read.error().to_string();
+  EXPECT_TRUE(std::ranges::equal(read->bytes(), expected));
+  EXPECT_TRUE(witness.saw_all());
+  EXPECT_EQ(this->read({region.key, {}}, 0).value().size(), 0);
+  EXPECT_EQ(this->read({region.key, runs}, std::ssize(expected) - 1).error().code(),
+            Code::kResourceExhausted);
+  EXPECT_EQ(this->read({region.key, {{0, 1}, {1'000'000, 1}}}, 10).error().code(),
+            Code::kInvalidArgument);
+}
+
 TEST_P(TransportConformance, ReadsOfWhatIsNotThereAreRefused) {
   EXPECT_EQ(sync_wait(server_.executor(), ends_.server->allocate_region(0)).error().code(),
             Code::kInvalidArgument);
   const Region region = sync_wait(server_.executor(), ends_.server->allocate_region(1000)).value();
-  EXPECT_EQ(read({region.key, 0, 100}, 99).error().code(), Code::kResourceExhausted);
-  EXPECT_EQ(read({region.key, 1000, 1}, 1).error().code(), Code::kInvalidArgument);
-  EXPECT_EQ(read({region.key, -1, 1}, 1).error().code(), Code::kInvalidArgument);
-  EXPECT_EQ(read({region.key, 1, std::int64_t{1} << 62}, 1).error().code(), Code::kInvalidArgument);
-  EXPECT_EQ(read({"garbage", 0, 1}, 1).error().code(), Code::kInvalidArgument);
+  EXPECT_EQ(read({region.key, {{0, 100}}}, 99).error().code(), Code::kResourceExhausted);
+  EXPECT_EQ(read({region.key, {{1000, 1}}}, 1).error().code(), Code::kInvalidArgument);
+  EXPECT_EQ(read({region.key, {{-1, 1}}}, 1).error().code(), Code::kInvalidArgument);
+  EXPECT_EQ(read({region.key, {{1, std::int64_t{1} << 62}}}, 1).error().code(),
+            Code::kInvalidArgument);
+  EXPECT_EQ(read({"garbage", {{0, 1}}}, 1).error().code(), Code::kInvalidArgument);
   std::string damaged = region.key;
   damaged.back() = static_cast<char>(damaged.back() ^ 1);
-  EXPECT_EQ(read({damaged, 0, 1}, 1).error().code(), Code::kInvalidArgument);
+  EXPECT_EQ(read({damaged, {{0, 1}}}, 1).error().code(), Code::kInvalidArgument);
   Buffer into(1);
-  EXPECT_EQ(run_task(client_, client_end().read(GetParam().nobody, {region.key, 0, 1},
+  EXPECT_EQ(run_task(client_, client_end().read(GetParam().nobody, {region.key, {{0, 1}}},
                                                 std::move(into), nullptr, Deadline::never()))
                 .error()
                 .code(),
@@ -147,6 +172,13 @@ TEST_P(TransportConformance, HealthOfAPeerIsKnown) {
 TEST_P(TransportConformance, StoppedServiceIsUnavailable) {
   EXPECT_TRUE(sync_wait(server_.executor(), ends_.server->stop(node_)).ok());
   EXPECT_EQ(call(node_, 1, {}, 0).error().code(), Code::kUnavailable);
+}
+
+TEST_P(TransportConformance, ServiceHearsThatAConnectionHasEnded) {
+  EXPECT_TRUE(call(node_, 1, {}, 0).has_value());
+  EXPECT_EQ(echo_.closed_count, 0);
+  EXPECT_TRUE(sync_wait(server_.executor(), ends_.server->stop(node_)).ok());
+  EXPECT_EQ(echo_.closed_count, 1);
 }
 
 TEST_P(TransportConformance, AddressInUseIsRefused) {

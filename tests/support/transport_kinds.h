@@ -43,6 +43,8 @@ class EchoService final : public Service {
     co_return reply;
   }
 
+  void closed(const Caller&) override { ++closed_count; }
+
   // On the service's thread. A request may come later than its caller's deadline, or never.
   void release() {
     released_ = true;
@@ -50,6 +52,7 @@ class EchoService final : public Service {
   }
 
   std::atomic<int> calls{0};
+  std::atomic<int> closed_count{0};
   std::atomic<int> held{0};  // payloads that the transport has not given back
 
  private:
@@ -137,7 +140,7 @@ class TransportFixture : public testing::TestWithParam<TransportKind> {
     return run_task(client_,
                     client_end().call(peer, std::move(request), Buffer(capacity), deadline));
   }
-  Result<Buffer> read(RegionSpan from, std::int64_t capacity, Arrival* arrival = nullptr) {
+  Result<Buffer> read(RegionRuns from, std::int64_t capacity, Arrival* arrival = nullptr) {
     return run_task(client_, client_end().read(node_, std::move(from), Buffer(capacity), arrival,
                                                Deadline::never()));
   }

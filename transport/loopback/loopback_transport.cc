@@ -34,9 +34,9 @@ Task<Region> LoopbackTransport::allocate_region(std::int64_t bytes) {
   co_return Region{.bytes = memory.bytes(), .key = std::to_string(regions_.size() - 1)};
 }
 
-Task<Buffer> LoopbackTransport::read(Address peer, RegionSpan from, Buffer into, Arrival* arrival,
+Task<Buffer> LoopbackTransport::read(Address peer, RegionRuns from, Buffer into, Arrival* arrival,
                                      Deadline) {
-  ConstByteSpan bytes;
+  ConstByteSpan region;
   {
     const std::lock_guard lock(mutex_);
     if (!listeners_.contains(peer)) {
@@ -45,12 +45,15 @@ Task<Buffer> LoopbackTransport::read(Address peer, RegionSpan from, Buffer into,
     std::size_t index = 0;
     while (index < regions_.size() && std::to_string(index) != from.key) ++index;
     if (index == regions_.size()) co_return Status(Code::kInvalidArgument, "no such region");
-    ICE_CO_TRY(check_read(from, regions_[index].size(), into));
-    bytes = regions_[index].bytes().subspan(static_cast<std::size_t>(from.offset),
-                                            static_cast<std::size_t>(from.bytes));
+    region = regions_[index].bytes();
   }
-  into.resize(from.bytes);
-  std::ranges::copy(bytes, into.bytes().begin());
+  ICE_CO_TRY(check_read(from.runs, std::ssize(region), into).status());
+  std::vector<ConstByteSpan> runs;
+  for (const auto& [offset, size] : from.runs) {
+    runs.push_back(
+        region.subspan(static_cast<std::size_t>(offset), static_cast<std::size_t>(size)));
+  }
+  gather(runs, into);
   if (arrival != nullptr) arrival->arrived({}, into.bytes());
   co_return std::move(into);
 }
@@ -75,6 +78,7 @@ Task<> LoopbackTransport::stop(Address self) {
     listeners_.erase(found);
   }
   co_await listener->scope.join();
+  listener->service.closed(listener->everyone);
   co_return Status();
 }
 

@@ -18,7 +18,7 @@ class LoopbackTransport final : public Transport {
   ~LoopbackTransport() override;
 
   Task<Reply> call(Address peer, Request request, Buffer into, Deadline deadline) override;
-  Task<Buffer> read(Address peer, RegionSpan from, Buffer into, Arrival* arrival,
+  Task<Buffer> read(Address peer, RegionRuns from, Buffer into, Arrival* arrival,
                     Deadline deadline) override;
   Task<Region> allocate_region(std::int64_t bytes) override;
   Task<PeerHealth> health(Address peer) override;
@@ -35,7 +35,8 @@ class LoopbackTransport final : public Transport {
         : executor(std::move(executor_in)), service(service_in), scope(executor) {}
     asio::any_io_executor executor;
     Service& service;
-    Caller everyone;  // inside one process nobody has to prove anything
+    // Inside one process nobody has to prove anything.
+    const Caller everyone = Caller().over({.one_sided = true});
     TaskScope scope;  // the executor's
   };
   struct Pending;

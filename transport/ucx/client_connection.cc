@@ -1,8 +1,11 @@
 #include "transport/ucx/client_connection.h"
 
+#include <sys/mman.h>
+
 #include <boost/asio/connect.hpp>
 
 #include "common/hash.h"
+#include "common/run_writer.h"
 #include "proto/transport.pb.h"
 #include "transport/ucx/handshake.h"
 #include "transport/ucx/proof.h"
@@ -190,23 +193,31 @@ void ClientConnection::end_late_calls() {
   }
 }
 
-Task<Buffer> ClientConnection::read(RegionSpan from, Buffer into, Arrival* arrival,
+Task<Buffer> ClientConnection::read(RegionRuns from, Buffer into, Arrival* arrival,
                                     Deadline deadline) {
   const auto self = shared_from_this();
   ICE_CO_TRY(const RegionKey key, RegionKey::parse(from.key));
-  ICE_CO_TRY(check_read(from, key.bytes, into));
-  if (lanes_ == "tcp" && !options_.emulated_reads) {
+  ICE_CO_TRY(const std::int64_t bytes, check_read(from.runs, key.bytes, into));
+  if (!endpoint_->one_sided() && !options_.emulated_reads) {
     co_return Status(Code::kFailedPrecondition, "tcp to " + peer_ + " has no one-sided reads");
   }
-  ICE_CO_TRY(const ucp_rkey_h region, endpoint_->unpack(key.packed));
-  into.resize(from.bytes);
+  ICE_CO_TRY(const Endpoint::Remote region, endpoint_->unpack(key));
+  if (region.mapped != nullptr && populated_.insert(region.mapped).second) {
+    const ConstByteSpan mapped(region.mapped, static_cast<std::size_t>(key.bytes));
+    scope_.spawn(populate(worker_.shard(), mapped, MADV_POPULATE_READ, failed_));
+  }
+  into.resize(bytes);
+  if (region.mapped != nullptr) {
+    co_return co_await read_mapped(region.mapped, std::move(from.runs), std::move(into), arrival,
+                                   deadline);
+  }
   auto reading = std::make_shared<Reading>(worker_.shard(), std::move(into), arrival);
-  auto seen = [&reading = *reading](std::size_t bytes) {
+  auto seen = [&reading = *reading](std::size_t count) {
     if (reading.arrival == nullptr) return;
-    reading.arrival->arrived({}, std::as_const(reading.into).bytes().first(bytes));
+    reading.arrival->arrived({}, std::as_const(reading.into).bytes().first(count));
   };
-  reading->read.emplace(*endpoint_, region, key.address + static_cast<std::uint64_t>(from.offset),
-                        reading->into.bytes(), std::move(seen));
+  reading->read.emplace(*endpoint_, region, std::move(from.runs), reading->into.bytes(),
+                        std::move(seen));
   if (reading->read->start()) co_return std::move(reading->into);
   scope_.spawn(finish_read(reading));
   reading->changed.expires_at(deadline.time_point());
@@ -222,6 +233,36 @@ Task<Buffer> ClientConnection::read(RegionSpan from, Buffer into, Arrival* arriv
   }
   ICE_CO_TRY(*reading->result);
   co_return std::move(reading->into);
+}
+
+// The owner is a neighbour, its region is plain memory. Others get their turn in between.
+Task<Buffer> ClientConnection::read_mapped(const std::byte* region, std::vector<RegionRun> runs,
+                                           Buffer into, Arrival* arrival, Deadline deadline) {
+  constexpr std::size_t kSliceBytes = 64 << 10;  // what is seen at a time, while a cache has it
+  constexpr std::size_t kTurnBytes = 1 << 20;
+  const ByteSpan target = into.bytes();
+  std::size_t done = 0;
+  std::size_t turn = 0;
+  if (target.empty() && arrival != nullptr) arrival->arrived({}, target);
+  for (const RegionRun& run : runs) {
+    ConstByteSpan left(region + run.offset, static_cast<std::size_t>(run.bytes));
+    while (!left.empty()) {
+      const ConstByteSpan slice = left.first(std::min(left.size(), kSliceBytes));
+      if (done - turn >= kTurnBytes) {
+        turn = done;
+        co_await asio::post(worker_.shard(), asio::use_awaitable);
+        ICE_CO_TRY(failure_);  // the region may have gone with the connection
+        if (deadline.passed(SystemClock())) {
+          co_return Status(Code::kDeadlineExceeded, "read from " + peer_ + " not done");
+        }
+      }
+      fetch_copy(target.data() + done, slice);
+      left = left.subspan(slice.size());
+      done += slice.size();
+      if (arrival != nullptr) arrival->arrived({}, target.first(done));
+    }
+  }
+  co_return std::move(into);
 }
 
 asio::awaitable<void> ClientConnection::finish_read(std::shared_ptr<Reading> reading) {
@@ -303,6 +344,7 @@ void ClientConnection::finish(Pending& pending, Status failure) {
 void ClientConnection::fail(Status why) {
   if (!failure_.ok()) return;
   failure_ = why.with_context("connection to " + peer_);
+  failed_ = true;
   for (auto& [number, call] : calls_) {
     if (call.pending != nullptr) finish(*call.pending, failure_);
   }

@@ -4,6 +4,7 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <optional>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "transport/transport.h"
 #include "transport/ucx/assembly.h"
@@ -32,7 +33,7 @@ class ClientConnection final : public FragmentSink,
   Task<Reply> call(Request request, Buffer into, Deadline deadline);
   // As Transport::read(). A read whose deadline has passed keeps its buffer until UCX has let go of
   // it; when that takes longer than UcxOptions::close_timeout the connection is given up.
-  Task<Buffer> read(RegionSpan from, Buffer into, Arrival* arrival, Deadline deadline);
+  Task<Buffer> read(RegionRuns from, Buffer into, Arrival* arrival, Deadline deadline);
   asio::awaitable<void> close();
 
   // Of buffers whose reads were given up and are still under way.
@@ -93,6 +94,8 @@ class ClientConnection final : public FragmentSink,
   };
 
   Task<> shake_hands();
+  Task<Buffer> read_mapped(const std::byte* region, std::vector<RegionRun> runs, Buffer into,
+                           Arrival* arrival, Deadline deadline);
   static asio::awaitable<void> finish_read(std::shared_ptr<Reading> reading);
   asio::awaitable<void> quarantine(std::shared_ptr<Reading> reading);
   Task<> wait_for_credit(std::int64_t bytes, Deadline deadline);
@@ -120,6 +123,7 @@ class ClientConnection final : public FragmentSink,
   std::int64_t max_bytes_ = 0;   // granted
   std::int64_t bytes_held_ = 0;  // of calls_
   std::int64_t quarantined_bytes_ = 0;
+  std::unordered_set<const std::byte*> populated_;  // regions
   std::uint64_t next_call_ = 1;
   std::unordered_map<std::uint64_t, Call> calls_;
   // One timer for all calls: it stays set when a call ends in time, so that most calls set none.
@@ -127,6 +131,7 @@ class ClientConnection final : public FragmentSink,
   Clock::TimePoint watched_ = Clock::TimePoint::max();
   Waiters credit_;
   Status failure_;
+  bool failed_ = false;  // the same, for who wants no more than that
   std::string lanes_;
   bool local_ = false;
   bool abandoned_ = false;  // the socket may not have been open yet

@@ -1,5 +1,8 @@
 #include "transport/ucx/endpoint.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <set>
@@ -17,6 +20,22 @@ constexpr std::size_t kReadSliceBytes = 64 << 10;
 constexpr int kReadWindow = 16;
 // Keys kept unpacked.
 constexpr std::size_t kMaxRegions = 256;
+
+// Whether there is anything at the end of what should be `memory`.
+bool is_mapped(ByteSpan memory) {
+  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto last = reinterpret_cast<std::uintptr_t>(memory.data()) + memory.size() - 1;
+  unsigned char ignored = 0;
+  return ::mincore(reinterpret_cast<void*>(last / page * page), 1, &ignored) == 0;
+}
+
+// Nothing here writes there, and what does by mistake is stopped.
+void make_read_only(ByteSpan memory) {
+  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<std::uintptr_t>(memory.data()) / page * page;
+  const auto end = reinterpret_cast<std::uintptr_t>(memory.data()) + memory.size();
+  (void)::mprotect(reinterpret_cast<void*>(begin), end - begin, PROT_READ);
+}
 
 // The completion of a flush or close.
 struct Completion {
@@ -148,7 +167,8 @@ Result<std::unique_ptr<Endpoint>> Endpoint::create(UcxWorker& worker, const std:
   if (status != UCS_OK) {
     return Status(Code::kUnavailable, "no lane to the peer: " + describe(status));
   }
-  if (endpoint->lanes() == "tcp") {
+  endpoint->lanes_ = endpoint->find_lanes();
+  if (endpoint->lanes_ == "tcp") {
     endpoint->fragment_bytes_ = kTcpFragmentBytes;
     endpoint->copy_bytes_ = kTcpFragmentBytes;
   }
@@ -302,20 +322,35 @@ void Endpoint::on_sent(void* request, ucs_status_t status, void* slot) {
   ucp_request_free(request);
 }
 
-Result<ucp_rkey_h> Endpoint::unpack(const std::string& packed) {
+Result<Endpoint::Remote> Endpoint::unpack(const RegionKey& key) {
   ICE_TRY(failure_);
-  const auto found = regions_.find(packed);
+  const auto found = regions_.find(key.packed);
   if (found != regions_.end()) return found->second;
   if (regions_.size() == kMaxRegions) {
     return Status(Code::kResourceExhausted,
                   "more than " + std::to_string(kMaxRegions) + " regions of one peer");
   }
-  ucp_rkey_h region = nullptr;
-  const ucs_status_t status = ucp_ep_rkey_unpack(endpoint_, packed.data(), &region);
+  Remote region{.address = key.address};
+  ucs_status_t status = ucp_ep_rkey_unpack(endpoint_, key.packed.data(), &region.key);
+  if (status == UCS_OK) {
+    void* mapped = nullptr;
+    status = ucp_rkey_ptr(region.key, region.address, &mapped);
+    const ByteSpan memory(static_cast<std::byte*>(mapped), static_cast<std::size_t>(key.bytes));
+    if (status == UCS_OK && !is_mapped(memory)) status = UCS_ERR_INVALID_ADDR;
+    if (status == UCS_OK) {
+      region.mapped = memory.data();
+      // Where the owner is another process. In its own, UCX may give the region itself.
+      if (reinterpret_cast<std::uint64_t>(mapped) != region.address) make_read_only(memory);
+    } else if (!shares_memory()) {
+      status = UCS_OK;  // between machines it is nobody's memory here, and lanes read it
+    } else {
+      ucp_rkey_destroy(region.key);
+    }
+  }
   if (status != UCS_OK) {
     return Status(Code::kFailedPrecondition, "the region cannot be reached: " + describe(status));
   }
-  regions_.emplace(packed, region);
+  regions_.emplace(key.packed, region);
   return region;
 }
 
@@ -345,14 +380,21 @@ Task<> Endpoint::Read::finish(const bool& abandoned) {
 
 // False when it is under way still.
 bool Endpoint::Read::post_slice() {
+  while (run_done_ == runs_[run_].bytes) {
+    ++run_;
+    run_done_ = 0;
+  }
+  const auto left = static_cast<std::size_t>(runs_[run_].bytes - run_done_);
+  const ByteSpan slice = into_.subspan(posted_, std::min(kReadSliceBytes, left));
+  const auto at = static_cast<std::uint64_t>(runs_[run_].offset + run_done_);
+  posted_ += slice.size();
+  run_done_ += std::ssize(slice);
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
   param.cb.send = &Read::on_slice;
   param.user_data = this;
-  const ByteSpan slice = into_.subspan(posted_, std::min(kReadSliceBytes, into_.size() - posted_));
   const ucs_status_ptr_t request = ucp_get_nbx(endpoint_.endpoint_, slice.data(), slice.size(),
-                                               remote_ + posted_, region_, &param);
-  posted_ += slice.size();
+                                               region_.address + at, region_.key, &param);
   if (request == nullptr) return true;
   if (UCS_PTR_IS_ERR(request)) {
     endpoint_.fail(Status(Code::kUnavailable, describe(UCS_PTR_STATUS(request))));
@@ -406,12 +448,12 @@ asio::awaitable<void> Endpoint::close(Deadline flush) {
   while (closed.pending || flushed.pending || in_flight_ > 0) {
     co_await sent_.wait(Deadline::never());
   }
-  for (const auto& [packed, region] : regions_) ucp_rkey_destroy(region);
+  for (const auto& [packed, region] : regions_) ucp_rkey_destroy(region.key);
   regions_.clear();
   endpoint_ = nullptr;
 }
 
-std::string Endpoint::lanes() const {
+std::string Endpoint::find_lanes() const {
   char* text = nullptr;
   std::size_t bytes = 0;
   std::FILE* stream = open_memstream(&text, &bytes);

@@ -9,6 +9,7 @@
 
 #include "common/waiters.h"
 #include "transport/transport.h"
+#include "transport/ucx/region_key.h"
 #include "transport/ucx/ucx_worker.h"
 #include "transport/ucx/wire.h"
 
@@ -69,26 +70,30 @@ class Endpoint {
   // Sends a copy of a message of one fragment and does not wait; false when it would have to.
   bool try_send_copy(Message& message);
 
-  // What ucp_get needs of a region of the peer; good until close(). kUnavailable when the peer has
-  // gone, kFailedPrecondition when no lane reaches the region, kResourceExhausted when there are
-  // many.
-  Result<ucp_rkey_h> unpack(const std::string& packed);
+  // A region of the peer that can be read.
+  struct Remote {
+    ucp_rkey_h key = nullptr;
+    std::uint64_t address = 0;          // in the peer
+    const std::byte* mapped = nullptr;  // the same in this process; null: a Read reaches it
+  };
+  // Good until close(). kUnavailable when the peer has gone, kFailedPrecondition when no lane
+  // reaches the region, kResourceExhausted when there are many.
+  Result<Remote> unpack(const RegionKey& key);
 
-  // A one-sided read. It stays in place until it is done.
+  // A one-sided read of what is not mapped. It stays in place until it is done.
   class Read {
    public:
-    // Fills `into` from `remote` of the peer on. `seen` gets the length of what is in place,
-    // growing, and at last all.
-    Read(Endpoint& endpoint, ucp_rkey_h region, std::uint64_t remote, ByteSpan into,
+    // Fills `into` with the runs, which together are as long. `seen` gets the length of what is in
+    // place, growing, and at last all.
+    Read(Endpoint& endpoint, const Remote& region, std::vector<RegionRun> runs, ByteSpan into,
          std::function<void(std::size_t)> seen)
         : endpoint_(endpoint),
           region_(region),
-          remote_(remote),
+          runs_(std::move(runs)),
           into_(into),
           seen_(std::move(seen)) {}
 
-    // Reads as far as it goes without waiting: over shared memory, all. False when there is more
-    // to wait for.
+    // Reads as far as it goes without waiting. False when there is more to wait for.
     bool start();
     // The rest. Returns when UCX has let go of the memory; after `abandoned` turned true as soon
     // as what is under way has come (kCancelled).
@@ -100,11 +105,13 @@ class Endpoint {
     static void on_slice(void* request, ucs_status_t status, void* self);
 
     Endpoint& endpoint_;
-    const ucp_rkey_h region_;
-    const std::uint64_t remote_;
+    const Remote region_;
+    const std::vector<RegionRun> runs_;
     const ByteSpan into_;
     const std::function<void(std::size_t)> seen_;
-    std::size_t posted_ = 0;  // bytes
+    std::size_t posted_ = 0;     // bytes
+    std::size_t run_ = 0;        // the next one
+    std::int64_t run_done_ = 0;  // bytes of it
     int in_flight_ = 0;
   };
 
@@ -113,7 +120,11 @@ class Endpoint {
 
   const Status& failure() const { return failure_; }
   // The transports that carry it, as UCX names them: "posix", "tcp".
-  std::string lanes() const;
+  const std::string& lanes() const { return lanes_; }
+  // Whether they have one-sided reads; TCP emulates them at a millisecond each.
+  bool one_sided() const { return lanes_ != "tcp"; }
+  // Whether the peer is on this machine and nothing but shared memory carries it.
+  bool shares_memory() const { return lanes_ == "posix"; }
 
  private:
   class Cursor;
@@ -127,10 +138,12 @@ class Endpoint {
   static std::size_t pack(void* slot, std::size_t offset, void* to, std::size_t room);
   static void on_sent(void* request, ucs_status_t status, void* slot);
   static void on_error(void* self, ucp_ep_h endpoint, ucs_status_t status);
+  std::string find_lanes() const;
 
   UcxWorker& worker_;
   std::function<void(Status)> on_failure_;
   ucp_ep_h endpoint_ = nullptr;
+  std::string lanes_;
   ucp_datatype_t packed_slot_ = 0;  // a Slot whose bytes UCX asks for
   // Messages up to this size are copied: cheaper than a gather list.
   static constexpr std::int64_t kSmallBytes = 4096;
@@ -142,7 +155,7 @@ class Endpoint {
   int in_flight_ = 0;
   int copies_in_flight_ = 0;
   Waiters sent_;
-  std::unordered_map<std::string, ucp_rkey_h> regions_;  // by what was packed
+  std::unordered_map<std::string, Remote> regions_;  // by what was packed
   std::vector<std::unique_ptr<Slot>> free_;
   std::vector<Buffer> free_copies_;  // apart: there are many slots, few of them copies
 };

@@ -35,7 +35,7 @@ Result<RegionKey> RegionKey::parse(std::string_view text) {
   RegionKey key{.address = load<std::uint64_t>(at + kAddress),
                 .bytes = static_cast<std::int64_t>(load<std::uint64_t>(at + kBytes)),
                 .packed = std::string(text.substr(kPacked))};
-  if (load<std::uint64_t>(at + kChecksum) != checksum_of(key)) return invalid;
+  if (load<std::uint64_t>(at + kChecksum) != checksum_of(key) || key.bytes <= 0) return invalid;
   return key;
 }
 

@@ -17,7 +17,7 @@ struct RegionKey {
 
   std::string to_string() const;
   // kInvalidArgument for what is no key; UCX trusts what it unpacks, so a damaged one must not get
-  // there.
+  // there. Against a forged one there is no defence: who connects to a node trusts it so far.
   static Result<RegionKey> parse(std::string_view text);
 };
 

@@ -47,6 +47,7 @@ asio::awaitable<void> ServerConnection::run() {
   end(Status(Code::kUnavailable, "stopped"));
   control_.close();
   co_await scope_.join();
+  service_.closed(caller_);
 }
 
 void ServerConnection::stop() {
@@ -73,13 +74,16 @@ Task<> ServerConnection::shake_hands() {
   Result<Caller> caller = check(hello, request);
   Status status = caller.status();
   if (status.ok()) {
-    caller_ = std::move(*caller);
     auto broken = [weak = weak_from_this()](const Status& why) {
       if (const auto self = weak.lock()) self->end(why);
     };
     auto endpoint = Endpoint::create(worker_, request.worker_address(), std::move(broken));
     status = endpoint.status();
     if (status.ok()) endpoint_ = std::move(*endpoint);
+    if (status.ok()) {
+      const bool one_sided = endpoint_->shares_memory() || options_.emulated_reads;
+      caller_ = caller->over({.number = id_, .one_sided = one_sided});
+    }
   }
   reply.set_code(static_cast<std::uint32_t>(status.code()));
   reply.set_message(status.message());

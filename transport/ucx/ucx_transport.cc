@@ -63,7 +63,7 @@ class UcxTransport::Impl {
     co_return co_await connection->call(std::move(request), std::move(into), deadline);
   }
 
-  Task<Buffer> read(Address peer, RegionSpan from, Buffer into, Arrival* arrival,
+  Task<Buffer> read(Address peer, RegionRuns from, Buffer into, Arrival* arrival,
                     Deadline deadline) {
     ICE_CO_TRY(const auto connection, co_await connection_to(peer, deadline));
     co_return co_await connection->read(std::move(from), std::move(into), arrival, deadline);
@@ -219,7 +219,7 @@ Task<Reply> UcxTransport::call(Address peer, Request request, Buffer into, Deadl
   co_return co_await on_shard(impl_->shard(), std::move(there));
 }
 
-Task<Buffer> UcxTransport::read(Address peer, RegionSpan from, Buffer into, Arrival* arrival,
+Task<Buffer> UcxTransport::read(Address peer, RegionRuns from, Buffer into, Arrival* arrival,
                                 Deadline deadline) {
   auto there = impl_->read(std::move(peer), std::move(from), std::move(into), arrival, deadline);
   co_return co_await on_shard(impl_->shard(), std::move(there));

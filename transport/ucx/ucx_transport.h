@@ -25,7 +25,7 @@ class UcxTransport final : public Transport {
   ~UcxTransport() override;
 
   Task<Reply> call(Address peer, Request request, Buffer into, Deadline deadline) override;
-  Task<Buffer> read(Address peer, RegionSpan from, Buffer into, Arrival* arrival,
+  Task<Buffer> read(Address peer, RegionRuns from, Buffer into, Arrival* arrival,
                     Deadline deadline) override;
   Task<Region> allocate_region(std::int64_t bytes) override;
   Task<PeerHealth> health(Address peer) override;

@@ -1,5 +1,7 @@
 #include "transport/ucx/ucx_worker.h"
 
+#include <sys/mman.h>
+
 #include <array>
 #include <filesystem>
 #include <optional>
@@ -38,6 +40,8 @@ constexpr std::array kAlways{
 constexpr std::array kSharedMemory{
     Setting{"MM_ERROR_HANDLING", "y"},  // else a lane with error handling falls back to TCP
     Setting{"MM_SEG_SIZE", "33k"},
+    // Regions: else memory that no peer can map takes the place of memory that is not there.
+    Setting{"ALLOC_PRIO", "md:posix"},
 };
 constexpr std::array kTcp{
     Setting{"RX_SEG_SIZE", "520k"}, Setting{"TX_SEG_SIZE", "520k"},
@@ -78,7 +82,31 @@ Status configure(ucp_config_t* config, const UcxOptions& options) {
   return Status();
 }
 
+// UCX fills what it allocates, and would find out when there is nothing left for anybody.
+Status check_room(std::int64_t bytes) {
+  std::error_code error;
+  const std::filesystem::space_info space = std::filesystem::space("/dev/shm", error);
+  const bool unlimited = !error && space.capacity == 0;
+  const std::uintmax_t room = unlimited ? UINTMAX_MAX : error ? 0 : space.available;
+  if (static_cast<std::uintmax_t>(bytes) <= room) return Status();
+  return Status(Code::kResourceExhausted, "region of " + std::to_string(bytes) + " bytes, " +
+                                              std::to_string(room) + " are free in /dev/shm");
+}
+
 }  // namespace
+
+asio::awaitable<void> populate(asio::any_io_executor shard, ConstByteSpan memory, int advice,
+                               const bool& stop) {
+  constexpr std::size_t kStepBytes = 1 << 20;
+  while (!memory.empty()) {
+    co_await asio::post(shard, asio::use_awaitable);
+    if (stop) co_return;
+    const ConstByteSpan step = memory.first(std::min(memory.size(), kStepBytes));
+    void* const from = const_cast<std::byte*>(step.data());
+    if (::madvise(from, step.size(), advice) != 0) co_return;  // Linux before 5.14
+    memory = memory.subspan(step.size());
+  }
+}
 
 std::string describe(ucs_status_t status) {
   std::string text = ucs_status_string(status);
@@ -89,6 +117,7 @@ std::string describe(ucs_status_t status) {
 UcxWorker::UcxWorker(asio::any_io_executor shard, const UcxOptions& options)
     : shard_(std::move(shard)),
       poll_(options.poll),
+      shared_memory_(options.lanes != UcxLanes::kTcp),
       event_(shard_),
       nap_(shard_),
       anchor_(shard_, asio::steady_timer::time_point::max()),
@@ -157,6 +186,7 @@ UcxWorker::~UcxWorker() {
 
 Result<Region> UcxWorker::allocate_region(std::int64_t bytes) {
   if (bytes <= 0) return Status(Code::kInvalidArgument, "region of no bytes");
+  if (shared_memory_) ICE_TRY(check_room(bytes));
   ucp_mem_map_params_t params{};
   params.field_mask = UCP_MEM_MAP_PARAM_FIELD_LENGTH | UCP_MEM_MAP_PARAM_FIELD_FLAGS;
   params.length = static_cast<std::size_t>(bytes);
@@ -167,20 +197,25 @@ Result<Region> UcxWorker::allocate_region(std::int64_t bytes) {
     return Status(Code::kResourceExhausted,
                   "region of " + std::to_string(bytes) + " bytes: " + describe(status));
   }
-  regions_.push_back(memory);
   ucp_mem_attr_t attributes{};
   attributes.field_mask = UCP_MEM_ATTR_FIELD_ADDRESS;
   status = ucp_mem_query(memory, &attributes);
   void* packed = nullptr;
   std::size_t packed_bytes = 0;
   if (status == UCS_OK) status = ucp_rkey_pack(context_, memory, &packed, &packed_bytes);
-  if (status != UCS_OK) return ucx_error("region", status);
+  if (status != UCS_OK) {
+    ucp_mem_unmap(context_, memory);
+    return ucx_error("region", status);
+  }
+  regions_.push_back(memory);
+  const ByteSpan region(static_cast<std::byte*>(attributes.address), params.length);
+  // UCX has made the pages.
+  if (shared_memory_) scope_.spawn(populate(shard_, region, MADV_POPULATE_WRITE, stopping_));
   const RegionKey key{.address = reinterpret_cast<std::uint64_t>(attributes.address),
                       .bytes = bytes,
                       .packed = {static_cast<const char*>(packed), packed_bytes}};
   ucp_rkey_buffer_release(packed);
-  return Region{.bytes = {static_cast<std::byte*>(attributes.address), params.length},
-                .key = key.to_string()};
+  return Region{.bytes = region, .key = key.to_string()};
 }
 
 std::uint64_t UcxWorker::add_sink(FragmentSink& sink) {

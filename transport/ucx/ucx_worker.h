@@ -85,6 +85,7 @@ class UcxWorker {
 
   const asio::any_io_executor shard_;
   const bool poll_;
+  const bool shared_memory_;  // may carry bytes, then regions are there
   SystemRng rng_;
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
@@ -103,6 +104,12 @@ class UcxWorker {
   std::vector<ucp_mem_h> regions_;
   TaskScope scope_;
 };
+
+// Makes the page table entries of memory that is there, in steps of 40 µs that others may wait for,
+// 40 ms a GB: else the first touch of a page costs half as much as reading it. Ends early once
+// `stop` is true: then the memory may go.
+asio::awaitable<void> populate(asio::any_io_executor shard, ConstByteSpan memory, int advice,
+                               const bool& stop);
 
 // "connection reset by peer": what UCX calls a status.
 std::string describe(ucs_status_t status);

@@ -431,9 +431,64 @@ TEST(UcxReads, OverTcpAreRefusedInWords) {
   const Region region =
       sync_wait(server.shard.executor(), server.transport->allocate_region(1000)).value();
   const Result<Buffer> read = run_task(client.transport->read(
-      node, {region.key, 0, 10}, Buffer(10), nullptr, Deadline::after(SystemClock(), 10s)));
+      node, {region.key, {{0, 10}}}, Buffer(10), nullptr, Deadline::after(SystemClock(), 10s)));
   EXPECT_EQ(read.error().code(), Code::kFailedPrecondition);
   EXPECT_THAT(read.error().message(), HasSubstr("tcp"));
+}
+
+TEST(UcxReads, RegionsLargerThanSharedMemoryAreRefusedAtOnce) {
+  End server(UcxOptions{});
+  const Result<Region> region =
+      sync_wait(server.shard.executor(), server.transport->allocate_region(std::int64_t{1} << 50));
+  EXPECT_EQ(region.error().code(), Code::kResourceExhausted);
+  EXPECT_THAT(region.error().message(), HasSubstr("/dev/shm"));
+}
+
+// Lanes of shared memory to memory that no other process can map: as where /dev/shm is not the
+// same for both.
+TEST(UcxReads, RegionsOutOfReachAreRefusedInWords) {
+  GateService service;
+  End owner(tcp_options());
+  End server(UcxOptions{});
+  End client(UcxOptions{});
+  const Address node = server.listen(service).value();
+  const Region region =
+      sync_wait(owner.shard.executor(), owner.transport->allocate_region(1000)).value();
+  const Result<Buffer> read = run_task(client.transport->read(
+      node, {region.key, {{0, 10}}}, Buffer(10), nullptr, Deadline::after(SystemClock(), 10s)));
+  EXPECT_EQ(read.error().code(), Code::kFailedPrecondition);
+  EXPECT_THAT(read.error().message(), HasSubstr("cannot be reached"));
+}
+
+// Ends the server once something of a read is there.
+class EndsServer final : public Arrival {
+ public:
+  EndsServer(End& server, Address node) : server_(server), node_(std::move(node)) {}
+  void arrived(std::string_view, ConstByteSpan) override {
+    if (std::exchange(done_, true)) return;
+    auto ending = server_.transport->stop(node_);
+    EXPECT_TRUE(sync_wait(server_.shard.executor(), std::move(ending)).ok());
+  }
+
+ private:
+  End& server_;
+  const Address node_;
+  bool done_ = false;
+};
+
+TEST(UcxReads, ConnectionThatEndsInTheMiddleEndsTheRead) {
+  constexpr std::int64_t kBytes = 64 << 20;
+  GateService service;
+  End server(UcxOptions{});
+  End client(UcxOptions{});
+  const Address node = server.listen(service).value();
+  const Region region =
+      sync_wait(server.shard.executor(), server.transport->allocate_region(kBytes)).value();
+  EndsServer arrival(server, node);
+  const Result<Buffer> read =
+      run_task(client.transport->read(node, {region.key, {{0, kBytes}}}, Buffer(kBytes), &arrival,
+                                      Deadline::after(SystemClock(), 10s)));
+  EXPECT_EQ(read.error().code(), Code::kUnavailable);
 }
 
 TEST(UcxReads, OneGivenUpKeepsItsBufferUntilUcxLetsGo) {
@@ -447,8 +502,8 @@ TEST(UcxReads, OneGivenUpKeepsItsBufferUntilUcxLetsGo) {
   const Region region =
       sync_wait(server.shard.executor(), server.transport->allocate_region(1 << 20)).value();
   const auto read = [&](std::chrono::milliseconds patience) {
-    return run_task(client.transport->read(node, {region.key, 0, 1 << 20}, Buffer(1 << 20), nullptr,
-                                           Deadline::after(SystemClock(), patience)));
+    return run_task(client.transport->read(node, {region.key, {{0, 1 << 20}}}, Buffer(1 << 20),
+                                           nullptr, Deadline::after(SystemClock(), patience)));
   };
   const auto quarantined = [&] {
     return sync_wait(client.shard.executor(), client.transport->usage()).value().quarantined_bytes;
