@@ -25,6 +25,7 @@ class MeasuredService final : public Service {
   }
   Task<ServiceReply> handle(const Caller& caller, MethodId method, std::string header,
                             Payload payload) override;
+  void closed(const Caller& caller) override { service_.closed(caller); }
 
   void collect(MetricsPage& page) const;
   // Being answered right now.

@@ -5,8 +5,9 @@
 namespace icefield {
 
 Result<std::unique_ptr<NodeHost>> NodeHost::open(Options options, asio::any_io_executor shard) {
-  ICE_TRY(auto memory,
-          DramTier::open({.capacity_bytes = options.dram_bytes, .eviction = options.eviction}));
+  ICE_TRY(auto memory, DramTier::open({.capacity_bytes = options.dram_bytes,
+                                       .eviction = options.eviction,
+                                       .memory = options.slab.bytes}));
   std::unique_ptr<NvmeTier> disk;
   if (!options.store.empty()) {
     ICE_TRY(disk, NvmeTier::open({.path = options.store,
@@ -14,7 +15,8 @@ Result<std::unique_ptr<NodeHost>> NodeHost::open(Options options, asio::any_io_e
                                   .eviction = options.eviction,
                                   .create = options.create}));
   }
-  std::unique_ptr<NodeHost> host(new NodeHost(std::move(memory), std::move(disk)));
+  std::unique_ptr<NodeHost> host(
+      new NodeHost(std::move(memory), std::move(disk), std::move(options.slab)));
   if (host->disk_ != nullptr) {
     CacheNode& node = host->node_;
     host->disk_->on_evict([&node](const ObjectKey& key) { node.note_disk_evicted(key); });
@@ -28,6 +30,7 @@ void NodeHost::collect(MetricsPage& page) const {
   page.add(node_.disk_reads);
   page.add(node_.page_reads);
   for (const Counter* counter : node_.values().counters()) page.add(*counter);
+  for (const Counter* counter : server_.values().counters()) page.add(*counter);
   page.add(memory_->evicted);
   page.add(memory_->expired);
   page.add(memory_->damaged);
@@ -48,6 +51,12 @@ void NodeHost::collect(MetricsPage& page) const {
     page.add_gauge("icefield_storage_capacity_bytes", "0: not limited",
                    static_cast<double>(tier.capacity_bytes), labels);
   }
+  page.add_gauge("icefield_cache_node_read_leases_bytes",
+                 "bytes that stay in place because clients read them by themselves",
+                 static_cast<double>(server_.values().leases().bytes()));
+  page.add_gauge("icefield_cache_node_memory_shared",
+                 "1 when clients of this machine may read values by themselves, else 0",
+                 server_.values().shared() ? 1 : 0);
   page.add_gauge("icefield_cache_node_builds", "builds that can be found",
                  static_cast<double>(listed.builds.size()));
 }

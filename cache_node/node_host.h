@@ -16,6 +16,9 @@ class NodeHost {
  public:
   struct Options {
     std::int64_t dram_bytes = std::int64_t{1} << 30;
+    // The memory for objects, in the place of dram_bytes, when it is a region of the transport:
+    // then clients read values by themselves. It must outlive the host.
+    Region slab = {};
     std::string store;                           // directory of the NVMe tier; empty: memory only
     std::int64_t nvme_bytes = 0;                 // limit of its files; 0: the disk's
     EvictionKind eviction = EvictionKind::kArc;  // of both tiers
@@ -38,11 +41,11 @@ class NodeHost {
   CacheNode& node() { return node_; }
 
  private:
-  NodeHost(std::unique_ptr<DramTier> memory, std::unique_ptr<NvmeTier> disk)
+  NodeHost(std::unique_ptr<DramTier> memory, std::unique_ptr<NvmeTier> disk, Region slab)
       : memory_(std::move(memory)),
         disk_(std::move(disk)),
         node_(clock_, *memory_, disk_.get()),
-        server_(node_),
+        server_(node_, clock_, std::move(slab)),
         measured_(server_, clock_) {}
 
   SystemClock clock_;

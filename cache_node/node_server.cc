@@ -36,6 +36,7 @@ Result<ObjectKey> part_key(const std::string& bytes) {
 std::unique_ptr<Landing> NodeServer::land(const Caller& caller, MethodId method,
                                           std::string_view header, std::int64_t payload_bytes) {
   if (payload_bytes > kMaxPayloadBytes) return nullptr;
+  values_.expire_leases();
   return values_.land(caller, static_cast<NodeMethod>(method), header, payload_bytes);
 }
 
@@ -45,6 +46,7 @@ Task<ServiceReply> NodeServer::handle(const Caller& caller, MethodId method, std
     co_return Status(Code::kInvalidArgument,
                      "payload of " + std::to_string(payload.size()) + " bytes");
   }
+  values_.expire_leases();
   switch (static_cast<NodeMethod>(method)) {
     case NodeMethod::kPut:
       co_return co_await put(caller, header, std::as_const(payload.buffer).bytes());
@@ -179,11 +181,13 @@ ServiceReply NodeServer::stats(const Caller& caller) const {
   proto::NodeStatsReply reply;
   if (caller.may_use("*")) {
     for (const TierUsage& usage : stats.tiers) to_proto(usage, reply.add_tiers());
-    for (const NamedCount& counter : stats.counters) {
+    const auto add = [&reply](const std::string& name, std::int64_t value) {
       proto::NamedCount* out = reply.add_counters();
-      out->set_name(counter.name);
-      out->set_value(static_cast<std::uint64_t>(counter.value));
-    }
+      out->set_name(name);
+      out->set_value(static_cast<std::uint64_t>(value));
+    };
+    for (const NamedCount& counter : stats.counters) add(counter.name, counter.value);
+    for (const Counter* counter : values_.counters()) add(counter->name(), counter->value());
   }
   for (const NamespaceStats& space : stats.namespaces) {
     if (!caller.may_use(space.name_space)) continue;

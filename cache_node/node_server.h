@@ -12,11 +12,16 @@ namespace icefield {
 //          wrong with an item is that item's outcome.
 class NodeServer final : public Service {
  public:
-  explicit NodeServer(CacheNode& node) : node_(node), values_(node.values()) {}
+  // `slab` is the node's memory tier, where that is a region; else empty.
+  explicit NodeServer(CacheNode& node, const Clock& clock = system_clock(), Region slab = {})
+      : node_(node), values_(node.values(), clock, std::move(slab)) {}
   std::unique_ptr<Landing> land(const Caller& caller, MethodId method, std::string_view header,
                                 std::int64_t payload_bytes) override;
   Task<ServiceReply> handle(const Caller& caller, MethodId method, std::string header,
                             Payload payload) override;
+  void closed(const Caller& caller) override { values_.closed(caller); }
+
+  const ValueServer& values() const { return values_; }
 
  private:
   Task<ServiceReply> put(const Caller& caller, const std::string& header, ConstByteSpan payload);

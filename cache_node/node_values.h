@@ -26,6 +26,7 @@ struct ValueReads : ValueFacts {
   std::vector<ConstByteSpan> payload;
   std::int64_t payload_bytes = 0;
   std::vector<std::shared_ptr<const void>> leases;
+  std::int64_t leased_bytes = 0;  // whole slots of whole chunks
 
   void reserve(std::size_t values);
   void append(ValueReads&& more);

@@ -49,6 +49,7 @@ void ValueReads::append(ValueReads&& more) {
   append_all(payload, more.payload);
   append_all(leases, more.leases);
   payload_bytes += more.payload_bytes;
+  leased_bytes += more.leased_bytes;
 }
 
 bool NodeValues::nameless(const ValueHash& hash) const {
@@ -221,7 +222,9 @@ void NodeValues::append_chunks(const Wanted& wanted, const Run& run,
     reads.checksums.push_back(info.has_value() ? info->checksum : run.version);
     if (!range.whole()) value_piece_checks(key, bytes.pieces(), reads.piece_checks);
     append_range(bytes.pieces(), range, reads);
+    if (range.begin == range.end) continue;
     reads.leases.push_back(bytes.owner());
+    reads.leased_bytes += round_up(range.chunk_bytes, memory_.slot_bytes());
   }
 }
 

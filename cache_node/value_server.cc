@@ -3,6 +3,7 @@
 #include "cache_node/node_messages.h"
 #include "cache_node/put_landing.h"
 #include "cache_node/value_decode.h"
+#include "common/rng.h"
 
 namespace icefield {
 namespace {
@@ -12,6 +13,12 @@ constexpr std::uint32_t kMaxListed = 10'000;
 // on requests under way count the bytes that were sent, as few as 13. Beside so much payload an
 // item is small; smaller ones are decoded when all of them are there.
 constexpr std::int64_t kLandedItemBytes = 1024;
+// A client reads by itself what is larger, in runs that are not small: below, a second look at the
+// reply costs more than one more copy.
+constexpr std::int64_t kPlacedBytes = 16 << 10;
+constexpr std::int64_t kPlacedRunBytes = 4 << 10;
+// Of memory, for all that clients are reading: what is read must not keep out what comes.
+constexpr std::int64_t kLeasedShare = 8;
 
 template <class Message>
 ServiceReply reply_with(const Message& message) {
@@ -34,9 +41,20 @@ void put_failure(std::size_t item, const Status& status, Message& message) {
 
 }  // namespace
 
+ValueServer::ValueServer(NodeValues& values, const Clock& clock, Region slab)
+    : values_(values),
+      clock_(clock),
+      slab_(std::move(slab)),
+      region_(xxh3(as_bytes(slab_.key), 0)),
+      leases_({.max_bytes = std::ssize(slab_.bytes) / kLeasedShare,
+               .first_number = SystemRng().next()}) {}
+
 template <class Message>
 Result<Message> ValueServer::admit(const Caller& caller, std::string_view header) {
   ICE_TRY(Message message, parse_message<Message>(header));
+  for (const std::uint64_t lease : message.scope().ended_leases()) {
+    leases_.end(caller.connection().number, lease);
+  }
   ICE_TRY(validate_namespace(message.scope().name_space()));
   ICE_TRY(check_grant(caller, message.scope().name_space()));
   return message;
@@ -118,11 +136,36 @@ Task<ServiceReply> ValueServer::get(const Caller& caller, const std::string& hea
   answer.mutable_versions()->Add(reads.versions.begin(), reads.versions.end());
   answer.mutable_checksums()->Add(reads.checksums.begin(), reads.checksums.end());
   answer.mutable_piece_checks()->Add(reads.piece_checks.begin(), reads.piece_checks.end());
+  const bool placed_now = message.locate() && place(caller, message, reads, answer);
   ServiceReply reply = reply_with(answer);
+  if (placed_now) co_return reply;
   reply.payload = std::move(reads.payload);
-  reply.keep_alive =
-      std::make_shared<std::vector<std::shared_ptr<const void>>>(std::move(reads.leases));
+  reply.keep_alive = std::make_shared<ReadLeases::Held>(std::move(reads.leases));
   co_return reply;
+}
+
+bool ValueServer::place(const Caller& caller, const proto::GetValuesRequest& request,
+                        ValueReads& reads, proto::GetValuesReply& answer) {
+  const bool may = shared() && caller.connection().one_sided && caller.may_use_all() &&
+                   !(request.unreachable() && request.region() == region_);
+  const std::int64_t runs = std::ssize(reads.payload);
+  if (!may || reads.payload_bytes < std::max(kPlacedBytes, runs * kPlacedRunBytes)) return false;
+  if (!leases_.has_room(reads.leased_bytes)) return false;
+  proto::PlacedPayload& out = *answer.mutable_placed();
+  for (const ConstByteSpan run : reads.payload) {
+    const std::int64_t offset = run.data() - slab_.bytes.data();
+    if (offset < 0 || offset >= std::ssize(slab_.bytes)) {  // read from disk, memory had no room
+      answer.clear_placed();
+      return false;
+    }
+    out.add_offsets(static_cast<std::uint64_t>(offset));
+    out.add_lengths(run.size());
+  }
+  if (request.region() != region_) out.set_region_key(slab_.key);
+  out.set_lease(leases_.add(caller.connection().number, reads.leased_bytes, std::move(reads.leases),
+                            clock_.now()));
+  placed.add();
+  return true;
 }
 
 Task<ServiceReply> ValueServer::find(const Caller& caller, const std::string& header) {

@@ -8,10 +8,10 @@
 namespace icefield {
 namespace {
 
-void put_scope(const ValueScope& scope, proto::ValueScope* out) {
-  out->set_name_space(std::string(scope.name_space));
-  out->set_flush_number(scope.flush_number);
-}
+// Of those that no request has told; they are over after a second anyway.
+constexpr std::size_t kMostEndedLeases = 4096;
+// Gets by message before a region that could not be read is tried again.
+constexpr int kUnreachableGets = 4096;
 
 template <class Items, class KeyOf>
 void put_keys(const Items& items, KeyOf key_of, proto::ValueKeys* out) {
@@ -53,6 +53,42 @@ Status ValueStub::impossible(const std::string& what) const {
   return Status(Code::kInternal, "node " + node_ + " answered " + what);
 }
 
+void ValueStub::put_scope(const ValueScope& scope, proto::ValueScope* out) {
+  out->set_name_space(std::string(scope.name_space));
+  out->set_flush_number(scope.flush_number);
+  const std::lock_guard lock(mutex_);
+  out->mutable_ended_leases()->Add(ended_leases_.begin(), ended_leases_.end());
+  ended_leases_.clear();
+}
+
+void ValueStub::take_back(const proto::ValueScope& scope) {
+  const std::lock_guard lock(mutex_);
+  ended_leases_.insert(ended_leases_.end(), scope.ended_leases().begin(),
+                       scope.ended_leases().end());
+  if (ended_leases_.size() > kMostEndedLeases) ended_leases_.clear();
+}
+
+std::shared_ptr<const ValueStub::KnownRegion> ValueStub::start_get(
+    const GetValues& request, proto::GetValuesRequest& message) {
+  put_scope(request.scope, message.mutable_scope());
+  message.set_scrub(request.scrub);
+  message.set_locate(!request.scrub);
+  const std::lock_guard lock(mutex_);
+  message.set_region(region_->hash);
+  message.set_unreachable(unreachable_gets_ > 0);
+  if (unreachable_gets_ > 0) --unreachable_gets_;
+  return region_;
+}
+
+template <class Message>
+Task<Reply> ValueStub::ask(NodeMethod method, const Message& message, Buffer into,
+                           Deadline deadline, Arrival* arrival) {
+  Result<Reply> reply = co_await call_node(transport_, node_, method, message, {}, std::move(into),
+                                           deadline, arrival);
+  if (!reply.has_value()) take_back(message.scope());
+  co_return reply;
+}
+
 Task<PutValuesReply> ValueStub::put(PutValues request, Deadline deadline) {
   proto::PutValuesRequest message;
   put_scope(request.scope, message.mutable_scope());
@@ -75,9 +111,13 @@ Task<PutValuesReply> ValueStub::put(PutValues request, Deadline deadline) {
   call.payload = std::move(payload);
   call.departure = request.departure;
   Buffer nothing;
-  ICE_CO_TRY(const Reply reply,
-             co_await transport_.call(node_, std::move(call), std::move(nothing), deadline));
-  ICE_CO_TRY(const auto answer, parse_message<proto::PutValuesReply>(reply.header));
+  const Result<Reply> reply =
+      co_await transport_.call(node_, std::move(call), std::move(nothing), deadline);
+  if (!reply.has_value()) {
+    take_back(message.scope());
+    co_return reply.error();
+  }
+  ICE_CO_TRY(const auto answer, parse_message<proto::PutValuesReply>(reply->header));
   PutValuesReply result;
   result.head = head_of(answer.head());
   if (!result.head.status.ok()) co_return result;
@@ -96,48 +136,96 @@ Task<PutValuesReply> ValueStub::put(PutValues request, Deadline deadline) {
   co_return result;
 }
 
-// Understands the reply as soon as its header is there.
+// Understands the reply as soon as its header is there; sees a payload that is read one-sided, too.
 class ValueStub::GetArrival final : public Arrival {
  public:
   GetArrival(const ValueStub& stub, std::size_t count, std::shared_ptr<ValueArrival> next)
       : stub_(stub), count_(count), next_(std::move(next)) {}
 
   void arrived(std::string_view header, ConstByteSpan payload) override {
-    if (!reply_.has_value()) reply_ = stub_.parse_get(header, count_);
-    const bool found = reply_->has_value() && (*reply_)->head.status.ok();
-    if (found && next_ != nullptr) next_->arrived((*reply_)->facts, payload);
+    if (!parsed_) {
+      parsed_ = true;
+      reply_ = stub_.parse_get(header, count_, placed_);
+    }
+    const bool found = reply_.has_value() && reply_->head.status.ok();
+    if (found && next_ != nullptr) next_->arrived(reply_->facts, payload);
   }
-  Result<GetValuesReply> reply() { return std::move(*reply_); }
+  const std::optional<proto::PlacedPayload>& placed() const { return placed_; }
+  Result<GetValuesReply> reply() { return std::move(reply_); }
 
  private:
   const ValueStub& stub_;
   const std::size_t count_;
   const std::shared_ptr<ValueArrival> next_;
-  std::optional<Result<GetValuesReply>> reply_;
+  bool parsed_ = false;
+  Result<GetValuesReply> reply_;
+  std::optional<proto::PlacedPayload> placed_;
 };
 
 Task<GetValuesReply> ValueStub::get(GetValues request, Buffer into, Deadline deadline,
                                     std::shared_ptr<ValueArrival> arrival) {
   proto::GetValuesRequest message;
-  put_scope(request.scope, message.mutable_scope());
+  const std::shared_ptr<const KnownRegion> known = start_get(request, message);
   put_keys(
       request.values, [](const GetValue& value) { return value.key; }, message.mutable_keys());
   for (const GetValue& value : request.values) {
     message.add_offsets(static_cast<std::uint64_t>(value.offset));
     message.add_rooms(static_cast<std::uint64_t>(value.room));
   }
-  message.set_scrub(request.scrub);
   GetArrival arriving(*this, request.values.size(), std::move(arrival));
-  ICE_CO_TRY(Reply reply, co_await call_node(transport_, node_, NodeMethod::kGetValues, message, {},
-                                             std::move(into), deadline, &arriving));
+  ICE_CO_TRY(Reply reply,
+             co_await ask(NodeMethod::kGetValues, message, std::move(into), deadline, &arriving));
+  Fetched fetched{.payload = std::move(reply.payload)};
+  if (arriving.placed().has_value()) {
+    if (fetched.payload.size() > 0) co_return impossible("a payload in two places");
+    ICE_CO_TRY(fetched, co_await read_placed(*arriving.placed(), known, std::move(fetched.payload),
+                                             &arriving, deadline));
+  }
   ICE_CO_TRY(GetValuesReply result, arriving.reply());
-  result.payload = std::move(reply.payload);
+  result.payload = std::move(fetched.payload);
+  result.unread = std::move(fetched.unread);
   co_return result;
 }
 
+// What the caller's patience does not end is left to a message: the region may be out of reach, or
+// have gone with its node.
+Task<ValueStub::Fetched> ValueStub::read_placed(const proto::PlacedPayload& placed,
+                                                std::shared_ptr<const KnownRegion> region,
+                                                Buffer into, Arrival* arrival, Deadline deadline) {
+  if (!placed.region_key().empty()) {
+    const std::string& key = placed.region_key();
+    region = std::make_shared<const KnownRegion>(
+        KnownRegion{.key = key, .hash = xxh3(as_bytes(key), 0)});
+    const std::lock_guard lock(mutex_);
+    region_ = region;
+  }
+  RegionRuns runs{.key = region->key};
+  const int count = std::min(placed.offsets_size(), placed.lengths_size());
+  runs.runs.reserve(static_cast<std::size_t>(count));
+  for (int i = 0; i < count; ++i) {
+    runs.runs.push_back({.offset = static_cast<std::int64_t>(placed.offsets(i)),
+                         .bytes = static_cast<std::int64_t>(placed.lengths(i))});
+  }
+  Result<Buffer> read =
+      co_await transport_.read(node_, std::move(runs), std::move(into), arrival, deadline);
+  const Code code = read.status().code();
+  const bool out_of_reach = code == Code::kFailedPrecondition || code == Code::kInvalidArgument ||
+                            code == Code::kResourceExhausted;
+  {
+    const std::lock_guard lock(mutex_);
+    ended_leases_.push_back(placed.lease());
+    if (out_of_reach) unreachable_gets_ = kUnreachableGets;
+  }
+  if (code == Code::kDeadlineExceeded || code == Code::kCancelled) co_return read.status();
+  Fetched fetched{.unread = read.status()};
+  if (read.has_value()) fetched.payload = std::move(*read);
+  co_return fetched;
+}
+
 // All of the reply but the payload.
-Result<GetValuesReply> ValueStub::parse_get(std::string_view header, std::size_t count) const {
-  ICE_TRY(const auto answer, parse_message<proto::GetValuesReply>(header));
+Result<GetValuesReply> ValueStub::parse_get(std::string_view header, std::size_t count,
+                                            std::optional<proto::PlacedPayload>& placed) const {
+  ICE_TRY(auto answer, parse_message<proto::GetValuesReply>(header));
   GetValuesReply result;
   result.head = head_of(answer.head());
   if (!result.head.status.ok()) return result;
@@ -152,6 +240,7 @@ Result<GetValuesReply> ValueStub::parse_get(std::string_view header, std::size_t
   for (const std::int64_t bytes : result.facts.value_bytes) {
     if (bytes < 0 || bytes > kMaxValueBytes) return impossible("a value of impossible size");
   }
+  if (answer.has_placed()) placed = std::move(*answer.mutable_placed());
   return result;
 }
 
@@ -160,8 +249,7 @@ Task<FoundValues> ValueStub::find(ValueScope scope, std::vector<std::string_view
   proto::FindValuesRequest message;
   put_scope(scope, message.mutable_scope());
   put_keys(keys, same, message.mutable_keys());
-  ICE_CO_TRY(const Reply reply, co_await call_node(transport_, node_, NodeMethod::kFindValues,
-                                                   message, {}, Buffer(), deadline));
+  ICE_CO_TRY(const Reply reply, co_await ask(NodeMethod::kFindValues, message, Buffer(), deadline));
   ICE_CO_TRY(const auto answer, parse_message<proto::FindValuesReply>(reply.header));
   FoundValues result;
   result.head = head_of(answer.head());
@@ -185,8 +273,8 @@ Task<ValueHead> ValueStub::remove(ValueScope scope, std::vector<std::string_view
   proto::RemoveValuesRequest message;
   put_scope(scope, message.mutable_scope());
   put_keys(keys, same, message.mutable_keys());
-  ICE_CO_TRY(const Reply reply, co_await call_node(transport_, node_, NodeMethod::kRemoveValues,
-                                                   message, {}, Buffer(), deadline));
+  ICE_CO_TRY(const Reply reply,
+             co_await ask(NodeMethod::kRemoveValues, message, Buffer(), deadline));
   ICE_CO_TRY(const auto answer, parse_message<proto::RemoveValuesReply>(reply.header));
   co_return head_of(answer.head());
 }
@@ -198,8 +286,7 @@ Task<ListedValues> ValueStub::list(ValueScope scope, std::string_view prefix, st
   message.set_prefix(std::string(prefix));
   message.set_after(std::move(after));
   message.set_limit(static_cast<std::uint32_t>(limit));
-  ICE_CO_TRY(const Reply reply, co_await call_node(transport_, node_, NodeMethod::kListValues,
-                                                   message, {}, Buffer(), deadline));
+  ICE_CO_TRY(const Reply reply, co_await ask(NodeMethod::kListValues, message, Buffer(), deadline));
   ICE_CO_TRY(const auto answer, parse_message<proto::ListValuesReply>(reply.header));
   ListedValues result;
   result.head = head_of(answer.head());
@@ -221,8 +308,8 @@ Task<ListedValues> ValueStub::list(ValueScope scope, std::string_view prefix, st
 Task<ValueHead> ValueStub::flush(ValueScope scope, Deadline deadline) {
   proto::FlushValuesRequest message;
   put_scope(scope, message.mutable_scope());
-  ICE_CO_TRY(const Reply reply, co_await call_node(transport_, node_, NodeMethod::kFlushValues,
-                                                   message, {}, Buffer(), deadline));
+  ICE_CO_TRY(const Reply reply,
+             co_await ask(NodeMethod::kFlushValues, message, Buffer(), deadline));
   ICE_CO_TRY(const auto answer, parse_message<proto::FlushValuesReply>(reply.header));
   co_return head_of(answer.head());
 }

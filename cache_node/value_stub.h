@@ -1,16 +1,28 @@
 // cache_node/value_stub.h — the values of a cache node as its clients see them.
 #pragma once
 
+#include <mutex>
+#include <optional>
+
 #include "cache_node/messages.h"
 #include "cache_node/value_messages.h"
 #include "transport/transport.h"
 
 namespace icefield {
 
+namespace proto {
+class GetValuesRequest;
+class PlacedPayload;
+class ValueScope;
+}  // namespace proto
+
 struct GetValuesReply {
   ValueHead head;
   ValueFacts facts;
   Buffer payload;  // the bytes of the items that were found, back to back; not verified
+  // Not ok: the node said where the payload is, and it could not be read there. A scrubbing get
+  // asks for it by message.
+  Status unread;
 };
 
 // Sees the values of a get while they arrive; as transport's Arrival otherwise.
@@ -21,6 +33,10 @@ class ValueArrival {
 };
 
 // What keys, parts and checksums point at must stay in place until the call returns.
+//
+// A node of this machine says of large payloads where they are, and they are read one-sided. What
+// it keeps in place for that it gets back with the next request, whatever that is; if none follows,
+// after a second.
 //
 // Errors   Those of the transport, and kInternal when the node answers something impossible.
 //          Reply heads say what the node refused, items what went wrong with them.
@@ -33,7 +49,7 @@ class ValueStub {
 
   // At most kMaxRequestBytes and kMaxRequestItems, as all batches.
   Task<PutValuesReply> put(PutValues request, Deadline deadline);
-  // `into` must hold what is found. `arrival` may be null.
+  // `into` must hold what is found. `arrival` may be null. Scrubbing gets come by message.
   Task<GetValuesReply> get(GetValues request, Buffer into, Deadline deadline,
                            std::shared_ptr<ValueArrival> arrival);
   Task<FoundValues> find(ValueScope scope, std::vector<std::string_view> keys, Deadline deadline);
@@ -49,11 +65,40 @@ class ValueStub {
 
  private:
   class GetArrival;
-  Result<GetValuesReply> parse_get(std::string_view header, std::size_t count) const;
+  // What was read of a node before it was started again is another region.
+  struct KnownRegion {
+    std::string key;
+    std::uint64_t hash = 0;  // 0: none
+  };
+  // The payload of a get, and what came of it when it was read one-sided.
+  struct Fetched {
+    Buffer payload;
+    Status unread;
+  };
+  Result<GetValuesReply> parse_get(std::string_view header, std::size_t count,
+                                   std::optional<proto::PlacedPayload>& placed) const;
+  Task<Fetched> read_placed(const proto::PlacedPayload& placed,
+                            std::shared_ptr<const KnownRegion> region, Buffer into,
+                            Arrival* arrival, Deadline deadline);
+  // What starts every request.
+  void put_scope(const ValueScope& scope, proto::ValueScope* out);
+  // The leases that a request was to end, which nobody has answered.
+  void take_back(const proto::ValueScope& scope);
+  // As put_scope(), and whether and where the node may leave the payload.
+  std::shared_ptr<const KnownRegion> start_get(const GetValues& request,
+                                               proto::GetValuesRequest& message);
+  // Calls the node with a message that begins with a scope.
+  template <class Message>
+  Task<Reply> ask(NodeMethod method, const Message& message, Buffer into, Deadline deadline,
+                  Arrival* arrival = nullptr);
   Status impossible(const std::string& what) const;
 
   Transport& transport_;
   const Address node_;
+  std::mutex mutex_;  // guards the rest; never held across a call
+  std::shared_ptr<const KnownRegion> region_ = std::make_shared<const KnownRegion>();
+  int unreachable_gets_ = 0;                 // so many more until reading the region is tried again
+  std::vector<std::uint64_t> ended_leases_;  // not told yet
 };
 
 }  // namespace icefield

@@ -84,6 +84,7 @@ struct ValueStore::Fetch {
   std::vector<std::vector<std::size_t>> by_node;
   std::uint64_t flush_number = 0;
   std::optional<Buffer> into;  // for a single item; else every request makes its own
+  std::int64_t into_capacity = 0;
   std::vector<Buffer> memory;
   bool stale = false;
 
@@ -172,11 +173,9 @@ asio::awaitable<void> ValueStore::fetch_part(Fetch& fetch, std::size_t node,
     capacity += item.asked.room;
   }
   Buffer into;
-  if (fetch.into.has_value()) {
-    std::swap(into, *fetch.into);
-  } else {
-    into = Buffer(capacity);
-  }
+  if (fetch.into.has_value()) std::swap(into, *fetch.into);
+  // A read that failed has kept it.
+  if (into.capacity() < capacity) into = Buffer(std::max(capacity, fetch.into_capacity));
   const Clock::TimePoint start = nodes_.now();
   const auto checker = std::make_shared<ValueChecker>(std::move(asked));
   std::shared_ptr<ValueArrival> arrival = checker;  // named: GCC 12 frees such temporaries twice
@@ -191,6 +190,10 @@ asio::awaitable<void> ValueStore::fetch_part(Fetch& fetch, std::size_t node,
   if (was_stale(reply->head, fetch.call)) fetch.stale = true;
   Status status = reply->head.status;
   std::vector<CheckedValue> values;
+  if (status.ok() && !reply->unread.ok()) {  // nobody has seen the bytes: all by message
+    if (!scrub) co_return co_await fetch_part(fetch, node, std::move(items), true);
+    status = reply->unread;
+  }
   if (status.ok()) {
     Result<std::vector<CheckedValue>> checked = checker->finish(*reply);
     status = checked.status();
@@ -269,6 +272,7 @@ Task<Buffer> ValueStore::read_run(ValueToGet item, Buffer into, ValueCall call) 
   }
   Fetch fetch;
   fetch.call = call;
+  fetch.into_capacity = into.capacity();
   fetch.into = std::move(into);
   fetch.add(first);
   co_await this->fetch(fetch);

@@ -91,16 +91,29 @@ class NodeProcess {
       ICE_TRY(admin_address_, sync_wait(shard_.executor(), admin_.listen(FLAGS_admin_listen)));
     }
     ICE_TRY(const EvictionKind eviction, parse_eviction_kind(FLAGS_eviction));
+    ICE_TRY(transport_, UcxTransport::create(shard_.executor(), options));
     ICE_TRY(host_, NodeHost::open({.dram_bytes = FLAGS_dram_bytes,
+                                   .slab = allocate_slab(options.lanes),
                                    .store = FLAGS_store,
                                    .nvme_bytes = FLAGS_nvme_bytes,
                                    .eviction = eviction},
                                   shard_.executor()));
-    ICE_TRY(transport_, UcxTransport::create(shard_.executor(), options));
     auto listening = transport_->listen(FLAGS_listen, shard_.executor(), host_->service());
     ICE_TRY(address_, sync_wait(shard_.executor(), std::move(listening)));
     (void)sync_wait(shard_.executor(), set_serving(true));
     return Status();
+  }
+
+  // Memory that clients of this machine read values from by themselves; none where it cannot be.
+  Region allocate_slab(UcxLanes lanes) {
+    if (lanes == UcxLanes::kTcp) return Region();
+    Result<Region> slab =
+        sync_wait(shard_.executor(), transport_->allocate_region(FLAGS_dram_bytes));
+    if (slab.has_value()) return std::move(*slab);
+    LOG(WARNING) << "memory for objects is not shared with clients: " << slab.error().to_string()
+                 << "; they get values by messages, which is slower. A larger /dev/shm "
+                    "(containers: --shm-size) or a smaller --dram_bytes helps";
+    return Region();
   }
 
   void announce() const {
@@ -157,8 +170,8 @@ class NodeProcess {
   Shard shard_;
   AdminHttp admin_;
   asio::signal_set signals_;
-  std::unique_ptr<NodeHost> host_;
   std::unique_ptr<UcxTransport> transport_;
+  std::unique_ptr<NodeHost> host_;  // its memory may be the transport's
   std::string address_;
   std::string admin_address_;
   bool serving_ = false;  // the shard's

@@ -6,6 +6,7 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/read.hpp>
 #include <boost/asio/write.hpp>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -90,6 +91,44 @@ TEST_F(NodeProcess, TellsOperatorsHowItIs) {
   EXPECT_EQ(talk(node.admin(), std::string(20000, 'x')), "") << "no HTTP: closed";
   EXPECT_NE(http(node.admin(), "/health").find("200 OK"), std::string::npos);
   EXPECT_EQ(node.stop(), 0);
+}
+
+TEST_F(NodeProcess, ClientsOfThisMachineReadLargeValuesByThemselves) {
+  const std::string value(1'000'000, 'v');
+  std::ofstream(dir_.file("value")) << value;
+  const std::uintmax_t room = std::filesystem::space("/dev/shm").available;
+  const struct {
+    std::vector<std::string> flags;
+    bool shared;
+    const char* words;  // of the log; "": says nothing
+  } cases[] = {
+      {{"--dram_bytes=33554432"}, true, ""},
+      {{"--lanes=tcp"}, false, ""},
+      {{"--dram_bytes=" + std::to_string(room + (1 << 30))}, false, "are free in /dev/shm"},
+  };
+  for (const auto& one : cases) {
+    testing::internal::CaptureStderr();
+    NodeDaemon node("127.0.0.1:0", one.flags);
+    const std::string log = testing::internal::GetCapturedStderr();
+    EXPECT_EQ(log.find("not shared") != std::string::npos, *one.words != '\0') << log;
+    EXPECT_NE(log.find(one.words), std::string::npos) << log;
+    const std::string cluster = "--cluster=" + node.address();
+    EXPECT_EQ(run_icefield({"put", cluster, "--key=k", "--file=" + dir_.file("value")}).exit_code,
+              0);
+    EXPECT_EQ(run_icefield({"get", cluster, "--key=k"}).out, value);
+    const std::string placed = one.shared ? "1" : "0";
+    // The client has gone, and its lease goes when the node hears of it.
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    std::string page;
+    do {
+      page = http(node.admin(), "/metrics");
+    } while (page.find("read_leases_bytes 0\n") == std::string::npos &&
+             std::chrono::steady_clock::now() < end);
+    EXPECT_NE(page.find("read_leases_bytes 0\n"), std::string::npos) << page;
+    EXPECT_NE(page.find(one.shared ? "memory_shared 1\n" : "memory_shared 0\n"), std::string::npos);
+    EXPECT_NE(page.find("value_gets_placed_total " + placed + "\n"), std::string::npos) << page;
+    EXPECT_EQ(node.stop(), 0);
+  }
 }
 
 TEST_F(NodeProcess, ContextsAttachFromAnotherProcessOverEitherLane) {

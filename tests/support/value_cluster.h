@@ -24,17 +24,23 @@ class TestNode {
     std::string store;  // empty: memory only
     // Which value goes first must not depend on what a policy learns, but where that is tested.
     EvictionKind eviction = EvictionKind::kLru;
+    // Memory is a region of the transport: clients read large values by themselves.
+    bool shared = false;
   };
-  TestNode(asio::io_context& io, const Clock& clock, Options options)
+  TestNode(asio::io_context& io, const Clock& clock, Transport& transport, Options options)
       : io_(io),
         options_(std::move(options)),
-        memory_(DramTier::open(
-                    {.capacity_bytes = options_.dram_bytes, .eviction = options_.eviction}, clock)
+        slab_(options_.shared ? run_task(io, transport.allocate_region(options_.dram_bytes)).value()
+                              : Region()),
+        memory_(DramTier::open({.capacity_bytes = options_.dram_bytes,
+                                .eviction = options_.eviction,
+                                .memory = slab_.bytes},
+                               clock)
                     .value()),
         disk_(options_.store.empty() ? nullptr
                                      : NvmeTier::open({.path = options_.store}, clock).value()),
         node_(clock, *memory_, disk_.get()),
-        server_(node_) {
+        server_(node_, clock, slab_) {
     ICE_CHECK(run_task(io_, node_.recover()).ok());
   }
   ~TestNode() { (void)run_task(io_, node_.stop()); }
@@ -44,10 +50,12 @@ class TestNode {
   DramTier& memory() { return *memory_; }
   NvmeTier* disk() { return disk_.get(); }
   Service& service() { return server_; }
+  NodeServer& server() { return server_; }
 
  private:
   asio::io_context& io_;
   const Options options_;
+  const Region slab_;
   std::unique_ptr<DramTier> memory_;
   std::unique_ptr<NvmeTier> disk_;
   CacheNode node_;
@@ -76,7 +84,7 @@ class ValueCluster {
     return run_task(io_, std::move(task));
   }
   void start(std::size_t i) {
-    started_[i] = std::make_unique<TestNode>(io_, clock_, options_);
+    started_[i] = std::make_unique<TestNode>(io_, clock_, transport_, options_);
     ICE_CHECK(
         run(transport_.listen(name(i), io_.get_executor(), started_[i]->service())).has_value());
   }

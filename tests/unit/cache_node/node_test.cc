@@ -355,6 +355,71 @@ TEST_F(NodeTest, TokenOpensItsNamespacesOnly) {
   }
 }
 
+// Whoever can read something of the slab by itself can read all of it.
+TEST_F(NodeTest, OnlyWhoMayUseEverythingIsToldWhereValuesAre) {
+  const ByteSpan memory = node_->memory().memory();
+  NodeServer server(node_->node(), system_clock(), {.bytes = memory, .key = "key of the slab"});
+  const ConnectionFacts near{.number = 1, .one_sided = true};
+  const ConnectionFacts far{.number = 2, .one_sided = false};
+  const auto grant = [](std::vector<std::string> spaces) {
+    return Caller(TokenGrant{.token = "a-token-that-is-long", .namespaces = std::move(spaces)});
+  };
+  constexpr std::size_t kBytes = 20'000;
+  const Bytes value(kBytes, std::byte{5});
+  const ValueHash hash = value_hash("ours", 0, "k");
+  const ConstByteSpan part = value;
+  const std::uint64_t checksum = object_checksum(value_chunk_key(hash, 1, 0), std::span(&part, 1));
+  proto::PutValuesRequest put;
+  put.mutable_scope()->set_name_space("ours");
+  put.mutable_keys()->set_text("k");
+  put.mutable_keys()->add_lengths(1);
+  put.add_value_bytes(kBytes);
+  put.add_first_chunks(0);
+  put.add_chunk_counts(1);
+  Buffer payload(kBytes + sizeof checksum);
+  payload.resize(payload.capacity());
+  std::ranges::copy(value, payload.bytes().begin());
+  store(payload.bytes().data() + kBytes, checksum);
+  ASSERT_TRUE(wait(*node_, server.handle(Caller(), static_cast<MethodId>(NodeMethod::kPutValues),
+                                         put.SerializeAsString(), std::move(payload)))
+                  .has_value());
+
+  proto::GetValuesRequest get;
+  get.mutable_scope()->set_name_space("ours");
+  *get.mutable_keys() = put.keys();
+  get.add_offsets(0);
+  get.add_rooms(kBytes);
+  const auto ask = [&](const Caller& caller) {
+    const ServiceReply reply =
+        wait(*node_, server.handle(caller, static_cast<MethodId>(NodeMethod::kGetValues),
+                                   get.SerializeAsString(), Buffer(0)))
+            .value();
+    const auto answer = parse_message<proto::GetValuesReply>(reply.header).value();
+    EXPECT_EQ(payload_bytes(reply.payload),
+              answer.has_placed() ? 0 : static_cast<std::int64_t>(kBytes));
+    return answer;
+  };
+  EXPECT_FALSE(ask(Caller().over(near)).has_placed()) << "an older client does not ask for it";
+  get.set_locate(true);
+  EXPECT_FALSE(ask(grant({"ours"}).over(near)).has_placed());
+  EXPECT_FALSE(ask(grant({"ours", "theirs"}).over(near)).has_placed());
+  EXPECT_FALSE(ask(Caller().over(far)).has_placed());
+  EXPECT_FALSE(ask(grant({"*"}).over(far)).has_placed());
+  for (const Caller& caller : {Caller().over(near), grant({"*"}).over(near)}) {
+    const proto::PlacedPayload placed = ask(caller).placed();
+    EXPECT_EQ(placed.region_key(), "key of the slab");
+    ASSERT_EQ(placed.offsets_size(), 1);
+    EXPECT_TRUE(std::ranges::equal(memory.subspan(placed.offsets(0), placed.lengths(0)), value));
+  }
+  get.set_region(xxh3(as_bytes("key of the slab"), 0));
+  EXPECT_TRUE(ask(Caller().over(near)).placed().region_key().empty()) << "known already";
+  EXPECT_EQ(server.values().leases().count(), 3);
+  get.set_unreachable(true);
+  EXPECT_FALSE(ask(Caller().over(near)).has_placed());
+  server.closed(Caller().over(near));
+  EXPECT_EQ(server.values().leases().count(), 0);
+}
+
 // The hashes of values can be computed by whoever guesses a name: no token reads, forges or removes
 // them as if they were parts of a build.
 TEST_F(NodeTest, ObjectsOfValuesAreNoPartsOfBuilds) {

@@ -14,7 +14,8 @@ namespace {
 
 using Sizes = std::vector<Result<std::int64_t>>;
 
-class ValueStoreTest : public testing::Test {
+// Whether memory is shared with clients, which then read large values by themselves.
+class ValueStoreTest : public testing::TestWithParam<bool> {
  protected:
   Bytes random(std::size_t size) { return random_bytes(rng_, size); }
 
@@ -43,8 +44,8 @@ class ValueStoreTest : public testing::Test {
   SeededRng rng_{7};
 };
 
-TEST_F(ValueStoreTest, WhatWasPutComesBackWhateverItsSize) {
-  ValueCluster cluster({}, 2);
+TEST_P(ValueStoreTest, WhatWasPutComesBackWhateverItsSize) {
+  ValueCluster cluster({.shared = GetParam()}, 2);
   for (const std::size_t size :
        {0u, 1u, 100u, 16'384u, 65'535u, 65'536u, 65'537u, 1u << 20, (1u << 20) + 1, 3u << 20}) {
     const std::string key = "value of " + std::to_string(size);
@@ -56,8 +57,8 @@ TEST_F(ValueStoreTest, WhatWasPutComesBackWhateverItsSize) {
   }
 }
 
-TEST_F(ValueStoreTest, ValuesLargerThanARequestGoInParts) {
-  ValueCluster cluster({}, 1, {.request_bytes = 2 << 20});
+TEST_P(ValueStoreTest, ValuesLargerThanARequestGoInParts) {
+  ValueCluster cluster({.shared = GetParam()}, 1, {.request_bytes = 2 << 20});
   const Bytes value = random((7 << 20) + 12'345);
   const ConstByteSpan whole = value;
   const std::vector<ConstByteSpan> parts = {whole.first(1'234'567), whole.subspan(1'234'567)};
@@ -74,8 +75,8 @@ TEST_F(ValueStoreTest, ValuesLargerThanARequestGoInParts) {
   EXPECT_EQ(cluster.node(0).values().puts.value(), 2);
 }
 
-TEST_F(ValueStoreTest, ASecondPutIsANoOpThatSaysSo) {
-  ValueCluster cluster({}, 1);
+TEST_P(ValueStoreTest, ASecondPutIsANoOpThatSaysSo) {
+  ValueCluster cluster({.shared = GetParam()}, 1);
   const Bytes first = random(1000);
   const Bytes second = random(2000);
   EXPECT_EQ(cluster.run(cluster.store().put("k", first, {}, {})).value(), PutOutcome::kStored);
@@ -84,8 +85,8 @@ TEST_F(ValueStoreTest, ASecondPutIsANoOpThatSaysSo) {
   EXPECT_TRUE(get(cluster, "k", 1000).value() == first);
 }
 
-TEST_F(ValueStoreTest, RangesAreCutAndVerified) {
-  ValueCluster cluster({}, 1);
+TEST_P(ValueStoreTest, RangesAreCutAndVerified) {
+  ValueCluster cluster({.shared = GetParam()}, 1);
   const Bytes value = random((2 << 20) + 70'000);
   ASSERT_TRUE(put(cluster, "k", value).ok());
   const auto size = std::ssize(value);
@@ -111,8 +112,8 @@ TEST_F(ValueStoreTest, RangesAreCutAndVerified) {
             Code::kInvalidArgument);
 }
 
-TEST_F(ValueStoreTest, BatchesHaveOneResultPerItemAndUseAllNodes) {
-  ValueCluster cluster({}, 3);
+TEST_P(ValueStoreTest, BatchesHaveOneResultPerItemAndUseAllNodes) {
+  ValueCluster cluster({.shared = GetParam()}, 3);
   std::map<std::string, Bytes> stored;
   std::vector<ValueToPut> values;
   std::vector<ConstByteSpan> spans;
@@ -156,8 +157,8 @@ TEST_F(ValueStoreTest, BatchesHaveOneResultPerItemAndUseAllNodes) {
   EXPECT_FALSE(sizes[1].has_value());
 }
 
-TEST_F(ValueStoreTest, ExistsRemoveAndListSeeAllNodes) {
-  ValueCluster cluster({}, 2);
+TEST_P(ValueStoreTest, ExistsRemoveAndListSeeAllNodes) {
+  ValueCluster cluster({.shared = GetParam()}, 2);
   for (int i = 0; i < 30; ++i) {
     const std::string key = (i % 2 == 0 ? "even/" : "odd/") + std::to_string(100 + i);
     ASSERT_TRUE(put(cluster, key, random(static_cast<std::size_t>(i))).ok());
@@ -181,15 +182,15 @@ TEST_F(ValueStoreTest, ExistsRemoveAndListSeeAllNodes) {
   EXPECT_EQ(cluster.run(cluster.store().list("odd/", 100, {})).value().size(), 14u);
 }
 
-TEST_F(ValueStoreTest, NamespacesDoNotShareValues) {
-  ValueCluster cluster({}, 1);
+TEST_P(ValueStoreTest, NamespacesDoNotShareValues) {
+  ValueCluster cluster({.shared = GetParam()}, 1);
   ASSERT_TRUE(put(cluster, "k", random(10), {}, {.name_space = "a"}).ok());
   EXPECT_EQ(miss(cluster, "k", {.name_space = "b"}), MissReason::kNeverStored);
   EXPECT_TRUE(cluster.run(cluster.store().list("", 10, {.name_space = "b"})).value().empty());
 }
 
-TEST_F(ValueStoreTest, AFlushMakesEverythingUnreachableForEveryClient) {
-  ValueCluster cluster({}, 2);
+TEST_P(ValueStoreTest, AFlushMakesEverythingUnreachableForEveryClient) {
+  ValueCluster cluster({.shared = GetParam()}, 2);
   ValueStore& ours = cluster.store();
   SeededRng rng(9);
   ValueStore other(cluster.clock(), rng, cluster.nodes(), {});
@@ -216,16 +217,16 @@ TEST_F(ValueStoreTest, AFlushMakesEverythingUnreachableForEveryClient) {
   EXPECT_EQ(cluster.run(ours.exists({"k5"}, call)).value()[0].value(), 100);
 }
 
-TEST_F(ValueStoreTest, TheNodeThatHeldAFlushedValueSaysSo) {
-  ValueCluster cluster({}, 1);
+TEST_P(ValueStoreTest, TheNodeThatHeldAFlushedValueSaysSo) {
+  ValueCluster cluster({.shared = GetParam()}, 1);
   ASSERT_TRUE(put(cluster, "k", random(10)).ok());
   ASSERT_TRUE(cluster.run(cluster.store().flush({})).has_value());
   EXPECT_EQ(miss(cluster, "k"), MissReason::kFlushed);
   EXPECT_EQ(cluster.node(0).memory().usage().object_count, 0);
 }
 
-TEST_F(ValueStoreTest, BadInputIsRefusedInWords) {
-  ValueCluster cluster({}, 1);
+TEST_P(ValueStoreTest, BadInputIsRefusedInWords) {
+  ValueCluster cluster({.shared = GetParam()}, 1);
   const std::string long_key(1025, 'k');
   const Bytes value = random(10);
   const auto refused = [&](const Status& status) {
@@ -254,8 +255,8 @@ TEST_F(ValueStoreTest, BadInputIsRefusedInWords) {
             "no disk");
 }
 
-TEST_F(ValueStoreTest, ValuesExpire) {
-  ValueCluster cluster({}, 1);
+TEST_P(ValueStoreTest, ValuesExpire) {
+  ValueCluster cluster({.shared = GetParam()}, 1);
   ASSERT_TRUE(put(cluster, "k", random(10), {.ttl_ms = 1000}).ok());
   cluster.clock().advance(std::chrono::milliseconds(999));
   EXPECT_TRUE(get(cluster, "k", 10).has_value());
@@ -267,9 +268,9 @@ TEST_F(ValueStoreTest, ValuesExpire) {
 }
 
 // Times to live are wall time: what a step of that clock moves, and nothing is lost or stuck by it.
-TEST_F(ValueStoreTest, StepsOfTheWallClockMoveExpiryAndNothingElse) {
+TEST_P(ValueStoreTest, StepsOfTheWallClockMoveExpiryAndNothingElse) {
   using std::chrono::hours;
-  ValueCluster cluster({}, 1);
+  ValueCluster cluster({.shared = GetParam()}, 1);
   ASSERT_TRUE(put(cluster, "k", random(10), {.ttl_ms = 60'000}).ok());
   ASSERT_TRUE(put(cluster, "ever", random(10)).ok());
   cluster.clock().step_wall(-hours(2));
@@ -284,9 +285,9 @@ TEST_F(ValueStoreTest, StepsOfTheWallClockMoveExpiryAndNothingElse) {
 }
 
 // How long values are kept is in the catalog of the disk.
-TEST_F(ValueStoreTest, TimesToLiveAndPinsSurviveARestart) {
+TEST_P(ValueStoreTest, TimesToLiveAndPinsSurviveARestart) {
   TempDir dir;
-  ValueCluster cluster({.dram_bytes = 4 << 20, .store = dir.path()}, 1);
+  ValueCluster cluster({.dram_bytes = 4 << 20, .store = dir.path(), .shared = GetParam()}, 1);
   const auto durable = [](PutOptions options) {
     options.level = WriteLevel::kDurable;
     return options;
@@ -309,8 +310,8 @@ TEST_F(ValueStoreTest, TimesToLiveAndPinsSurviveARestart) {
   EXPECT_EQ(miss(cluster, "long"), MissReason::kExpired);
 }
 
-TEST_F(ValueStoreTest, DamageInMemoryIsAMissAndNeverReturned) {
-  ValueCluster cluster({}, 1);
+TEST_P(ValueStoreTest, DamageInMemoryIsAMissAndNeverReturned) {
+  ValueCluster cluster({.shared = GetParam()}, 1);
   const Bytes value = random(300'000);
   for (unsigned i = 0; i < 20; ++i) {
     ASSERT_TRUE(put(cluster, "k", value).ok());
@@ -324,9 +325,9 @@ TEST_F(ValueStoreTest, DamageInMemoryIsAMissAndNeverReturned) {
   EXPECT_EQ(cluster.node(0).memory().usage().object_count, 0);
 }
 
-TEST_F(ValueStoreTest, DamageInMemoryIsMendedFromDisk) {
+TEST_P(ValueStoreTest, DamageInMemoryIsMendedFromDisk) {
   TempDir dir;
-  ValueCluster cluster({.store = dir.path()}, 1);
+  ValueCluster cluster({.store = dir.path(), .shared = GetParam()}, 1);
   const Bytes value = random(100'000);
   ASSERT_TRUE(put(cluster, "k", value, {.level = WriteLevel::kDurable}).ok());
   ByteSpan slab = cluster.node(0).memory().memory();
@@ -338,8 +339,8 @@ TEST_F(ValueStoreTest, DamageInMemoryIsMendedFromDisk) {
   EXPECT_EQ(cluster.node(0).memory().damaged.value(), 1);
 }
 
-TEST_F(ValueStoreTest, EvictedValuesSaySoAndLeaveNothing) {
-  ValueCluster cluster({.dram_bytes = 4 << 20}, 1);
+TEST_P(ValueStoreTest, EvictedValuesSaySoAndLeaveNothing) {
+  ValueCluster cluster({.dram_bytes = 4 << 20, .shared = GetParam()}, 1);
   for (int i = 0; i < 6; ++i) {
     ASSERT_TRUE(put(cluster, "k" + std::to_string(i), random((1 << 20) + 5'000)).ok());
   }
@@ -352,8 +353,8 @@ TEST_F(ValueStoreTest, EvictedValuesSaySoAndLeaveNothing) {
   EXPECT_EQ(put(cluster, "huge", random(5 << 20)).code(), Code::kResourceExhausted);
 }
 
-TEST_F(ValueStoreTest, PinnedValuesStay) {
-  ValueCluster cluster({.dram_bytes = 4 << 20}, 1);
+TEST_P(ValueStoreTest, PinnedValuesStay) {
+  ValueCluster cluster({.dram_bytes = 4 << 20, .shared = GetParam()}, 1);
   const auto fill = [&](const std::string& name) {
     for (int i = 0; i < 8; ++i) {
       ASSERT_TRUE(put(cluster, name + std::to_string(i), random(900'000)).ok());
@@ -382,9 +383,9 @@ TEST_F(ValueStoreTest, PinnedValuesStay) {
       << "the quota is free again";
 }
 
-TEST_F(ValueStoreTest, DurableValuesSurviveARestart) {
+TEST_P(ValueStoreTest, DurableValuesSurviveARestart) {
   TempDir dir;
-  ValueCluster cluster({.store = dir.path()}, 1);
+  ValueCluster cluster({.store = dir.path(), .shared = GetParam()}, 1);
   const ValueCall call{.name_space = "a"};
   const PutOptions durable{.level = WriteLevel::kDurable};
   const Bytes large = random((2 << 20) + 100);
@@ -418,6 +419,9 @@ TEST_F(ValueStoreTest, DurableValuesSurviveARestart) {
   cluster.start(0);
   EXPECT_EQ(cluster.node(0).disk()->usage().object_count, 1) << "the namespace, nothing else";
 }
+
+INSTANTIATE_TEST_SUITE_P(Memory, ValueStoreTest, testing::Bool(),
+                         [](const auto& shared) { return shared.param ? "shared" : "private"; });
 
 }  // namespace
 }  // namespace icefield

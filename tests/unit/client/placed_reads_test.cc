@@ -1,0 +1,372 @@
+// Values that a client reads one-sided (docs/decisions/0008-one-sided-values.md): right bytes
+// whatever happens to the memory, and nothing is held for long.
+#include <gtest/gtest.h>
+
+#include "cache_node/node_messages.h"
+#include "tests/support/objects.h"
+#include "tests/support/value_cluster.h"
+
+namespace icefield {
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr std::int64_t kValueBytes = 100'000;
+
+// A transport whose one-sided reads somebody has a hand in.
+class MeddlingTransport final : public Transport {
+ public:
+  explicit MeddlingTransport(Transport& next) : next_(next) {}
+
+  Task<Reply> call(Address peer, Request request, Buffer into, Deadline deadline) override {
+    ++calls;
+    return next_.call(std::move(peer), std::move(request), std::move(into), deadline);
+  }
+  Task<Buffer> read(Address peer, RegionRuns from, Buffer into, Arrival* arrival,
+                    Deadline deadline) override {
+    ++reads;
+    if (before_read) co_await before_read();
+    if (!failure.ok()) co_return failure;
+    co_return co_await next_.read(std::move(peer), std::move(from), std::move(into), arrival,
+                                  deadline);
+  }
+  Task<Region> allocate_region(std::int64_t bytes) override { return next_.allocate_region(bytes); }
+  Task<PeerHealth> health(Address peer) override { return next_.health(std::move(peer)); }
+  Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) override {
+    return next_.listen(std::move(self), std::move(executor), service);
+  }
+  Task<> stop(Address self) override { return next_.stop(std::move(self)); }
+  Task<> shutdown() override { return next_.shutdown(); }
+
+  int calls = 0;
+  int reads = 0;
+  std::function<asio::awaitable<void>()> before_read;  // empty: nobody
+  Status failure;                                      // of reads
+
+ private:
+  Transport& next_;
+};
+
+class PlacedReads : public testing::Test {
+ protected:
+  PlacedReads()
+      : cluster_({.dram_bytes = 32 << 20, .shared = true}, 1),
+        transport_(cluster_.transport()),
+        nodes_(transport_, {{.name = ValueCluster::name(0)}}),
+        store_(cluster_.clock(), rng_, nodes_, {}) {}
+
+  void put(const std::string& key, std::int64_t bytes = kValueBytes) {
+    values_[key] = random_bytes(rng_, static_cast<std::size_t>(bytes));
+    const auto stored = cluster_.run(store_.put(key, values_[key], {}, {}));
+    ASSERT_TRUE(stored.has_value()) << stored.error().to_string();
+  }
+  // Whether the value came back as it was put.
+  testing::AssertionResult comes_back(const std::string& key) {
+    const Bytes& value = values_[key];
+    const Result<Buffer> got = cluster_.run(store_.get(key, Buffer(std::ssize(value)), {}));
+    if (!got.has_value()) return testing::AssertionFailure() << got.error().to_string();
+    if (!std::ranges::equal(got->bytes(), value)) {
+      return testing::AssertionFailure() << "other bytes";
+    }
+    return testing::AssertionSuccess();
+  }
+  const ValueServer& server() { return cluster_.node(0).server().values(); }
+
+  const std::vector<std::string_view> key_ = {"k"};
+  SeededRng rng_{5};
+  ValueCluster cluster_;
+  MeddlingTransport transport_;
+  Nodes nodes_;
+  ValueStore store_;
+  std::map<std::string, Bytes> values_;
+};
+
+TEST_F(PlacedReads, LargeValuesAreReadWhereTheyAre) {
+  put("small", 1000);
+  put("large");
+  EXPECT_TRUE(comes_back("small"));
+  EXPECT_EQ(transport_.reads, 0);
+  const int calls = transport_.calls;
+  for (int i = 0; i < 5; ++i) EXPECT_TRUE(comes_back("large"));
+  EXPECT_EQ(transport_.reads, 5);
+  EXPECT_EQ(transport_.calls, calls + 5) << "no round trip more than a get by message takes";
+  EXPECT_EQ(server().placed.value(), 5);
+  EXPECT_EQ(server().leases().count(), 1) << "of the last get";
+  EXPECT_TRUE(cluster_.run(store_.exists({"small"}, {})).has_value());
+  EXPECT_EQ(server().leases().count(), 0) << "ends with any request";
+}
+
+TEST_F(PlacedReads, BatchesAndRangesAreReadWhereTheyAre) {
+  put("a", 5 << 19);
+  put("b");
+  put("empty", 0);
+  const Buffer range = cluster_.run(store_.get_range("a", 1'000'001, 200'000, {})).value();
+  EXPECT_TRUE(
+      std::ranges::equal(range.bytes(), ConstByteSpan(values_["a"]).subspan(1'000'001, 200'000)));
+  std::vector<ValueToGet> items;
+  for (const char* key : {"a", "empty", "none", "b"})
+    items.push_back({.key = key, .room = 3 << 20});
+  const ValueBatch batch = cluster_.run(store_.get_batch(items, {})).value();
+  EXPECT_TRUE(std::ranges::equal(*batch.values[0], values_["a"]));
+  EXPECT_TRUE(batch.values[1]->empty());
+  EXPECT_EQ(batch.values[2].error().code(), Code::kNotFound);
+  EXPECT_TRUE(std::ranges::equal(*batch.values[3], values_["b"]));
+  EXPECT_EQ(transport_.reads, 2);
+}
+
+TEST_F(PlacedReads, BytesStayWhereTheyAreUntilTheyWereRead) {
+  put("k");
+  // Removed, and as much put as memory holds, between the reply and the read.
+  transport_.before_read = [&]() -> asio::awaitable<void> {
+    ValueStore other(cluster_.clock(), rng_, cluster_.nodes(), {});
+    (void)co_await other.remove(key_, {});
+    const Bytes filling(1 << 20, std::byte{1});
+    for (int i = 0; i < 40; ++i) {
+      const std::string key = "filling " + std::to_string(i);
+      EXPECT_TRUE((co_await other.put(key, filling, {}, {})).has_value());
+    }
+  };
+  EXPECT_TRUE(comes_back("k"));
+  transport_.before_read = nullptr;
+  EXPECT_EQ(cluster_.run(store_.exists({"k"}, {})).value()[0].error().code(), Code::kNotFound);
+  EXPECT_EQ(server().leases().count(), 0);
+}
+
+TEST_F(PlacedReads, ALeaseThatRanOutCostsASecondLookAndNothingElse) {
+  put("k");
+  const ByteSpan memory = cluster_.node(0).memory().memory();
+  transport_.before_read = [&]() -> asio::awaitable<void> {
+    cluster_.clock().advance(1s);
+    ValueStore other(cluster_.clock(), rng_, cluster_.nodes(), {});
+    (void)co_await other.exists(key_, {});  // any request
+    EXPECT_EQ(server().leases().count(), 0);
+    const auto at =
+        std::search(memory.begin(), memory.end(), values_["k"].begin(), values_["k"].begin() + 64);
+    EXPECT_NE(at, memory.end());
+    // The value goes elsewhere, and others come to where it was.
+    (void)co_await other.remove(key_, {});
+    std::fill_n(at, kValueBytes, std::byte{9});
+    EXPECT_TRUE((co_await other.put("k", values_["k"], {}, {})).has_value());
+  };
+  EXPECT_TRUE(comes_back("k"));
+  EXPECT_EQ(transport_.reads, 1) << "the second time by message";
+  EXPECT_EQ(server().leases().lapsed.value(), 1);
+  EXPECT_EQ(cluster_.node(0).values().damaged.value(), 0);
+}
+
+TEST_F(PlacedReads, DamageInMemoryIsFoundAndDropped) {
+  put("k");
+  const ByteSpan memory = cluster_.node(0).memory().memory();
+  const auto at =
+      std::search(memory.begin(), memory.end(), values_["k"].begin(), values_["k"].begin() + 64);
+  ASSERT_NE(at, memory.end());
+  at[70'000] ^= std::byte{1};
+  const Result<Buffer> got = cluster_.run(store_.get("k", Buffer(kValueBytes), {}));
+  EXPECT_EQ(got.error().reason(), MissReason::kIntegrity);
+  EXPECT_EQ(cluster_.node(0).values().damaged.value(), 1);
+}
+
+TEST_F(PlacedReads, ARegionOutOfReachIsTriedOnce) {
+  put("k");
+  transport_.failure = Status(Code::kFailedPrecondition, "no lane reaches it");
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(comes_back("k"));
+  EXPECT_EQ(transport_.reads, 1);
+  // Started again the node has another one.
+  cluster_.stop(0);
+  cluster_.start(0);
+  transport_.failure = Status();
+  put("k");
+  EXPECT_TRUE(comes_back("k"));
+  EXPECT_EQ(transport_.reads, 2);
+}
+
+TEST_F(PlacedReads, AReadThatFailsIsMadeByMessageAndADeadlineIsADeadline) {
+  put("k");
+  transport_.failure = Status(Code::kUnavailable, "connection lost");
+  EXPECT_TRUE(comes_back("k"));
+  transport_.failure = Status(Code::kDeadlineExceeded, "not done");
+  EXPECT_EQ(cluster_.run(store_.get("k", Buffer(kValueBytes), {})).error().code(),
+            Code::kDeadlineExceeded);
+  transport_.failure = Status();
+  EXPECT_TRUE(comes_back("k"));
+  EXPECT_EQ(server().leases().count(), 1);
+}
+
+TEST_F(PlacedReads, FirstPartsThatCannotBeReadLeaveRoomForTheRest) {
+  ValueStore store(cluster_.clock(), rng_, nodes_, {.request_bytes = 2 << 20});
+  put("k", (7 << 20) + 1);
+  transport_.failure = Status(Code::kUnavailable, "connection lost");
+  const Result<Buffer> got = cluster_.run(store.get("k", Buffer(8 << 20), {}));
+  ASSERT_TRUE(got.has_value()) << got.error().to_string();
+  EXPECT_TRUE(std::ranges::equal(got->bytes(), values_["k"]));
+  EXPECT_GT(transport_.reads, 0);
+}
+
+TEST_F(PlacedReads, LeasesCountWholeSlotsAndEmptyRangesNone) {
+  std::vector<ValueToGet> items;
+  for (int i = 0; i < 8; ++i) {
+    put("k" + std::to_string(i), 4 << 10);
+    put("e" + std::to_string(i), 0);
+  }
+  for (const auto& [key, value] : values_) {
+    items.push_back({.key = key, .room = std::ssize(value)});
+  }
+  ASSERT_TRUE(cluster_.run(store_.get_batch(items, {})).has_value());
+  EXPECT_EQ(transport_.reads, 1);
+  EXPECT_EQ(server().leases().bytes(), 8 * (16 << 10));
+}
+
+TEST_F(PlacedReads, EndedLeasesThatNobodyHeardOfAreToldAgain) {
+  put("k");
+  EXPECT_TRUE(comes_back("k"));
+  ASSERT_TRUE(cluster_.run(cluster_.transport().stop(ValueCluster::name(0))).ok());
+  EXPECT_EQ(server().leases().count(), 0) << "with the connection";
+  ASSERT_FALSE(cluster_.run(store_.exists(key_, {})).value()[0].has_value());
+  ASSERT_TRUE(
+      cluster_
+          .run(cluster_.transport().listen(ValueCluster::name(0), cluster_.io().get_executor(),
+                                           cluster_.node(0).service()))
+          .has_value());
+  EXPECT_TRUE(comes_back("k"));
+  EXPECT_EQ(server().leases().count(), 1);
+}
+
+TEST_F(PlacedReads, WhoNeverEndsALeaseDoesNotKeepMemoryFromOthers) {
+  const NodeMethod method = NodeMethod::kGetValues;
+  for (int i = 0; i < 4; ++i) put("k" + std::to_string(i), 500'000);
+  NodeServer& node = cluster_.node(0).server();
+  const Caller greedy = Caller().over({.number = 7, .one_sided = true});
+  int placed = 0;
+  for (int i = 0; i < 100; ++i) {
+    proto::GetValuesRequest request;
+    const std::string key = "k" + std::to_string(i % 4);
+    request.mutable_keys()->set_text(key);
+    request.mutable_keys()->add_lengths(static_cast<std::uint32_t>(key.size()));
+    request.add_offsets(0);
+    request.add_rooms(1 << 20);
+    request.set_locate(true);
+    const ServiceReply reply = cluster_
+                                   .run(node.handle(greedy, static_cast<MethodId>(method),
+                                                    request.SerializeAsString(), Buffer(0)))
+                                   .value();
+    const auto answer = parse_message<proto::GetValuesReply>(reply.header).value();
+    placed += answer.has_placed() ? 1 : 0;
+    EXPECT_EQ(payload_bytes(reply.payload), answer.has_placed() ? 0 : 500'000);
+  }
+  EXPECT_EQ(placed, 8) << "an eighth of memory";
+  for (int i = 0; i < 100; ++i) put("other " + std::to_string(i), 500'000);
+  EXPECT_EQ(server().leases().count(), 8);
+
+  // Those that are over at the latest when somebody wants room: for as much as memory holds.
+  const auto used = [&] { return cluster_.node(0).memory().usage().used_bytes; };
+  for (const auto& [key, value] : values_) {
+    const std::vector<std::string_view> keys = {key};
+    ASSERT_TRUE(cluster_.run(store_.remove(keys, {})).has_value());
+  }
+  EXPECT_GE(used(), 2'000'000) << "four values are leased twice";
+  cluster_.clock().advance(1s);
+  put("last", 100);
+  EXPECT_EQ(used(), 16 << 10);
+  EXPECT_EQ(server().leases().lapsed.value(), 8);
+}
+
+TEST_F(PlacedReads, LeasesEndWithTheirConnection) {
+  put("k");
+  EXPECT_TRUE(comes_back("k"));
+  EXPECT_EQ(server().leases().count(), 1);
+  cluster_.node(0).server().closed(Caller().over({.one_sided = true}));
+  EXPECT_EQ(server().leases().count(), 0);
+}
+
+// What a node says of places is as good as anything else that comes from a network.
+class PlacesFuzz : public PlacedReads {};
+
+class ForgingService final : public Service {
+ public:
+  ForgingService(Service& next, Rng& rng) : next_(next), rng_(rng) {}
+  Task<ServiceReply> handle(const Caller& caller, MethodId method, std::string header,
+                            Payload payload) override {
+    ICE_CO_TRY(ServiceReply reply,
+               co_await next_.handle(caller, method, std::move(header), std::move(payload)));
+    if (static_cast<NodeMethod>(method) != NodeMethod::kGetValues) co_return reply;
+    proto::GetValuesReply answer;
+    ICE_CHECK(answer.ParseFromString(reply.header));
+    if (answer.has_placed()) forge(*answer.mutable_placed(), reply);
+    reply.header = answer.SerializeAsString();
+    co_return reply;
+  }
+
+ private:
+  void forge(proto::PlacedPayload& placed, ServiceReply& reply) {
+    const std::uint64_t odd[] = {0, 1, 1 << 14, 1 << 23, 1ull << 40, 1ull << 63, UINT64_MAX};
+    const std::uint64_t value = odd[rng_.below(std::size(odd))];
+    switch (rng_.below(8)) {
+      case 0: placed.set_offsets(0, value); break;
+      case 1: placed.set_lengths(0, value); break;
+      case 2: placed.clear_lengths(); break;
+      case 3: placed.add_offsets(value), placed.add_lengths(value); break;
+      case 4: placed.set_region_key(std::string(rng_.below(200), 'x')); break;
+      case 5: placed.clear_offsets(); break;
+      case 6: placed.set_lease(value); break;
+      case 7: reply.payload = {junk_}; break;  // as well
+    }
+  }
+
+  Service& next_;
+  Rng& rng_;
+  const Bytes junk_ = Bytes(kValueBytes, std::byte{1});
+};
+
+TEST_F(PlacesFuzz, ForgedPlacesNeverGiveWrongBytes) {
+  ForgingService forging(cluster_.node(0).service(), rng_);
+  ASSERT_TRUE(
+      cluster_.run(cluster_.transport().listen("forger", cluster_.io().get_executor(), forging))
+          .has_value());
+  Nodes nodes(transport_, {{.name = "forger"}});
+  put("k");
+  int right = 0;
+  for (int i = 0; i < 2000; ++i) {
+    ValueStore store(cluster_.clock(), rng_, nodes, {});
+    const Result<Buffer> got = cluster_.run(store.get("k", Buffer(kValueBytes), {}));
+    right += got.has_value() ? 1 : 0;
+    if (got.has_value()) {
+      ASSERT_TRUE(std::ranges::equal(got->bytes(), values_["k"]));
+    } else {
+      ASSERT_EQ(got.error().code(), Code::kNotFound) << got.error().to_string();
+    }
+    cluster_.clock().advance(1s);
+  }
+  EXPECT_GT(right, 1000) << "most are read again, by message";
+  EXPECT_TRUE(cluster_.run(cluster_.transport().stop("forger")).ok());
+}
+
+TEST_F(PlacesFuzz, ForgedRequestsHarmNobody) {
+  put("k");
+  NodeServer& node = cluster_.node(0).server();
+  for (int i = 0; i < 2000; ++i) {
+    const Caller caller = Caller().over({.number = rng_.below(3), .one_sided = rng_.below(2) == 0});
+    proto::GetValuesRequest request;
+    request.mutable_keys()->set_text("k");
+    request.mutable_keys()->add_lengths(1);
+    request.add_offsets(rng_.below(3) * kValuePieceBytes);
+    request.add_rooms(rng_.next());
+    request.set_locate(rng_.below(2) == 0);
+    request.set_region(rng_.next() >> rng_.below(64));
+    request.set_unreachable(rng_.below(2) == 0);
+    for (std::uint64_t n = rng_.below(4); n > 0; --n) {
+      request.mutable_scope()->add_ended_leases(rng_.next() >> rng_.below(64));
+    }
+    std::string bytes = request.SerializeAsString();
+    if (rng_.below(4) == 0) bytes[rng_.below(bytes.size())] ^= 4;
+    (void)cluster_.run(node.handle(caller, static_cast<MethodId>(NodeMethod::kGetValues),
+                                   std::move(bytes), Buffer(0)));
+  }
+  EXPECT_LE(server().leases().bytes(), 4 << 20);
+  EXPECT_TRUE(comes_back("k"));
+  cluster_.clock().advance(1s);
+  EXPECT_TRUE(comes_back("k"));
+  EXPECT_EQ(server().leases().count(), 1);
+}
+
+}  // namespace
+}  // namespace icefield
