@@ -180,7 +180,8 @@ class Transport {
   virtual Task<Buffer> read(Address peer, RegionRuns from, Buffer into, Arrival* arrival,
                             Deadline deadline) = 0;
 
-  // Not initialised.
+  // Not initialised. Takes as long as the operating system for all of its pages; the shard is free
+  // meanwhile. The transport must not be shut down before it is done.
   virtual Task<Region> allocate_region(std::int64_t bytes) = 0;
 
   // A snapshot. Of a peer that was never called, kClosed.

@@ -69,7 +69,7 @@ class UcxTransport::Impl {
     co_return co_await connection->read(std::move(from), std::move(into), arrival, deadline);
   }
 
-  Task<Region> allocate_region(std::int64_t bytes) { co_return worker_->allocate_region(bytes); }
+  Task<Region> allocate_region(std::int64_t bytes) { return worker_->allocate_region(bytes); }
 
   Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) {
     ICE_CHECK(executor == shard());

@@ -93,6 +93,18 @@ Status check_room(std::int64_t bytes) {
                                               std::to_string(room) + " are free in /dev/shm");
 }
 
+Result<ucp_mem_h> map_memory(ucp_context_h context, std::int64_t bytes) {
+  ucp_mem_map_params_t params{};
+  params.field_mask = UCP_MEM_MAP_PARAM_FIELD_LENGTH | UCP_MEM_MAP_PARAM_FIELD_FLAGS;
+  params.length = static_cast<std::size_t>(bytes);
+  params.flags = UCP_MEM_MAP_ALLOCATE;
+  ucp_mem_h memory = nullptr;
+  const ucs_status_t status = ucp_mem_map(context, &params, &memory);
+  if (status == UCS_OK) return memory;
+  return Status(Code::kResourceExhausted,
+                "region of " + std::to_string(bytes) + " bytes: " + describe(status));
+}
+
 }  // namespace
 
 asio::awaitable<void> populate(asio::any_io_executor shard, ConstByteSpan memory, int advice,
@@ -138,8 +150,9 @@ Status UcxWorker::init(const UcxOptions& options) {
   if (status != UCS_OK) return ucx_error("configuration", status);
   const Status configured = configure(config, options);
   ucp_params_t context_params{};
-  context_params.field_mask = UCP_PARAM_FIELD_FEATURES;
+  context_params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED;
   context_params.features = UCP_FEATURE_AM | UCP_FEATURE_RMA | UCP_FEATURE_WAKEUP;
+  context_params.mt_workers_shared = 1;  // allocate_region() uses it from another thread
   status = configured.ok() ? ucp_init(&context_params, config, &context_) : UCS_OK;
   ucp_config_release(config);
   ICE_TRY(configured);
@@ -184,38 +197,33 @@ UcxWorker::~UcxWorker() {
   if (context_ != nullptr) ucp_cleanup(context_);
 }
 
-Result<Region> UcxWorker::allocate_region(std::int64_t bytes) {
-  if (bytes <= 0) return Status(Code::kInvalidArgument, "region of no bytes");
-  if (shared_memory_) ICE_TRY(check_room(bytes));
-  ucp_mem_map_params_t params{};
-  params.field_mask = UCP_MEM_MAP_PARAM_FIELD_LENGTH | UCP_MEM_MAP_PARAM_FIELD_FLAGS;
-  params.length = static_cast<std::size_t>(bytes);
-  params.flags = UCP_MEM_MAP_ALLOCATE;
-  ucp_mem_h memory = nullptr;
-  ucs_status_t status = ucp_mem_map(context_, &params, &memory);
-  if (status != UCS_OK) {
-    return Status(Code::kResourceExhausted,
-                  "region of " + std::to_string(bytes) + " bytes: " + describe(status));
-  }
+Task<Region> UcxWorker::allocate_region(std::int64_t bytes) {
+  if (bytes <= 0) co_return Status(Code::kInvalidArgument, "region of no bytes");
+  if (shared_memory_) ICE_CO_TRY(check_room(bytes));
+  // UCX makes all pages at once, half a second and more for a GB.
+  asio::thread_pool thread(1);
+  auto allocate = [context = context_, bytes] { return map_memory(context, bytes); };
+  ICE_CO_TRY(const ucp_mem_h memory, co_await offload(thread, std::move(allocate)));
   ucp_mem_attr_t attributes{};
   attributes.field_mask = UCP_MEM_ATTR_FIELD_ADDRESS;
-  status = ucp_mem_query(memory, &attributes);
+  ucs_status_t status = ucp_mem_query(memory, &attributes);
   void* packed = nullptr;
   std::size_t packed_bytes = 0;
   if (status == UCS_OK) status = ucp_rkey_pack(context_, memory, &packed, &packed_bytes);
   if (status != UCS_OK) {
     ucp_mem_unmap(context_, memory);
-    return ucx_error("region", status);
+    co_return ucx_error("region", status);
   }
   regions_.push_back(memory);
-  const ByteSpan region(static_cast<std::byte*>(attributes.address), params.length);
+  const ByteSpan region(static_cast<std::byte*>(attributes.address),
+                        static_cast<std::size_t>(bytes));
   // UCX has made the pages.
   if (shared_memory_) scope_.spawn(populate(shard_, region, MADV_POPULATE_WRITE, stopping_));
   const RegionKey key{.address = reinterpret_cast<std::uint64_t>(attributes.address),
                       .bytes = bytes,
                       .packed = {static_cast<const char*>(packed), packed_bytes}};
   ucp_rkey_buffer_release(packed);
-  return Region{.bytes = region, .key = key.to_string()};
+  co_return Region{.bytes = region, .key = key.to_string()};
 }
 
 std::uint64_t UcxWorker::add_sink(FragmentSink& sink) {

@@ -48,8 +48,9 @@ class UcxWorker {
   std::uint64_t add_sink(FragmentSink& sink);
   void remove_sink(std::uint64_t id) { sinks_.erase(id); }
 
-  // As Transport::allocate_region(); the memory stays as long as the worker.
-  Result<Region> allocate_region(std::int64_t bytes);
+  // As Transport::allocate_region(); the memory stays as long as the worker, which stays until this
+  // is done.
+  Task<Region> allocate_region(std::int64_t bytes);
 
   // A fragment that has arrived. One for no sink is counted, and nothing else.
   void deliver(const FragmentHeader& fragment, ConstByteSpan bytes);
