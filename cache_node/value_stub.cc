@@ -82,9 +82,9 @@ std::shared_ptr<const ValueStub::KnownRegion> ValueStub::start_get(
 
 template <class Message>
 Task<Reply> ValueStub::ask(NodeMethod method, const Message& message, Buffer into,
-                           Deadline deadline, Arrival* arrival) {
-  Result<Reply> reply = co_await call_node(transport_, node_, method, message, {}, std::move(into),
-                                           deadline, arrival);
+                           Deadline deadline) {
+  Result<Reply> reply =
+      co_await call_node(transport_, node_, method, message, {}, std::move(into), deadline);
   if (!reply.has_value()) take_back(message.scope());
   co_return reply;
 }
@@ -152,6 +152,7 @@ class ValueStub::GetArrival final : public Arrival {
   }
   const std::optional<proto::PlacedPayload>& placed() const { return placed_; }
   Result<GetValuesReply> reply() { return std::move(reply_); }
+  bool abandoned() const { return next_ != nullptr && next_->abandoned(); }
 
  private:
   const ValueStub& stub_;
@@ -173,13 +174,18 @@ Task<GetValuesReply> ValueStub::get(GetValues request, Buffer into, Deadline dea
     message.add_rooms(static_cast<std::uint64_t>(value.room));
   }
   GetArrival arriving(*this, request.values.size(), std::move(arrival));
-  ICE_CO_TRY(Reply reply,
-             co_await ask(NodeMethod::kGetValues, message, std::move(into), deadline, &arriving));
-  Fetched fetched{.payload = std::move(reply.payload)};
+  Result<Reply> reply = co_await call_node(transport_, node_, NodeMethod::kGetValues, message, {},
+                                           std::move(into), deadline, &arriving);
+  if (arriving.abandoned()) co_return Status(Code::kCancelled, "read cancelled");
+  if (!reply.has_value()) {
+    take_back(message.scope());
+    co_return reply.error();
+  }
+  Fetched fetched{.payload = std::move(reply->payload)};
   if (arriving.placed().has_value()) {
     if (fetched.payload.size() > 0) co_return impossible("a payload in two places");
     ICE_CO_TRY(fetched, co_await read_placed(*arriving.placed(), known, std::move(fetched.payload),
-                                             &arriving, deadline));
+                                             arriving, deadline));
   }
   ICE_CO_TRY(GetValuesReply result, arriving.reply());
   result.payload = std::move(fetched.payload);
@@ -191,12 +197,14 @@ Task<GetValuesReply> ValueStub::get(GetValues request, Buffer into, Deadline dea
 // have gone with its node.
 Task<ValueStub::Fetched> ValueStub::read_placed(const proto::PlacedPayload& placed,
                                                 std::shared_ptr<const KnownRegion> region,
-                                                Buffer into, Arrival* arrival, Deadline deadline) {
+                                                Buffer into, GetArrival& arrival,
+                                                Deadline deadline) {
   if (!placed.region_key().empty()) {
     const std::string& key = placed.region_key();
     region = std::make_shared<const KnownRegion>(
         KnownRegion{.key = key, .hash = xxh3(as_bytes(key), 0)});
     const std::lock_guard lock(mutex_);
+    if (region_->hash != region->hash) unreachable_gets_ = 0;
     region_ = region;
   }
   RegionRuns runs{.key = region->key};
@@ -207,14 +215,15 @@ Task<ValueStub::Fetched> ValueStub::read_placed(const proto::PlacedPayload& plac
                          .bytes = static_cast<std::int64_t>(placed.lengths(i))});
   }
   Result<Buffer> read =
-      co_await transport_.read(node_, std::move(runs), std::move(into), arrival, deadline);
+      co_await transport_.read(node_, std::move(runs), std::move(into), &arrival, deadline);
+  if (arrival.abandoned()) co_return Status(Code::kCancelled, "read cancelled");
   const Code code = read.status().code();
   const bool out_of_reach = code == Code::kFailedPrecondition || code == Code::kInvalidArgument ||
                             code == Code::kResourceExhausted;
   {
     const std::lock_guard lock(mutex_);
     ended_leases_.push_back(placed.lease());
-    if (out_of_reach) unreachable_gets_ = kUnreachableGets;
+    if (out_of_reach && region_->hash == region->hash) unreachable_gets_ = kUnreachableGets;
   }
   if (code == Code::kDeadlineExceeded || code == Code::kCancelled) co_return read.status();
   Fetched fetched{.unread = read.status()};

@@ -1,6 +1,7 @@
 // cache_node/value_stub.h — the values of a cache node as its clients see them.
 #pragma once
 
+#include <atomic>
 #include <mutex>
 #include <optional>
 
@@ -30,6 +31,13 @@ class ValueArrival {
  public:
   virtual ~ValueArrival() = default;
   virtual void arrived(const ValueFacts& facts, ConstByteSpan payload) = 0;
+
+  // The caller of the get has gone, and stub and transport may: it touches them no more.
+  void abandon() { abandoned_ = true; }
+  bool abandoned() const { return abandoned_; }
+
+ private:
+  std::atomic<bool> abandoned_ = false;
 };
 
 // What keys, parts and checksums point at must stay in place until the call returns.
@@ -79,7 +87,7 @@ class ValueStub {
                                    std::optional<proto::PlacedPayload>& placed) const;
   Task<Fetched> read_placed(const proto::PlacedPayload& placed,
                             std::shared_ptr<const KnownRegion> region, Buffer into,
-                            Arrival* arrival, Deadline deadline);
+                            GetArrival& arrival, Deadline deadline);
   // What starts every request.
   void put_scope(const ValueScope& scope, proto::ValueScope* out);
   // The leases that a request was to end, which nobody has answered.
@@ -89,8 +97,7 @@ class ValueStub {
                                                proto::GetValuesRequest& message);
   // Calls the node with a message that begins with a scope.
   template <class Message>
-  Task<Reply> ask(NodeMethod method, const Message& message, Buffer into, Deadline deadline,
-                  Arrival* arrival = nullptr);
+  Task<Reply> ask(NodeMethod method, const Message& message, Buffer into, Deadline deadline);
   Status impossible(const std::string& what) const;
 
   Transport& transport_;

@@ -218,8 +218,7 @@ asio::awaitable<void> ValueStore::fetch_part(Fetch& fetch, std::size_t node,
 
 Task<GetValuesReply> ValueStore::ask(std::size_t node, GetValues request, Buffer into,
                                      std::shared_ptr<ValueArrival> arrival, ValueCall call) {
-  auto running =
-      nodes_.stub(node).get(std::move(request), std::move(into), call.deadline, std::move(arrival));
+  auto running = nodes_.stub(node).get(std::move(request), std::move(into), call.deadline, arrival);
   if (call.cancel == nullptr) co_return co_await std::move(running);
   if (call.cancel->cancelled()) co_return Status(Code::kCancelled, "read cancelled");
   const auto executor = co_await asio::this_coro::executor;
@@ -237,7 +236,10 @@ Task<GetValuesReply> ValueStore::ask(std::size_t node, GetValues request, Buffer
     co_await state->wake.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
   }
   call.cancel->forget(number);
-  if (!state->result.has_value()) co_return Status(Code::kCancelled, "read cancelled");
+  if (!state->result.has_value()) {
+    arrival->abandon();
+    co_return Status(Code::kCancelled, "read cancelled");
+  }
   co_return std::move(*state->result);
 }
 
