@@ -42,7 +42,8 @@ class Load {
     std::unique_lock lock(mutex_);
     const int goal = ended_[code] + count;
     const bool came = changed_.wait_for(lock, 60s, [&] { return ended_[code] >= goal; });
-    EXPECT_TRUE(came) << count << " calls should have ended with " << to_string(code);
+    EXPECT_TRUE(came) << count << " calls should have ended with " << to_string(code)
+                      << "; so far: " << testing::PrintToString(ended_);
   }
   // How calls ended. After the load has stopped or under it.
   std::map<Code, int> ended() {
