@@ -51,12 +51,13 @@ std::string network_for(std::span<const std::string> addresses) {
 class UcxTransport::Impl {
  public:
   Impl(std::unique_ptr<UcxWorker> worker, const UcxOptions& options)
-      : worker_(std::move(worker)),
+      : shard_(worker->shard()),
+        worker_(std::move(worker)),
         options_(options),
         lanes_log_(options.lanes),
-        scope_(worker_->shard()) {}
+        scope_(shard_) {}
 
-  const asio::any_io_executor& shard() const { return worker_->shard(); }
+  const asio::any_io_executor& shard() const { return shard_; }
 
   Task<Reply> call(Address peer, Request request, Buffer into, Deadline deadline) {
     ICE_CO_TRY(const auto connection, co_await connection_to(peer, deadline));
@@ -69,10 +70,14 @@ class UcxTransport::Impl {
     co_return co_await connection->read(std::move(from), std::move(into), arrival, deadline);
   }
 
-  Task<Region> allocate_region(std::int64_t bytes) { return worker_->allocate_region(bytes); }
+  Task<Region> allocate_region(std::int64_t bytes) {
+    serves_ = true;
+    return worker_->allocate_region(bytes);
+  }
 
   Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) {
     ICE_CHECK(executor == shard());
+    serves_ = true;
     auto listener = std::make_unique<Listener>(*worker_, service, options_, rng_.next());
     ICE_CO_TRY(const Address bound, co_await listener->open(self));
     listeners_.emplace(bound, std::move(listener));
@@ -154,6 +159,7 @@ class UcxTransport::Impl {
         co_return peer.last_failure;
       }
       if (peer.attempt == nullptr) {
+        if (suspect_) renew_worker();
         peer.attempt = std::make_shared<ClientConnection>(*worker_, address, options_);
         scope_.spawn(connect(peer));
       }
@@ -173,9 +179,10 @@ class UcxTransport::Impl {
     peer.attempt = nullptr;
     if (connected.ok()) {
       peer.failures = 0;
-      auto lost = [this, &peer] {
-        if (peer.connection == nullptr) return;  // shutdown() is closing it
-        peer.last_failure = peer.connection->failure();
+      auto lost = [this, &peer, mine = connection.get()] {
+        if (peer.connection.get() != mine) return;  // it is being closed
+        peer.last_failure = mine->failure();
+        suspect_ |= mine->lanes() != "tcp";
         scope_.spawn(close(std::move(peer.connection)));
       };
       connection->on_failure(std::move(lost));
@@ -189,11 +196,44 @@ class UcxTransport::Impl {
     if (connection != nullptr) co_await close(std::move(connection));
   }
 
+  // A peer that was killed while it wrote into our worker's queue in shared memory has left an entry
+  // there that UCX waits for for ever, and all behind it. So after the loss of such a peer everybody
+  // is reached anew, by another worker; calls under way end as they may. Servers keep theirs.
+  void renew_worker() {
+    suspect_ = false;
+    if (serves_) return;
+    Result<std::unique_ptr<UcxWorker>> fresh = UcxWorker::create(shard_, options_);
+    if (!fresh.has_value()) return;
+    for (auto& [address, peer] : peers_) {
+      if (peer.connection != nullptr) scope_.spawn(close_unused(std::move(peer.connection)));
+    }
+    scope_.spawn(retire(std::exchange(worker_, std::move(*fresh))));
+  }
+
+  asio::awaitable<void> close_unused(std::shared_ptr<ClientConnection> connection) {
+    while (connection.use_count() > 1 && !stopping_) co_await pause();
+    co_await close(std::move(connection));
+  }
+
+  asio::awaitable<void> retire(std::unique_ptr<UcxWorker> worker) {
+    while (worker->has_sinks()) co_await pause();
+    co_await worker->stop();
+  }
+
+  asio::awaitable<void> pause() {
+    asio::steady_timer timer(shard_, std::chrono::milliseconds(20));
+    boost::system::error_code ignored;
+    co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+  }
+
   static asio::awaitable<void> close(std::shared_ptr<ClientConnection> connection) {
     co_await connection->close();
   }
 
-  const std::unique_ptr<UcxWorker> worker_;
+  const asio::any_io_executor shard_;
+  std::unique_ptr<UcxWorker> worker_;
+  bool serves_ = false;   // others know the worker
+  bool suspect_ = false;  // a peer that shares memory with it was lost
   const UcxOptions options_;
   SystemClock clock_;
   SystemRng rng_;

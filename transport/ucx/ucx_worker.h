@@ -47,6 +47,7 @@ class UcxWorker {
   // Fragments that carry the id returned go to `sink`; ids cannot be guessed.
   std::uint64_t add_sink(FragmentSink& sink);
   void remove_sink(std::uint64_t id) { sinks_.erase(id); }
+  bool has_sinks() const { return !sinks_.empty(); }
 
   // As Transport::allocate_region(); the memory stays as long as the worker, which stays until this
   // is done.
