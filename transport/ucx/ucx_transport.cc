@@ -196,9 +196,10 @@ class UcxTransport::Impl {
     if (connection != nullptr) co_await close(std::move(connection));
   }
 
-  // A peer that was killed while it wrote into our worker's queue in shared memory has left an entry
-  // there that UCX waits for for ever, and all behind it. So after the loss of such a peer everybody
-  // is reached anew, by another worker; calls under way end as they may. Servers keep theirs.
+  // A peer that was killed while it wrote into our worker's queue in shared memory has left an
+  // entry there that UCX waits for for ever, and all behind it. So after the loss of such a peer
+  // everybody is reached anew, by another worker; calls under way end as they may. Servers keep
+  // theirs.
   void renew_worker() {
     suspect_ = false;
     if (serves_) return;
