@@ -252,10 +252,11 @@ TEST(UcxPeers, RestartedOneIsFoundAgain) {
   EXPECT_EQ(health_of(client, node).failures, 0);
 }
 
-// Answers nothing before let_go(), which a lost connection must not wait for.
+// Answers requests without a header at let_go() only, which a lost connection must not wait for.
 class StuckService final : public Service {
  public:
-  Task<ServiceReply> handle(const Caller&, MethodId, std::string, Payload) override {
+  Task<ServiceReply> handle(const Caller&, MethodId, std::string header, Payload) override {
+    if (!header.empty()) co_return ServiceReply{.header = std::move(header)};
     arrived.set_value();
     while (!released_) co_await wait_.wait(Deadline::never());
     co_return ServiceReply();
@@ -296,6 +297,37 @@ TEST(UcxPeers, CallsUnderWayEndWithTheirConnectionAndEverythingComesBack) {
   while (usage().connections > 0) std::this_thread::yield();
   EXPECT_EQ(usage().calls, 0);
   EXPECT_EQ(usage().request_bytes, 0);
+}
+
+// After the loss of one peer the others are reached anew, and what is under way to them ends well.
+TEST(UcxPeers, LossOfOneDoesNotEndCallsToAnother) {
+  GateService gate;
+  StuckService stuck;
+  auto lost = std::make_unique<End>(UcxOptions());
+  End server{UcxOptions()};
+  const Address gone = lost->listen(gate).value();
+  const Address node = server.listen(stuck).value();
+  End client{UcxOptions()};
+  EXPECT_EQ(client.ask(gone, "x").value(), "yes");
+  std::promise<Status> ended;
+  auto call = client.transport->call(node, Request(1, ""), Buffer(0), Deadline::never());
+  asio::co_spawn(
+      client.shard.executor(), std::move(call),
+      [&ended](std::exception_ptr, Result<Reply> reply) { ended.set_value(reply.status()); });
+  stuck.arrived.get_future().wait();
+  const auto connections = [&server] {
+    return sync_wait(server.shard.executor(), server.transport->usage()).value().connections;
+  };
+  EXPECT_EQ(connections(), 1);
+  lost = nullptr;
+  while (health_of(client, gone).state == PeerState::kUp) std::this_thread::yield();
+  EXPECT_EQ(client.ask(gone, "x").status().code(), Code::kUnavailable);
+  EXPECT_EQ(client.ask(node, "y").value(), "y");
+  EXPECT_EQ(connections(), 2);
+  asio::post(server.shard.executor(), [&stuck] { stuck.let_go(); });
+  EXPECT_TRUE(ended.get_future().get().ok());
+  while (connections() > 1) std::this_thread::yield();  // the old one is of no use any more
+  EXPECT_EQ(client.ask(node, "z").value(), "z");
 }
 
 // Counts requests, and those whose payload is not all ones. Of method 2 the payload lands here.
