@@ -23,8 +23,8 @@ namespace HWY_NAMESPACE {
 // Exact rows of up to kRowBlock query rows, unnormalised: out = Σ w v, total = Σ w,
 // w = e^(x - largest).
 struct Sums {
-  // Split. While tiles add to it: of weights' first and third parts and, kRowBlock rows on, of their
-  // second parts, in the order of tiles.
+  // Split. While tiles add to it: of weights' first and third parts and, kRowBlock rows on, of
+  // their second parts, in the order of tiles.
   HWY_ALIGN float out[2 * kRowBlock][kMaxHeadDim];
   float largest[kRowBlock];
   HWY_ALIGN float total[kRowBlock][kLanes];  // by lane
