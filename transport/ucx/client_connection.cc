@@ -88,7 +88,7 @@ Task<> ClientConnection::shake_hands() {
   max_calls_ = reply.max_calls();
   max_bytes_ = static_cast<std::int64_t>(reply.max_request_bytes());
   auto broken = [weak = weak_from_this()](const Status& why) {
-    if (const auto self = weak.lock()) self->fail(why);
+    if (const auto self = weak.lock()) self->lost(why);
   };
   ICE_CO_TRY(endpoint_, Endpoint::create(worker_, reply.worker_address(), std::move(broken)));
   lanes_ = endpoint_->lanes();
@@ -283,9 +283,15 @@ asio::awaitable<void> ClientConnection::quarantine(std::shared_ptr<Reading> read
 }
 
 asio::awaitable<void> ClientConnection::watch() {
-  co_await wait_for_end(control_);
+  const bool polite = co_await wait_for_end(control_);
   worker_.take_in();  // a node that stops answers first, on another way
-  fail(Status(Code::kUnavailable, "closed by the peer"));
+  Status why(Code::kUnavailable, "closed by the peer");
+  polite ? fail(std::move(why)) : lost(std::move(why));
+}
+
+void ClientConnection::lost(Status why) {
+  abrupt_ = failure_.ok() && lanes_ != "tcp";
+  fail(std::move(why));
 }
 
 bool ClientConnection::on_fragment(const FragmentHeader& header, ConstByteSpan bytes) {
@@ -358,6 +364,7 @@ asio::awaitable<void> ClientConnection::close() {
   fail(Status(Code::kUnavailable, "closed"));
   next_deadline_.cancel();
   if (endpoint_ != nullptr) co_await endpoint_->close(Deadline::never());
+  if (control_.is_open()) say_goodbye(control_);
   control_.close();
   co_await scope_.join();
 }

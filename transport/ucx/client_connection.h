@@ -43,6 +43,8 @@ class ClientConnection final : public FragmentSink,
   const Address& peer() const { return peer_; }
   // What carries it: "posix", "tcp". Only once connect() succeeded.
   const std::string& lanes() const { return lanes_; }
+  // After a failure: the peer shares memory with us and went without saying goodbye.
+  bool abrupt() const { return abrupt_; }
   // Whether the peer runs on this machine.
   bool local() const { return local_; }
   // Called once, on the shard, when it can no longer.
@@ -110,6 +112,8 @@ class ClientConnection final : public FragmentSink,
   void take_fragment(Call& call, const FragmentHeader& header, ConstByteSpan bytes);
   Status start_reply(Pending& pending, const FragmentHeader& header) const;
   static void finish(Pending& pending, Status failure);
+  // The peer may have been killed.
+  void lost(Status why);
   void fail(Status why);
 
   UcxWorker& worker_;
@@ -134,6 +138,7 @@ class ClientConnection final : public FragmentSink,
   bool failed_ = false;  // the same, for who wants no more than that
   std::string lanes_;
   bool local_ = false;
+  bool abrupt_ = false;
   bool abandoned_ = false;  // the socket may not have been open yet
   std::function<void()> notify_;
   TaskScope scope_;

@@ -50,11 +50,18 @@ Task<> write_frame(asio::ip::tcp::socket& socket, std::string message) {
   co_return Status();
 }
 
-asio::awaitable<void> wait_for_end(asio::ip::tcp::socket& socket) {
+asio::awaitable<bool> wait_for_end(asio::ip::tcp::socket& socket) {
   std::array<std::byte, 1> byte;
-  boost::system::error_code ignored;
+  boost::system::error_code error;
   const auto buffer = asio::buffer(byte);
-  co_await socket.async_read_some(buffer, asio::redirect_error(asio::use_awaitable, ignored));
+  co_await socket.async_read_some(buffer, asio::redirect_error(asio::use_awaitable, error));
+  co_return !error;
+}
+
+void say_goodbye(asio::ip::tcp::socket& socket) {
+  constexpr std::array<std::byte, 1> kGoodbye{};
+  (void)::send(socket.native_handle(), kGoodbye.data(), kGoodbye.size(),
+               MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
 void set_socket_options(asio::ip::tcp::socket& socket) {

@@ -23,9 +23,12 @@ Task<Message> read_message(asio::ip::tcp::socket& socket) {
   co_return message;
 }
 
-// Suspends until the peer closes the connection, sends something it should not, or the socket is
-// closed here.
-asio::awaitable<void> wait_for_end(asio::ip::tcp::socket& socket);
+// Suspends until the peer closes the connection, says goodbye, or the socket is closed here. True
+// when it said goodbye: then it does not write into our memory any more. A peer that was killed did
+// not.
+asio::awaitable<bool> wait_for_end(asio::ip::tcp::socket& socket);
+// To be called when the endpoint beside the connection is closed. Does not wait.
+void say_goodbye(asio::ip::tcp::socket& socket);
 
 // Small messages at once, and a dead machine noticed within half a minute.
 void set_socket_options(asio::ip::tcp::socket& socket);

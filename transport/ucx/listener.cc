@@ -9,7 +9,7 @@ using asio::ip::tcp;
 Task<Address> Listener::open(Address self) {
   ICE_CO_TRY(const HostPort address, parse_address(self));
   boost::system::error_code error;
-  tcp::resolver resolver(worker_.shard());
+  tcp::resolver resolver(worker_->shard());
   const std::string port = std::to_string(address.port);
   const auto found = co_await resolver.async_resolve(
       address.host, port, tcp::resolver::passive, asio::redirect_error(asio::use_awaitable, error));
@@ -39,17 +39,17 @@ Task<Address> Listener::open(Address self) {
 asio::awaitable<void> Listener::accept_all() {
   while (acceptor_.is_open()) {
     boost::system::error_code error;
-    tcp::socket socket(worker_.shard());
+    tcp::socket socket(worker_->shard());
     co_await acceptor_.async_accept(socket, asio::redirect_error(asio::use_awaitable, error));
     if (error) {
       // Out of descriptors, mostly: connections that end will free some.
       if (acceptor_.is_open()) {
-        asio::steady_timer pause(worker_.shard(), std::chrono::milliseconds(50));
+        asio::steady_timer pause(worker_->shard(), std::chrono::milliseconds(50));
         co_await pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
       }
       continue;
     }
-    auto connection = std::make_shared<ServerConnection>(worker_, std::move(socket), service_,
+    auto connection = std::make_shared<ServerConnection>(*worker_, std::move(socket), service_,
                                                          options_, incarnation_);
     connections_.insert(connection);
     scope_.spawn(run(std::move(connection)));
@@ -58,7 +58,13 @@ asio::awaitable<void> Listener::accept_all() {
 
 asio::awaitable<void> Listener::run(std::shared_ptr<ServerConnection> connection) {
   co_await connection->run();
+  if (connection->abrupt()) doubt_();
   connections_.erase(connection);
+}
+
+void Listener::change_worker(UcxWorker& worker, const Status& why) {
+  worker_ = &worker;
+  for (const auto& connection : connections_) connection->end(why);
 }
 
 asio::awaitable<void> Listener::stop() {

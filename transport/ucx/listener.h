@@ -2,6 +2,7 @@
 #pragma once
 
 #include <boost/asio/ip/tcp.hpp>
+#include <functional>
 #include <set>
 
 #include "transport/ucx/server_connection.h"
@@ -11,12 +12,14 @@ namespace icefield::ucx {
 // Threads  The shard's. stop() before the destructor.
 class Listener {
  public:
+  // `doubt` is called after the loss of a client that may have left our queue stuck.
   Listener(UcxWorker& worker, Service& service, const UcxOptions& options,
-           std::uint64_t incarnation)
-      : worker_(worker),
+           std::uint64_t incarnation, std::function<void()> doubt)
+      : worker_(&worker),
         service_(service),
         options_(options),
         incarnation_(incarnation),
+        doubt_(std::move(doubt)),
         acceptor_(worker.shard()),
         scope_(worker.shard()) {}
 
@@ -25,16 +28,19 @@ class Listener {
   Task<Address> open(Address self);
   // Takes no more connections and requests, waits for those under way.
   asio::awaitable<void> stop();
+  // Ends all connections, with `why`; those to come are the new worker's.
+  void change_worker(UcxWorker& worker, const Status& why);
   const std::set<std::shared_ptr<ServerConnection>>& connections() const { return connections_; }
 
  private:
   asio::awaitable<void> accept_all();
   asio::awaitable<void> run(std::shared_ptr<ServerConnection> connection);
 
-  UcxWorker& worker_;
+  UcxWorker* worker_;
   Service& service_;
   const UcxOptions options_;
   const std::uint64_t incarnation_;
+  const std::function<void()> doubt_;
   asio::ip::tcp::acceptor acceptor_;
   std::set<std::shared_ptr<ServerConnection>> connections_;
   TaskScope scope_;

@@ -43,8 +43,9 @@ asio::awaitable<void> ServerConnection::run() {
   const SystemClock clock;
   const Deadline flush =
       ended_.ok() ? Deadline::after(clock, options_.close_timeout) : Deadline::never();
-  co_await endpoint_->close(flush);
   end(Status(Code::kUnavailable, "stopped"));
+  co_await endpoint_->close(flush);
+  say_goodbye(control_);
   control_.close();
   co_await scope_.join();
   service_.closed(caller_);
@@ -75,7 +76,7 @@ Task<> ServerConnection::shake_hands() {
   Status status = caller.status();
   if (status.ok()) {
     auto broken = [weak = weak_from_this()](const Status& why) {
-      if (const auto self = weak.lock()) self->end(why);
+      if (const auto self = weak.lock()) self->lost(why);
     };
     auto endpoint = Endpoint::create(worker_, request.worker_address(), std::move(broken));
     status = endpoint.status();
@@ -127,8 +128,14 @@ Result<Caller> ServerConnection::check(const proto::Hello& hello,
 }
 
 asio::awaitable<void> ServerConnection::watch() {
-  co_await wait_for_end(control_);
-  end(Status(Code::kUnavailable, "closed by the client"));
+  Status why(Code::kUnavailable, "closed by the client");
+  const bool polite = co_await wait_for_end(control_);
+  polite ? end(std::move(why)) : lost(std::move(why));
+}
+
+void ServerConnection::lost(Status why) {
+  abrupt_ = ended_.ok() && endpoint_->lanes() != "tcp";
+  end(std::move(why));
 }
 
 void ServerConnection::end(Status why) {

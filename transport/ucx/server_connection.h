@@ -34,6 +34,11 @@ class ServerConnection final : public FragmentSink,
   // answered.
   void stop();
 
+  // Ends it at once: calls under way are not answered any more.
+  void end(Status why);
+  // After run(): the client shares memory with us and went without saying goodbye.
+  bool abrupt() const { return abrupt_; }
+
   // What the client holds of what it was granted.
   std::int64_t calls_held() const { return calls_held_; }
   std::int64_t bytes_held() const { return bytes_held_; }
@@ -45,6 +50,8 @@ class ServerConnection final : public FragmentSink,
   // Who that is; what is wrong with the request otherwise.
   Result<Caller> check(const proto::Hello& hello, const proto::ConnectRequest& request) const;
   asio::awaitable<void> watch();
+  // The client may have been killed.
+  void lost(Status why);
   using Incoming = std::unordered_map<std::uint64_t, Assembly>;  // by the client's number
   bool accept(const FragmentHeader& header);
   Payload place(const FragmentHeader& request, std::string_view header);
@@ -54,7 +61,6 @@ class ServerConnection final : public FragmentSink,
   // Answers a request that is not whole.
   void drop(Incoming::iterator found, Status why);
   void release(const FragmentHeader& request);
-  void end(Status why);
 
   UcxWorker& worker_;
   asio::ip::tcp::socket control_;
@@ -70,6 +76,7 @@ class ServerConnection final : public FragmentSink,
   std::int64_t bytes_held_ = 0;
   Status ended_;
   bool stopping_ = false;
+  bool abrupt_ = false;
   Waiters changed_;
   TaskScope scope_;
 };

@@ -1,9 +1,13 @@
 #include "transport/ucx/ucx_transport.h"
 
+#include <glog/logging.h>
+#include <sys/mman.h>
+
 #include <map>
 
 #include "transport/ucx/client_connection.h"
 #include "transport/ucx/handshake.h"
+#include "transport/ucx/hearing.h"
 #include "transport/ucx/lanes_log.h"
 #include "transport/ucx/listener.h"
 #include "transport/ucx/ucx_worker.h"
@@ -50,11 +54,12 @@ std::string network_for(std::span<const std::string> addresses) {
 // All of it on the shard.
 class UcxTransport::Impl {
  public:
-  Impl(std::unique_ptr<UcxWorker> worker, const UcxOptions& options)
+  Impl(std::shared_ptr<UcxContext> context, std::unique_ptr<UcxWorker> worker)
       : shard_(worker->shard()),
+        context_(std::move(context)),
         worker_(std::move(worker)),
-        options_(options),
-        lanes_log_(options.lanes),
+        options_(context_->options()),
+        lanes_log_(options_.lanes),
         scope_(shard_) {}
 
   const asio::any_io_executor& shard() const { return shard_; }
@@ -71,14 +76,17 @@ class UcxTransport::Impl {
   }
 
   Task<Region> allocate_region(std::int64_t bytes) {
-    serves_ = true;
-    return worker_->allocate_region(bytes);
+    ICE_CO_TRY(Region region, co_await context_->allocate_region(bytes));
+    if (context_->shares_memory()) {  // UCX has made the pages
+      scope_.spawn(populate(shard_, region.bytes, MADV_POPULATE_WRITE, stopping_));
+    }
+    co_return region;
   }
 
   Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) {
     ICE_CHECK(executor == shard());
-    serves_ = true;
-    auto listener = std::make_unique<Listener>(*worker_, service, options_, rng_.next());
+    auto listener = std::make_unique<Listener>(*worker_, service, options_, rng_.next(),
+                                               [this] { doubt_hearing(); });
     ICE_CO_TRY(const Address bound, co_await listener->open(self));
     listeners_.emplace(bound, std::move(listener));
     co_return bound;
@@ -159,7 +167,6 @@ class UcxTransport::Impl {
         co_return peer.last_failure;
       }
       if (peer.attempt == nullptr) {
-        if (suspect_) renew_worker();
         peer.attempt = std::make_shared<ClientConnection>(*worker_, address, options_);
         scope_.spawn(connect(peer));
       }
@@ -182,7 +189,7 @@ class UcxTransport::Impl {
       auto lost = [this, &peer, mine = connection.get()] {
         if (peer.connection.get() != mine) return;  // it is being closed
         peer.last_failure = mine->failure();
-        suspect_ |= mine->lanes() != "tcp";
+        if (mine->abrupt()) doubt_hearing();
         scope_.spawn(close(std::move(peer.connection)));
       };
       connection->on_failure(std::move(lost));
@@ -196,35 +203,43 @@ class UcxTransport::Impl {
     if (connection != nullptr) co_await close(std::move(connection));
   }
 
-  // A peer that was killed while it wrote into our worker's queue in shared memory has left an
-  // entry there that UCX waits for for ever, and all behind it. So after the loss of such a peer
-  // everybody is reached anew, by another worker; calls under way end as they may. Servers keep
-  // theirs.
-  void renew_worker() {
-    suspect_ = false;
-    if (serves_) return;
-    Result<std::unique_ptr<UcxWorker>> fresh = UcxWorker::create(shard_, options_);
-    if (!fresh.has_value()) return;
+  // After the loss of a peer that may have left our queue in shared memory stuck.
+  void doubt_hearing() {
+    ++doubts_;
+    if (!std::exchange(checking_, true)) scope_.spawn(check_hearing());
+  }
+
+  asio::awaitable<void> check_hearing() {
+    for (int checked = 0; checked != doubts_ && !stopping_;) {
+      checked = doubts_;
+      const bool fine = co_await hears(*worker_);
+      if (!fine && !stopping_) change_worker();
+    }
+    checking_ = false;
+  }
+
+  // Everybody is reached anew, by another worker; calls under way end.
+  void change_worker() {
+    const Status why(Code::kUnavailable, "a peer was killed in the middle of a message");
+    LOG(WARNING) << why.message() << "; the queue that it left stuck is replaced, with it all "
+                 << "connections";
+    Result<std::unique_ptr<UcxWorker>> fresh = UcxWorker::create(shard_, context_);
+    if (!fresh.has_value()) {
+      LOG(ERROR) << "no other queue: " << fresh.error().to_string() << "; restart this process";
+      return;
+    }
+    for (auto& [address, listener] : listeners_) listener->change_worker(**fresh, why);
     for (auto& [address, peer] : peers_) {
-      if (peer.connection != nullptr) scope_.spawn(close_unused(std::move(peer.connection)));
+      if (peer.connection != nullptr) scope_.spawn(close(std::move(peer.connection)));
+      if (peer.attempt != nullptr) peer.attempt->abandon();
     }
     scope_.spawn(retire(std::exchange(worker_, std::move(*fresh))));
   }
 
-  asio::awaitable<void> close_unused(std::shared_ptr<ClientConnection> connection) {
-    while (connection.use_count() > 1 && !stopping_) co_await pause();
-    co_await close(std::move(connection));
-  }
-
   asio::awaitable<void> retire(std::unique_ptr<UcxWorker> worker) {
-    while (worker->has_sinks()) co_await pause();
+    const std::chrono::milliseconds pause(20);
+    while (worker->has_sinks()) (void)co_await clock_.sleep_until(clock_.now() + pause);
     co_await worker->stop();
-  }
-
-  asio::awaitable<void> pause() {
-    asio::steady_timer timer(shard_, std::chrono::milliseconds(20));
-    boost::system::error_code ignored;
-    co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
   }
 
   static asio::awaitable<void> close(std::shared_ptr<ClientConnection> connection) {
@@ -232,10 +247,11 @@ class UcxTransport::Impl {
   }
 
   const asio::any_io_executor shard_;
+  const std::shared_ptr<UcxContext> context_;
   std::unique_ptr<UcxWorker> worker_;
-  bool serves_ = false;   // others know the worker
-  bool suspect_ = false;  // a peer that shares memory with it was lost
   const UcxOptions options_;
+  int doubts_ = 0;  // whether the worker still hears
+  bool checking_ = false;
   SystemClock clock_;
   SystemRng rng_;
   bool stopping_ = false;
@@ -247,8 +263,9 @@ class UcxTransport::Impl {
 
 Result<std::unique_ptr<UcxTransport>> UcxTransport::create(asio::any_io_executor shard,
                                                            const UcxOptions& options) {
-  ICE_TRY(auto worker, UcxWorker::create(std::move(shard), options));
-  auto impl = std::make_unique<Impl>(std::move(worker), options);
+  ICE_TRY(auto context, UcxContext::create(options));
+  ICE_TRY(auto worker, UcxWorker::create(std::move(shard), context));
+  auto impl = std::make_unique<Impl>(std::move(context), std::move(worker));
   return std::unique_ptr<UcxTransport>(new UcxTransport(std::move(impl)));
 }
 

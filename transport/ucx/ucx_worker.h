@@ -1,8 +1,6 @@
 // transport/ucx/ucx_worker.h — one UCX worker, driven by one shard.
 #pragma once
 
-#include <ucp/api/ucp.h>
-
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <memory>
 #include <string>
@@ -14,7 +12,7 @@
 #include "common/task_scope.h"
 #include "transport/transport.h"
 #include "transport/ucx/patience.h"
-#include "transport/ucx/ucx_options.h"
+#include "transport/ucx/ucx_context.h"
 #include "transport/ucx/wire.h"
 
 namespace icefield::ucx {
@@ -28,14 +26,14 @@ class FragmentSink {
   virtual bool on_fragment(const FragmentHeader& header, ConstByteSpan bytes) = 0;
 };
 
-// A UCX context and worker, progressed on the shard's executor: when its event descriptor says so,
-// or all the time (UcxOptions::poll). UCX's settings come from here, not from the environment.
+// A UCX worker, progressed on the shard's executor: when its event descriptor says so, or all the
+// time (UcxOptions::poll).
 //
 // Threads  The shard's, all of it.
 class UcxWorker {
  public:
   static Result<std::unique_ptr<UcxWorker>> create(asio::any_io_executor shard,
-                                                   const UcxOptions& options);
+                                                   std::shared_ptr<UcxContext> context);
   ~UcxWorker();
   UcxWorker(const UcxWorker&) = delete;
   UcxWorker& operator=(const UcxWorker&) = delete;
@@ -48,10 +46,6 @@ class UcxWorker {
   std::uint64_t add_sink(FragmentSink& sink);
   void remove_sink(std::uint64_t id) { sinks_.erase(id); }
   bool has_sinks() const { return !sinks_.empty(); }
-
-  // As Transport::allocate_region(); the memory stays as long as the worker, which stays until this
-  // is done.
-  Task<Region> allocate_region(std::int64_t bytes);
 
   // A fragment that has arrived. One for no sink is counted, and nothing else.
   void deliver(const FragmentHeader& fragment, ConstByteSpan bytes);
@@ -72,8 +66,8 @@ class UcxWorker {
                           "fragments for no open connection or of no known kind"};
 
  private:
-  UcxWorker(asio::any_io_executor shard, const UcxOptions& options);
-  Status init(const UcxOptions& options);
+  UcxWorker(asio::any_io_executor shard, std::shared_ptr<UcxContext> context);
+  Status init();
   Status read_address();
   asio::awaitable<void> drive();
   // Progress until nothing happens any more, or for a burst.
@@ -86,10 +80,9 @@ class UcxWorker {
                                  void* data, std::size_t bytes, const ucp_am_recv_param_t* param);
 
   const asio::any_io_executor shard_;
+  const std::shared_ptr<UcxContext> context_;
   const bool poll_;
-  const bool shared_memory_;  // may carry bytes, then regions are there
   SystemRng rng_;
-  ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
   std::string address_;
   asio::posix::stream_descriptor event_;
@@ -103,17 +96,7 @@ class UcxWorker {
   bool message_open_ = false;
   bool stopping_ = false;
   std::unordered_map<std::uint64_t, FragmentSink*> sinks_;
-  std::vector<ucp_mem_h> regions_;
   TaskScope scope_;
 };
-
-// Makes the page table entries of memory that is there, in steps of 40 µs that others may wait for,
-// 40 ms a GB: else the first touch of a page costs half as much as reading it. Ends early once
-// `stop` is true: then the memory may go.
-asio::awaitable<void> populate(asio::any_io_executor shard, ConstByteSpan memory, int advice,
-                               const bool& stop);
-
-// "connection reset by peer": what UCX calls a status.
-std::string describe(ucs_status_t status);
 
 }  // namespace icefield::ucx
