@@ -3,9 +3,12 @@
 // destructors of tiers and endpoints check it) and a node that lived through it stops cleanly.
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <thread>
@@ -21,6 +24,7 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr auto kDeadline = 300ms;
+constexpr int kKilledClients = 8;
 // Far beyond what a loaded machine does to a timer: a call that takes longer was forgotten.
 constexpr auto kForgotten = kDeadline + 5s;
 
@@ -204,6 +208,36 @@ TEST_F(ProcessFault, NodeThatStopsUnderLoadAnswersWhatItHas) {
   two.wait_for(Code::kUnavailable, 5);
   expect_well_behaved({&one, &two});
   EXPECT_EQ(one.ended()[Code::kDeadlineExceeded] + two.ended()[Code::kDeadlineExceeded], 0);
+}
+
+// A client of the node that this names, until it is killed; run by the test that follows.
+constexpr const char* kVictimsNode = "ICEFIELD_TEST_VICTIMS_NODE";
+
+TEST(ProcessFaultVictim, DISABLED_LoadsANode) {
+  const char* const members = std::getenv(kVictimsNode);
+  ASSERT_NE(members, nullptr);
+  Load load(members, SystemRng().next());
+  load.wait_for(Code::kOk, 10);
+  std::printf("\nloading\n");
+  std::fflush(stdout);
+  while (true) pause();
+}
+
+// One in some eighty dies in the middle of writing into the node's queue in shared memory, and the
+// node has to take another (hearing_test makes it happen).
+TEST_F(ProcessFault, ServiceResumesAfterTheKillOfAClient) {
+  NodeDaemon node("127.0.0.1:0", {});
+  Load one(node.address(), 1);
+  ASSERT_EQ(setenv(kVictimsNode, node.address().c_str(), 1), 0);
+  for (int round = 0; round < kKilledClients; ++round) {
+    Daemon victim({"--gtest_filter=ProcessFaultVictim.*", "--gtest_also_run_disabled_tests"},
+                  "loading", "/proc/self/exe");
+    EXPECT_EQ(victim.ready_line(), "loading");
+    victim.kill();
+    one.wait_for(Code::kOk, 20);
+  }
+  expect_well_behaved({&one});
+  EXPECT_EQ(node.stop(), 0);
 }
 
 TEST_F(ProcessFault, NodeOutlivesClientsThatAreGone) {

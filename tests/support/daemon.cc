@@ -10,9 +10,10 @@
 
 namespace icefield {
 
-Daemon::Daemon(const std::vector<std::string>& arguments, const std::string& ready) {
-  const std::string program = std::string(ICEFIELD_BIN_DIR) + "/icefield";
-  std::vector<char*> argv = {const_cast<char*>(program.c_str())};
+Daemon::Daemon(const std::vector<std::string>& arguments, const std::string& ready,
+               const std::string& program) {
+  const std::string path = program.empty() ? ICEFIELD_BIN_DIR "/icefield" : program;
+  std::vector<char*> argv = {const_cast<char*>(path.c_str())};
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
   int out[2];
@@ -22,7 +23,7 @@ Daemon::Daemon(const std::vector<std::string>& arguments, const std::string& rea
   if (pid_ == 0) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     dup2(out[1], STDOUT_FILENO);
-    execv(program.c_str(), argv.data());
+    execv(path.c_str(), argv.data());
     _exit(127);
   }
   close(out[1]);

@@ -8,11 +8,12 @@
 
 namespace icefield {
 
-// Starts build/<preset>/bin/icefield and waits until it has printed a line that begins with
-// `ready`, or has ended. The destructor kills it.
+// Starts a program, build/<preset>/bin/icefield when none is named, and waits until it has printed
+// a line that begins with `ready`, or has ended. The destructor kills it.
 class Daemon {
  public:
-  Daemon(const std::vector<std::string>& arguments, const std::string& ready);
+  Daemon(const std::vector<std::string>& arguments, const std::string& ready,
+         const std::string& program = "");
   ~Daemon();
   Daemon(const Daemon&) = delete;
   Daemon& operator=(const Daemon&) = delete;
