@@ -8,7 +8,6 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdio>
-#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <thread>
@@ -210,13 +209,10 @@ TEST_F(ProcessFault, NodeThatStopsUnderLoadAnswersWhatItHas) {
   EXPECT_EQ(one.ended()[Code::kDeadlineExceeded] + two.ended()[Code::kDeadlineExceeded], 0);
 }
 
-// A client of the node that this names, until it is killed; run by the test that follows.
-constexpr const char* kVictimsNode = "ICEFIELD_TEST_VICTIMS_NODE";
-
+// A client of the node that the last argument names, until it is killed; run by the test that
+// follows.
 TEST(ProcessFaultVictim, DISABLED_LoadsANode) {
-  const char* const members = std::getenv(kVictimsNode);
-  ASSERT_NE(members, nullptr);
-  Load load(members, SystemRng().next());
+  Load load(testing::internal::GetArgvs().back(), SystemRng().next());
   load.wait_for(Code::kOk, 10);
   std::printf("\nloading\n");
   std::fflush(stdout);
@@ -228,9 +224,9 @@ TEST(ProcessFaultVictim, DISABLED_LoadsANode) {
 TEST_F(ProcessFault, ServiceResumesAfterTheKillOfAClient) {
   NodeDaemon node("127.0.0.1:0", {});
   Load one(node.address(), 1);
-  ASSERT_EQ(setenv(kVictimsNode, node.address().c_str(), 1), 0);
   for (int round = 0; round < kKilledClients; ++round) {
-    Daemon victim({"--gtest_filter=ProcessFaultVictim.*", "--gtest_also_run_disabled_tests"},
+    Daemon victim({"--gtest_filter=ProcessFaultVictim.*", "--gtest_also_run_disabled_tests",
+                   node.address()},
                   "loading", "/proc/self/exe");
     EXPECT_EQ(victim.ready_line(), "loading");
     victim.kill();
