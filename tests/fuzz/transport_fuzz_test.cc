@@ -71,7 +71,7 @@ class TransportFuzz : public testing::Test {
     ICE_CO_TRY(const auto context, UcxContext::create(options_));
     ICE_CO_TRY(worker_, UcxWorker::create(shard_.executor(), context));
     ICE_CO_TRY(attacker_, UcxWorker::create(shard_.executor(), context));
-    listener_ = std::make_unique<Listener>(*worker_, echo_, options_, 1, [] {});
+    listener_ = std::make_unique<Listener>(worker_, echo_, options_, 1, [] {});
     ICE_CO_TRY(const Address bound, co_await listener_->open("127.0.0.1:0"));
     ICE_CO_TRY(address_, parse_address(bound));
     co_return Status();

@@ -62,8 +62,7 @@ asio::awaitable<void> Listener::run(std::shared_ptr<ServerConnection> connection
   connections_.erase(connection);
 }
 
-void Listener::change_worker(UcxWorker& worker, const Status& why) {
-  worker_ = &worker;
+void Listener::end_connections(const Status& why) {
   for (const auto& connection : connections_) connection->end(why);
 }
 

@@ -85,7 +85,7 @@ class UcxTransport::Impl {
 
   Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) {
     ICE_CHECK(executor == shard());
-    auto listener = std::make_unique<Listener>(*worker_, service, options_, rng_.next(),
+    auto listener = std::make_unique<Listener>(worker_, service, options_, rng_.next(),
                                                [this] { doubt_hearing(); });
     ICE_CO_TRY(const Address bound, co_await listener->open(self));
     listeners_.emplace(bound, std::move(listener));
@@ -228,7 +228,7 @@ class UcxTransport::Impl {
       LOG(ERROR) << "no other queue: " << fresh.error().to_string() << "; restart this process";
       return;
     }
-    for (auto& [address, listener] : listeners_) listener->change_worker(**fresh, why);
+    for (auto& [address, listener] : listeners_) listener->end_connections(why);
     for (auto& [address, peer] : peers_) {
       if (peer.connection != nullptr) scope_.spawn(close(std::move(peer.connection)));
       if (peer.attempt != nullptr) peer.attempt->abandon();
