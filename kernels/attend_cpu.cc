@@ -94,7 +94,7 @@ void attend(const HeadShape& shape, const AttendGroup& group) {
     rows += __builtin_popcountll(group.runs[r].mask);
   }
   const bool has_tail = group.segment_count > 0;
-  for_row_blocks<kAttendRows>(group.row_count, [&](auto row_count, std::int32_t first) {
+  for_row_blocks<kMostRows>(group.row_count, [&](auto row_count, std::int32_t first) {
     constexpr int kRows = row_count();
     TailSums tail;
     if (has_tail) make_tail<kRows>(shape, group, first, tail);

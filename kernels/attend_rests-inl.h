@@ -20,15 +20,15 @@ HWY_BEFORE_NAMESPACE();
 namespace icefield {
 namespace HWY_NAMESPACE {
 
-static_assert(kAttendRows <= kAttendRowsAtOnce && kLanes <= kAttendPadding, "scratch is too small");
+static_assert(kMostRows <= kAttendRowsAtOnce && kLanes <= kAttendPadding, "scratch is too small");
 
-// The tail of up to kAttendRows query rows, relative to e^largest.
+// The tail of up to kMostRows query rows, relative to e^largest.
 struct TailSums {
-  HWY_ALIGN float out[kAttendRows][kMaxHeadDim];  // Σ w ν in order
-  float largest[kAttendRows];
-  float weight[kAttendRows];  // Σ w
-  float fault[kAttendRows];   // Σ w of the terms that stand in for something missing
-  float drift[kAttendRows];   // Σ w Δ
+  HWY_ALIGN float out[kMostRows][kMaxHeadDim];  // Σ w ν in order
+  float largest[kMostRows];
+  float weight[kMostRows];  // Σ w
+  float fault[kMostRows];   // Σ w of the terms that stand in for something missing
+  float drift[kMostRows];   // Σ w Δ
   // [kRows, selected_stride] The vector of the rest of a cluster with selected rows is
   // n/(n-s) ν - Σ_S v/(n-s): what each selected row has to lose. Null: nothing is selected.
   const float* taken_out = nullptr;

@@ -19,10 +19,6 @@ HWY_BEFORE_NAMESPACE();
 namespace icefield {
 namespace HWY_NAMESPACE {
 
-// Query rows that attention handles together, so that rows and clusters are visited once for all of
-// them. Products of kRowBlock of them are made at a time.
-constexpr int kAttendRows = kLanes >= 8 ? 8 : 4;
-
 constexpr int kUnit = 2 * kLanes;        // dimensions of a unit
 constexpr bool kPartUnits = kUnit > 16;  // head dimensions are multiples of 16
 

@@ -37,6 +37,10 @@ constexpr int kLanes = HWY_LANES(float);
 // that their sums stay in registers. At most kLanes.
 constexpr int kRowBlock = kLanes == 16 ? 8 : 4;
 
+// Query rows that ranking and attention handle together, so that codes, rows and clusters are
+// visited once for all of them.
+constexpr int kMostRows = kLanes >= 8 ? 8 : 4;
+
 HWY_INLINE FloatVec load_bf16(FloatTag d, const Bf16* at) {
   const hn::Rebind<std::uint16_t, FloatTag> d16;
   return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(UintTag(), hn::LoadU(d16, at))));
