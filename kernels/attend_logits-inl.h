@@ -1,10 +1,11 @@
 // kernels/attend_logits-inl.h — q·k of a tile of rows of bf16 that lie anywhere. Included once per
 // instruction set.
 //
-// Up to four queries, and eight lanes or fewer: a row's products with each query are added up by
-// lane and then, kLanes sums at a time, across lanes. Eight queries and sixteen lanes: sixteen rows
-// are transposed on the way, so that a lane has a row and nothing is added across lanes; that would
-// cost three instructions for each sum, the transposition costs two.
+// Up to four queries, or eight lanes and fewer: a row's products with each query are added up by
+// lane and kept; the sums across lanes, of kLanes rows at a time, are made afterwards, so that the
+// products of the next rows do not wait for them. Eight queries and sixteen lanes: sixteen
+// rows are transposed on the way, so that a lane has a row and nothing is added across lanes; that
+// would cost three instructions for each sum, the transposition costs two.
 #if defined(ICEFIELD_KERNELS_ATTEND_LOGITS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ICEFIELD_KERNELS_ATTEND_LOGITS_INL_H_
 #undef ICEFIELD_KERNELS_ATTEND_LOGITS_INL_H_
@@ -24,11 +25,10 @@ namespace HWY_NAMESPACE {
 template <int kRows>
 constexpr bool kTransposed = kLanes == 16 && kRows == 8;
 
-// Rows of a tile: as many as make kLanes products with kRows queries, or one for each lane.
-template <int kRows>
-constexpr int kTileRows = kTransposed<kRows> ? kLanes : kLanes / (kRows == 3 ? 4 : kRows);
+constexpr int kTileRows = kLanes;
 
-// kRows queries, split; transposed: [kMaxHeadDim, kRows] in order. What lies beyond d_k is zero.
+// kRows queries, split, those of a unit side by side; transposed: [kMaxHeadDim, kRows] in order.
+// What lies beyond d_k is zero.
 template <int kRows>
 struct Queries {
   // q [kRows, d_k]
@@ -36,52 +36,55 @@ struct Queries {
     std::fill_n(values, kRows * kMaxHeadDim, 0.0f);
     for (int r = 0; r < kRows; ++r, q += d_k) {
       for (std::int32_t j = 0; j < d_k; ++j) {
-        values[kTransposed<kRows> ? j * kRows + r : r * kMaxHeadDim + split_at(j)] = q[j];
+        const std::int32_t in_unit = (j / kUnit * kRows + r) * kUnit + split_at(j % kUnit);
+        values[kTransposed<kRows> ? j * kRows + r : in_unit] = q[j];
       }
     }
   }
-  const float* row(int r) const { return values + r * kMaxHeadDim; }
+  const float* at(int unit, int r) const { return values + (unit * kRows + r) * kUnit; }
 
   HWY_ALIGN float values[kRows * kMaxHeadDim];
 };
 
-// Products of one row with all queries, not yet summed over lanes.
+// Queries whose products with rows are made together, and of how many rows: as many as have room in
+// the registers. One or two queries read row after row, as memory likes it.
 template <int kRows>
-HWY_INLINE void row_products(const Bf16* row, const Bf16* next, const Queries<kRows>& q,
-                             std::int32_t d_k, FloatVec* sum) {
+constexpr int kQueriesAtOnce = kRows < 4 ? kRows : 4;
+template <int kRows>
+constexpr int kRowsAtOnce = kRows <= 2 ? 1 : kLanes / 4;
+
+// Products of rows with queries from kFirst on, not yet summed over lanes, into products [queries,
+// kTileRows, kLanes]. The first queries fetch the `next` rows.
+template <int kRows, int kFirst>
+HWY_INLINE void row_products(const Bf16* const* rows, const Bf16* const* next,
+                             const Queries<kRows>& q, std::int32_t d_k, float* products) {
   const FloatTag d;
-  for (int r = 0; r < kRows; ++r) sum[r] = hn::Zero(d);
+  constexpr int kQueries = kQueriesAtOnce<kRows>;
+  constexpr int kCount = kRowsAtOnce<kRows>;
+  FloatVec sum[kQueries][kCount];
+  for (auto& of_query : sum) {
+    for (FloatVec& s : of_query) s = hn::Zero(d);
+  }
   for (int unit = 0; unit < units_of(d_k); ++unit) {
-    const Halves k = load_unit(row, unit, d_k);
-    prefetch_unit(next, unit);
-    for (int r = 0; r < kRows; ++r) {
-      sum[r] = hn::MulAdd(k.even, hn::Load(d, q.row(r) + unit * kUnit), sum[r]);
-      sum[r] = hn::MulAdd(k.odd, hn::Load(d, q.row(r) + unit * kUnit + kLanes), sum[r]);
+    Halves k[kCount];
+    for (int i = 0; i < kCount; ++i) {
+      k[i] = load_unit(rows[i], unit, d_k);
+      if constexpr (kFirst == 0) prefetch_unit(next[i], unit);
+    }
+    for (int r = 0; r < kQueries; ++r) {
+      FloatVec even = hn::Load(d, q.at(unit, kFirst + r));
+      FloatVec odd = hn::Load(d, q.at(unit, kFirst + r) + kLanes);
+      if constexpr (kCount > 1) {
+        even = in_register(even);
+        odd = in_register(odd);
+      }
+      for (int i = 0; i < kCount; ++i) sum[r][i] = hn::MulAdd(k[i].even, even, sum[r][i]);
+      for (int i = 0; i < kCount; ++i) sum[r][i] = hn::MulAdd(k[i].odd, odd, sum[r][i]);
     }
   }
-}
-
-// Products of a tile's rows with all queries, unit by unit: each query is loaded once for all rows.
-template <int kRows>
-HWY_INLINE void tile_products(const Bf16* const* rows, const Bf16* const* next,
-                              const Queries<kRows>& q, std::int32_t d_k, FloatVec* sum) {
-  const FloatTag d;
-  constexpr int kTile = kTileRows<kRows>;
-  for (int i = 0; i < kLanes; ++i) sum[i] = hn::Zero(d);
-  for (int unit = 0; unit < units_of(d_k); ++unit) {
-    Halves k[kTile];
-    for (int i = 0; i < kTile; ++i) {
-      k[i] = load_unit(rows[i], unit, d_k);
-      prefetch_unit(next[i], unit);
-    }
-    for (int r = 0; r < kRows; ++r) {
-      const FloatVec even = hn::Load(d, q.row(r) + unit * kUnit);
-      const FloatVec odd = hn::Load(d, q.row(r) + unit * kUnit + kLanes);
-      for (int i = 0; i < kTile; ++i) {
-        FloatVec& s = sum[r * kTile + i];
-        s = hn::MulAdd(k[i].even, even, s);
-        s = hn::MulAdd(k[i].odd, odd, s);
-      }
+  for (int r = 0; r < kQueries; ++r) {
+    for (int i = 0; i < kCount; ++i) {
+      hn::Store(sum[r][i], d, products + (r * kTileRows + i) * kLanes);
     }
   }
 }
@@ -155,16 +158,34 @@ HWY_INLINE void transposed_products(const Bf16* const* rows, const Bf16* const* 
 }
 #endif
 
-// logit[r * stride + i] = β q_r·k_i for the kTileRows rows i of a tile; `next` rows are fetched.
-// One or two queries read row after row, as memory likes it.
+// logit[r * stride + i] = β q_r·k_i for the rows i of a tile and the queries r from kFirst on.
+template <int kRows, int kFirst>
+HWY_INLINE void summed_logits(const Bf16* const* rows, const Bf16* const* next,
+                              const Queries<kRows>& q, std::int32_t d_k, float beta, float* logit,
+                              std::int64_t stride) {
+  const FloatTag d;
+  HWY_ALIGN float products[kQueriesAtOnce<kRows> * kTileRows * kLanes];
+  for (int i = 0; i < kTileRows; i += kRowsAtOnce<kRows>) {
+    row_products<kRows, kFirst>(rows + i, next + i, q, d_k, products + i * kLanes);
+  }
+  for (int r = 0; r < kQueriesAtOnce<kRows>; ++r) {
+    FloatVec of_row[kTileRows];
+    for (int i = 0; i < kTileRows; ++i) {
+      of_row[i] = hn::Load(d, products + (r * kTileRows + i) * kLanes);
+    }
+    hn::Store(hn::Mul(sum_each(d, of_row), hn::Set(d, beta)), d, logit + (kFirst + r) * stride);
+  }
+}
+
+// logit[r * stride + i] = β q_r·k_i for the rows i of a tile; `next` rows are fetched. `logit` and
+// stride are whole vectors.
 template <int kRows>
 HWY_INLINE void tile_logits(const Bf16* const* rows, const Bf16* const* next,
                             const Queries<kRows>& q, std::int32_t d_k, float beta, float* logit,
                             std::int64_t stride) {
-  const FloatTag d;
-  constexpr int kTile = kTileRows<kRows>;
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
   if constexpr (kTransposed<kRows>) {
+    const FloatTag d;
     FloatVec sum[kRows];
     transposed_products(rows, next, q, d_k, sum);
     for (int r = 0; r < kRows; ++r) {
@@ -173,27 +194,9 @@ HWY_INLINE void tile_logits(const Bf16* const* rows, const Bf16* const* next,
     return;
   }
 #endif
-  FloatVec sum[kLanes];
-  if constexpr (kRows > 2) {
-    tile_products<kRows>(rows, next, q, d_k, sum);
-  } else {
-    HWY_ALIGN float products[kLanes * kLanes] = {};
-    for (int i = 0; i < kTile; ++i) {
-      FloatVec of_row[kRows];
-      row_products<kRows>(rows[i], next[i], q, d_k, of_row);
-      for (int r = 0; r < kRows; ++r) hn::Store(of_row[r], d, products + (r * kTile + i) * kLanes);
-    }
-    for (int i = 0; i < kLanes; ++i) sum[i] = hn::Load(d, products + i * kLanes);
-  }
-  const FloatVec all = hn::Mul(sum_each(d, sum), hn::Set(d, beta));
-  if constexpr (kRows == 1) {
-    hn::StoreU(all, d, logit);
-  } else {
-    HWY_ALIGN float lanes[kLanes];
-    hn::Store(all, d, lanes);
-    for (int r = 0; r < kRows; ++r) {
-      for (int i = 0; i < kTile; ++i) logit[r * stride + i] = lanes[r * kTile + i];
-    }
+  summed_logits<kRows, 0>(rows, next, q, d_k, beta, logit, stride);
+  if constexpr (kRows > kQueriesAtOnce<kRows>) {
+    summed_logits<kRows, 4>(rows, next, q, d_k, beta, logit, stride);
   }
 }
 

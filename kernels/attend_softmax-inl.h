@@ -20,15 +20,15 @@ HWY_BEFORE_NAMESPACE();
 namespace icefield {
 namespace HWY_NAMESPACE {
 
-// Exact rows of up to kRowBlock query rows, unnormalised: out = Σ w v, total = Σ w,
+// Exact rows of up to kMostRows query rows, unnormalised: out = Σ w v, total = Σ w,
 // w = e^(x - largest).
 struct Sums {
-  // Split. While tiles add to it: of weights' first and third parts and, kRowBlock rows on, of
+  // Split. While tiles add to it: of weights' first and third parts and, kMostRows rows on, of
   // their second parts, in the order of tiles.
-  HWY_ALIGN float out[2 * kRowBlock][kMaxHeadDim];
-  float largest[kRowBlock];
-  HWY_ALIGN float total[kRowBlock][kLanes];  // by lane
-  float tail_factor[kRowBlock];              // e^(largest of the tail - largest)
+  HWY_ALIGN float out[2 * kMostRows][kMaxHeadDim];
+  float largest[kMostRows];
+  HWY_ALIGN float total[kMostRows][kLanes];  // by lane
+  float tail_factor[kMostRows];              // e^(largest of the tail - largest)
 };
 
 // The rows of the runs, one after the other.
@@ -78,7 +78,7 @@ HWY_NOINLINE void raise_largest(Sums& sums, int r, float logit, std::int32_t d_v
   const FloatVec f = hn::Set(d, factor);
   hn::Store(hn::Mul(hn::Load(d, sums.total[r]), f), d, sums.total[r]);
   for (int part = 0; part < kParts; ++part) {
-    float* out = sums.out[part * kRowBlock + r];
+    float* out = sums.out[part * kMostRows + r];
     for (std::int32_t j = 0; j < units_of(d_v) * kUnit; j += kLanes) {
       hn::Store(hn::Mul(hn::Load(d, out + j), f), d, out + j);
     }

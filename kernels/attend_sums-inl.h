@@ -71,8 +71,9 @@ constexpr std::int32_t split_at(std::int32_t dim) {
   return dim / kUnit * kUnit + dim % 2 * kLanes + dim % kUnit / 2;
 }
 
-// sums[r] += Σ_i weight[r * stride + i] v_i of units [unit, unit + kCount); rows start at v.
-template <int kRows, int kCount>
+// sums[r] += Σ_i weight[r * stride + i] v_i of units [unit, unit + kCount); rows start at v. `next`
+// rows are fetched, if kFetch.
+template <int kRows, int kCount, bool kFetch>
 HWY_INLINE void add_units(const Bf16* const* rows, const Bf16* const* next, std::int64_t count,
                           const float* weight, std::int64_t stride, std::int32_t d_k,
                           std::int32_t d_v, int unit, float (*sums)[kMaxHeadDim]) {
@@ -87,7 +88,7 @@ HWY_INLINE void add_units(const Bf16* const* rows, const Bf16* const* next, std:
     Halves x[kCount];
     for (int u = 0; u < kCount; ++u) {
       x[u] = load_unit(rows[i] + d_k, unit + u, d_v);
-      prefetch_unit(next[i] + d_k, unit + u);
+      if constexpr (kFetch) prefetch_unit(next[i] + d_k, unit + u);
     }
     for (int r = 0; r < kRows; ++r) {
       const FloatVec w = hn::Set(d, weight[r * stride + i]);
@@ -104,26 +105,40 @@ HWY_INLINE void add_units(const Bf16* const* rows, const Bf16* const* next, std:
   }
 }
 
-// sums[r] += Σ_i weight[r * stride + i] v_i for `count` rows; sums are split.
-template <int kRows>
-HWY_INLINE void add_values(const Bf16* const* rows, const Bf16* const* next, std::int64_t count,
+template <int kRows, bool kFetch>
+HWY_INLINE void add_all_units(const Bf16* const* rows, const Bf16* const* next, std::int64_t count,
                            const float* weight, std::int64_t stride, std::int32_t d_k,
                            std::int32_t d_v, float (*sums)[kMaxHeadDim]) {
   constexpr int kPass = kUnitsPerPass<kRows>;
   int unit = 0;
   for (; unit + kPass <= units_of(d_v); unit += kPass) {
-    add_units<kRows, kPass>(rows, next, count, weight, stride, d_k, d_v, unit, sums);
+    add_units<kRows, kPass, kFetch>(rows, next, count, weight, stride, d_k, d_v, unit, sums);
   }
   if (kPass == 4 && unit + 2 <= units_of(d_v)) {
-    add_units<kRows, 2>(rows, next, count, weight, stride, d_k, d_v, unit, sums);
+    add_units<kRows, 2, kFetch>(rows, next, count, weight, stride, d_k, d_v, unit, sums);
     unit += 2;
   }
   for (; unit < units_of(d_v); ++unit) {
-    add_units<kRows, 1>(rows, next, count, weight, stride, d_k, d_v, unit, sums);
+    add_units<kRows, 1, kFetch>(rows, next, count, weight, stride, d_k, d_v, unit, sums);
   }
 }
 
-// sums[r] += Σ_c weight[r * stride + c] m_c for int8 rows m [count, d_v]; sums are in order.
+// sums[r] += Σ_i weight[r * stride + i] v_i for `count` rows; sums are split. `next` rows are
+// fetched.
+template <int kRows>
+HWY_INLINE void add_values(const Bf16* const* rows, const Bf16* const* next, std::int64_t count,
+                           const float* weight, std::int64_t stride, std::int32_t d_k,
+                           std::int32_t d_v, float (*sums)[kMaxHeadDim]) {
+  constexpr int kFirst = std::min(kRows, kRowBlock);
+  add_all_units<kFirst, true>(rows, next, count, weight, stride, d_k, d_v, sums);
+  if constexpr (kRows > kFirst) {
+    add_all_units<kRows - kFirst, false>(rows, next, count, weight + kFirst * stride, stride, d_k,
+                                         d_v, sums + kFirst);
+  }
+}
+
+// sums[r] += Σ_c weight[r * stride + c] m_c for int8 rows m [count, d_v]; sums are in order. The
+// first is for kVecs vectors of them, the second for up to kRowBlock rows.
 template <int kRows, int kVecs>
 HWY_INLINE void add_mean_vecs(const std::int8_t* means, std::int64_t count, const float* weight,
                               std::int64_t stride, std::int32_t d_v, std::int32_t begin,
@@ -147,7 +162,7 @@ HWY_INLINE void add_mean_vecs(const std::int8_t* means, std::int64_t count, cons
 }
 
 template <int kRows>
-HWY_INLINE void add_means(const std::int8_t* means, std::int64_t count, const float* weight,
+HWY_INLINE void add_all_means(const std::int8_t* means, std::int64_t count, const float* weight,
                           std::int64_t stride, std::int32_t d_v, float (*sums)[kMaxHeadDim]) {
   constexpr int kVecs = 2 * kUnitsPerPass<kRows>;
   std::int32_t j = 0;
@@ -156,6 +171,17 @@ HWY_INLINE void add_means(const std::int8_t* means, std::int64_t count, const fl
   }
   for (; j < d_v; j += kLanes) {
     add_mean_vecs<kRows, 1>(means, count, weight, stride, d_v, j, sums);
+  }
+}
+
+template <int kRows>
+HWY_INLINE void add_means(const std::int8_t* means, std::int64_t count, const float* weight,
+                          std::int64_t stride, std::int32_t d_v, float (*sums)[kMaxHeadDim]) {
+  constexpr int kFirst = std::min(kRows, kRowBlock);
+  add_all_means<kFirst>(means, count, weight, stride, d_v, sums);
+  if constexpr (kRows > kFirst) {
+    add_all_means<kRows - kFirst>(means, count, weight + kFirst * stride, stride, d_v,
+                                  sums + kFirst);
   }
 }
 

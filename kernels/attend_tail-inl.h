@@ -9,6 +9,7 @@
 
 #include "hwy/highway.h"
 #include "kernels/attend.h"
+#include "kernels/attend_rests-inl.h"
 #include "kernels/attend_sums-inl.h"
 #include "kernels/level_dots-inl.h"
 #include "kernels/simd-inl.h"
@@ -17,54 +18,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace icefield {
 namespace HWY_NAMESPACE {
-
-static_assert(kRowBlock <= kAttendRowsAtOnce && kLanes <= kAttendPadding, "scratch is too small");
-
-// The tail of up to kRowBlock query rows, relative to e^largest.
-struct TailSums {
-  HWY_ALIGN float out[kRowBlock][kMaxHeadDim];  // Σ w ν in order
-  float largest[kRowBlock];
-  float weight[kRowBlock];  // Σ w
-  float fault[kRowBlock];   // Σ w of the terms that stand in for something missing
-  float drift[kRowBlock];   // Σ w Δ
-  // [kRows, selected_stride] The vector of the rest of a cluster with selected rows is
-  // n/(n-s) ν - Σ_S v/(n-s): what each selected row has to lose. Null: nothing is selected.
-  const float* taken_out = nullptr;
-  std::int64_t selected_stride = 0;
-};
-
-struct TailShape {
-  TableSize size;
-  std::int64_t terms;            // clusters, then lists
-  std::int64_t selected_stride;  // selected rows in whole vectors
-};
-inline TailShape tail_shape(const AttendGroup& group) {
-  const TableSize size = table_size(group.segments, group.segment_count);
-  return {.size = size,
-          .terms = size.clusters + size.lists,
-          .selected_stride = round_up(group.selected_count, kLanes)};
-}
-
-inline Accounting accounting(const AttendGroup& group, std::int32_t segment) {
-  return group.accounts == nullptr ? Accounting::kTokens : group.accounts[segment].by;
-}
-
-// Where a segment's items begin in arrays that hold one segment after the other.
-struct Offsets {
-  std::int32_t clusters = 0;
-  std::int32_t lists = 0;
-  std::int32_t rows = 0;
-};
-template <class F>
-HWY_INLINE void for_each_segment(const AttendGroup& group, F&& f) {
-  Offsets at;
-  for (std::int32_t s = 0; s < group.segment_count; ++s) {
-    f(s, group.segments[s], at);
-    at.clusters += group.segments[s].clusters.count;
-    at.lists += group.segments[s].lists.count;
-    at.rows += group.segments[s].codes.row_count;
-  }
-}
 
 // λ̄ of a level's clusters: ln n + β q·μ + min(w σ, 1), where `dot` holds β q·μ.
 inline void term_logits(const LevelView& level, const float* q, float beta, const float* dot,
@@ -122,27 +75,6 @@ inline void weigh(float* term, std::int64_t count, float largest) {
   }
 }
 
-// Walks the clusters of all segments with the rows of S that lie in each.
-struct SelectedCursor {
-  const AttendGroup& group;
-  std::int32_t next = 0;  // first row of S not yet passed
-
-  // Bit i: row first + i of segment s is in S. Call with ascending clusters.
-  std::uint64_t take(std::int32_t s, std::int32_t first, std::int32_t count) {
-    const auto before = [&](std::int32_t row) {
-      return next < group.selected_count &&
-             (group.selected[next].segment < s ||
-              (group.selected[next].segment == s && group.selected[next].row < row));
-    };
-    while (before(first)) ++next;
-    std::uint64_t bits = 0;
-    for (; before(first + count); ++next) {
-      bits |= std::uint64_t{1} << (group.selected[next].row - first);
-    }
-    return bits;
-  }
-};
-
 // Σ w Δ of the clusters that are whole: Δ = min(2 w σ, 2). Candidates must weigh nothing yet.
 inline float mean_drift(const LevelView& level, const float* q, float beta, const float* term) {
   const FloatTag d;
@@ -182,157 +114,6 @@ inline void sum_terms(const AttendGroup& group, const TailShape& tail, const flo
       }
     }
   });
-}
-
-// Which of kLanes rows from row i of a cluster on are marked.
-HWY_INLINE hn::Mask<FloatTag> rows_marked(std::uint64_t bits, std::int32_t i) {
-  bits >>= i;
-  std::uint8_t bytes[8];
-  std::memcpy(bytes, &bits, sizeof(bytes));
-  return hn::LoadMaskBits(FloatTag(), bytes);
-}
-
-// The rows of a candidate cluster.
-struct ClusterRows {
-  std::int32_t count;
-  std::int32_t taken_count;  // of them selected
-  std::uint64_t taken;       // which
-};
-
-// The rests of candidates (step 6) for kRows query rows.
-template <int kRows>
-class Rests {
- public:
-  // Adds to the sums of weight, fault and drift.
-  HWY_INLINE Rests(const TailShape& tail, TailSums& sums) : tail_(tail), sums_(sums) {
-    for (int r = 0; r < kRows; ++r) {
-      drift_[r] = hn::Zero(FloatTag());
-      // A query row without terms: then all its weights are 0.
-      reference_[r] = sums.largest[r] == -HUGE_VALF ? HUGE_VALF : sums.largest[r];
-    }
-  }
-
-  // One cluster with unselected rows: logit [kRows, rows] of its rows, mean [kRows, clusters] its
-  // own. What ν is to be multiplied with goes to term [kRows, terms]: a rest of which rows are
-  // selected has the factor n/(n-s); what each of those is to lose to taken_out [kRows,
-  // selected_stride], for as many as there are.
-  HWY_INLINE void add(const ClusterRows& rows, const float* logit, const float* mean, bool fault,
-                      float* term, float* taken_out) {
-    const FloatTag d;
-    HWY_ALIGN float total[2 * kRows];
-    add_up(rows, logit, mean, total);
-    const float per_row = 1.0f / static_cast<float>(rows.count - rows.taken_count);
-    const float factor = static_cast<float>(rows.count) * per_row;
-    // One loop for each thing: the compiler makes vectors of those that touch only members.
-    for (int r = 0; r < kRows; ++r) weight_[r] += total[r];
-    if (fault) {
-      for (int r = 0; r < kRows; ++r) fault_[r] += total[r];
-    }
-    HWY_ALIGN float share[kRows];
-    for (int r = 0; r < kRows; ++r) share[r] = total[r] * per_row;
-    for (int r = 0; r < kRows; ++r) term[r * tail_.terms] = total[r] * factor;
-    if (rows.taken_count == 0) return;
-    // The drift of such a rest is from the mean of what is left.
-    const auto taken = static_cast<float>(rows.taken_count);
-    HWY_ALIGN float middle[kRows];
-    for (int r = 0; r < kRows; ++r) middle[r] = mean[r * mean_stride()];
-    for (int r = 0; r < kRows; ++r) {
-      taken_drift_[r] += share[r] * (taken * middle[r] - total[kRows + r]);
-    }
-    for (std::int32_t k = 0; k < rows.taken_count; k += kLanes) {
-      const std::int32_t left = rows.taken_count - k;
-      const auto within = hn::FirstN(d, static_cast<std::size_t>(std::min(left, kLanes)));
-      for (int r = 0; r < kRows; ++r) {
-        hn::BlendedStore(hn::Set(d, share[r]), within, d,
-                         taken_out + r * tail_.selected_stride + k);
-      }
-    }
-  }
-  HWY_INLINE void finish() {
-    for (int r = 0; r < kRows; ++r) {
-      sums_.weight[r] += weight_[r];
-      sums_.fault[r] += fault_[r];
-      sums_.drift[r] += sum_lanes(FloatTag(), drift_[r]) - taken_drift_[r];
-    }
-  }
-
- private:
-  std::int64_t row_stride() const { return tail_.size.rows; }
-  std::int64_t mean_stride() const { return tail_.size.clusters; }
-
-  // Σ w of the unselected rows, w = e^(x - largest), then Σ x of the selected ones, [2, kRows];
-  // adds w (x - mean) to the drift.
-  HWY_INLINE void add_up(const ClusterRows& rows, const float* logit, const float* mean,
-                         float* total) {
-    const FloatTag d;
-    const std::uint64_t rest = ((std::uint64_t{1} << rows.count) - 1) & ~rows.taken;
-    FloatVec sum[2 * kRows];
-    for (FloatVec& v : sum) v = hn::Zero(d);
-    // Query rows innermost: clusters differ in size, so the end of this loop is guessed wrong.
-    for (std::int32_t i = 0; i < rows.count; i += kLanes) {
-      const auto left = rows_marked(rest, i);
-      for (int r = 0; r < kRows; ++r) {
-        const FloatVec x = hn::MaskedLoad(left, d, logit + r * row_stride() + i);
-        const FloatVec w =
-            hn::IfThenElseZero(left, exp_lanes(d, hn::Sub(x, hn::Set(d, reference_[r]))));
-        sum[r] = hn::Add(sum[r], w);
-        drift_[r] = hn::MulAdd(w, hn::Sub(x, hn::Set(d, mean[r * mean_stride()])), drift_[r]);
-      }
-    }
-    for (std::int32_t i = 0; rows.taken >> i != 0; i += kLanes) {
-      const auto taken = rows_marked(rows.taken, i);
-      for (int r = 0; r < kRows; ++r) {
-        sum[kRows + r] =
-            hn::Add(sum[kRows + r], hn::MaskedLoad(taken, d, logit + r * row_stride() + i));
-      }
-    }
-    if constexpr (2 * kRows == kLanes) {
-      hn::Store(sum_each(d, sum), d, total);
-    } else {
-      for (int i = 0; i < 2 * kRows; ++i) total[i] = sum_lanes(d, sum[i]);
-    }
-  }
-
-  const TailShape& tail_;
-  TailSums& sums_;
-  float reference_[kRows];  // the largest logit
-  HWY_ALIGN float weight_[kRows] = {};
-  HWY_ALIGN float fault_[kRows] = {};
-  HWY_ALIGN float taken_drift_[kRows] = {};
-  FloatVec drift_[kRows];
-};
-
-// The rests of all candidates. Candidates must weigh nothing yet; taken_out [kRows,
-// selected_stride].
-template <int kRows>
-HWY_INLINE void rest_terms(const AttendGroup& group, std::int32_t first_row, const TailShape& tail,
-                           float* term, float* taken_out, TailSums& sums) {
-  std::fill_n(taken_out, kRows * tail.selected_stride, 0.0f);
-  Rests<kRows> rests(tail, sums);
-  SelectedCursor cursor{group};
-  const auto add = [&](std::int32_t s, const HeadIndex& segment, const Offsets& at) HWY_ATTR {
-    if (accounting(group, s) != Accounting::kTokens) return;
-    const bool fault = group.accounts != nullptr && group.accounts[s].fault;
-    const float* logit =
-        group.token_logit + static_cast<std::int64_t>(first_row) * tail.size.rows + at.rows;
-    const float* mean = group.cluster_logit +
-                        static_cast<std::int64_t>(first_row) * tail.size.clusters + at.clusters;
-    const auto add_run = [&](std::int32_t c, std::int32_t end) HWY_ATTR {
-      for (; c < end; ++c) {
-        const std::int32_t first = segment.clusters.first_row[c];
-        const std::int32_t count = segment.clusters.token_count[c];
-        const std::uint64_t taken = cursor.take(s, first, count);
-        const std::int32_t taken_count = __builtin_popcountll(taken);
-        if (taken_count == count) continue;
-        rests.add({count, taken_count, taken}, logit + first, mean + c,
-                  fault || (group.faulty != nullptr && group.faulty[at.clusters + c] != 0),
-                  term + at.clusters + c, taken_out + cursor.next - taken_count);
-      }
-    };
-    for_candidate_runs(group.candidate + at.clusters, segment.clusters.count, add_run);
-  };
-  for_each_segment(group, add);
-  rests.finish();
 }
 
 // out += Σ weight · mean over the clusters of one level. `weight` is consumed.

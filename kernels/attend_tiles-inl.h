@@ -39,7 +39,7 @@ namespace HWY_NAMESPACE {
 
 constexpr int kTileQueries = 8;
 constexpr int kTileBlock = 32;  // rows of a softmax block
-static_assert(kTileQueries == kRowBlock && kTileDims == kUnit);
+static_assert(kTileQueries == kMostRows && kTileDims == kUnit);
 
 // Where dimension `dim` stands in a row of sums: values of two rows are interleaved inside of 128
 // bits, so four dimensions go to one tile and four to the next.
@@ -319,8 +319,8 @@ HWY_NOINLINE void add_rows_by_tiles(const HeadShape& shape, const AttendGroup& g
   for (int r = 0; r < kTileQueries; ++r) {
     HWY_ALIGN float whole[kMaxHeadDim];
     for (std::int32_t j = 0; j < units_of(kDim) * kUnit; j += kLanes) {
-      hn::Store(hn::Add(hn::Load(d, sums.out[r] + j), hn::Load(d, sums.out[kRowBlock + r] + j)), d,
-                whole + j);
+      const FloatVec other = hn::Load(d, sums.out[kMostRows + r] + j);
+      hn::Store(hn::Add(hn::Load(d, sums.out[r] + j), other), d, whole + j);
     }
     for (std::int32_t j = 0; j < kDim; ++j) sums.out[r][split_at(j)] = whole[tiled_at(j)];
   }

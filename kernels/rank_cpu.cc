@@ -1,6 +1,6 @@
 // Ranking of candidates' tokens on the CPU. Bound: the instructions that unpack codes and multiply
 // them, 8 (VNNI) or 10 for each vector of code words (16 dimensions of kLanes tokens) and query
-// row, of which 4 to 7 are shared by the rows.
+// row, of which 4 to 8 are shared by the rows.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/rank_cpu.cc"
 #include "hwy/foreach_target.h"  // compiles this file once per instruction set
@@ -44,13 +44,13 @@ struct CodeQueries {
   float step[kRows];        // times β
 };
 
-// Sums that a query row's products with the four codes of a byte go into. Where sums may grow,
-// codes that stay in their bits, times 4^k, need four; with one all codes are shifted, which many
-// query rows share. Else code k comes times 4^(k % 2).
+// Sums that a query row's products with the four codes of a byte go into. With one all codes are
+// shifted, which many query rows share. Codes that stay in their bits, times 4^k, need four sums,
+// where these may grow; else code k comes times 4^(k % 2).
 template <int kRows>
-constexpr int kCodeSums = !kWideCodeSums ? 2
-                          : kRows <= 2   ? 4
-                                         : 1;
+constexpr int kCodeSums = kRows > 2       ? 1
+                          : kWideCodeSums ? 4
+                                          : 2;
 
 // Vectors of rows that share the broadcasts of the queries, which would else decide: as many as
 // have room in the registers.
@@ -85,14 +85,14 @@ HWY_INLINE void sum_codes(const CodeQueries<kRows>& q, const std::uint32_t* cons
   for (int v = 0; v < kVecs; ++v) {
     for (int r = 0; r < kRows; ++r) total[v][r] = hn::Zero(di);
   }
-  for (std::int32_t begin = 0; begin < steps; begin += kCodeSumSteps) {
+  for (std::int32_t begin = 0; begin < steps; begin += kCodeSumSteps<kSums>) {
     CodeSum sum[kVecs][kRows][kSums];
     for (auto& vec : sum) {
       for (auto& row : vec) {
         for (CodeSum& s : row) s = zero_codes();
       }
     }
-    for (std::int32_t g = begin; g < std::min(begin + kCodeSumSteps, steps); ++g) {
+    for (std::int32_t g = begin; g < std::min(begin + kCodeSumSteps<kSums>, steps); ++g) {
       UByteVec codes[kVecs][4];
       for (int v = 0; v < kVecs; ++v) {
         split_codes<kSums>(hn::LoadU(UintTag(), words[v] + g * kCodePanel), codes[v]);
@@ -390,7 +390,7 @@ void select_best(const RankGroup& group, const Selection& from) {
 
 // x̂ and votes of all candidates.
 void score_tokens(const HeadShape& shape, const RankGroup& group, const TableSize& total) {
-  for_row_blocks(group.row_count, [&](auto rows, std::int32_t row) {
+  for_row_blocks<kMostRows>(group.row_count, [&](auto rows, std::int32_t row) {
     constexpr int kRows = rows();
     const CodeQueries<kRows> q(group.q_rotated + static_cast<std::int64_t>(row) * shape.d_k,
                                shape.d_k, shape.beta);

@@ -121,48 +121,89 @@ HWY_INLINE void for_segments(const HeadIndex* segments, std::int32_t segment,
   }
 }
 
-// The bits of a vote, which is not negative, grow with it. The highest of them, an exponent and
-// three digits, sort clusters into bins.
-constexpr int kVoteBinShift = 20;
-constexpr int kVoteBins = 1 << (31 - kVoteBinShift);
-std::uint32_t vote_bin(float vote) {
-  std::uint32_t bits;
+// The bits of a vote, which is not negative, grow with it.
+std::int32_t vote_bits(float vote) {
+  std::int32_t bits;
   std::memcpy(&bits, &vote, sizeof(bits));
-  return bits >> kVoteBinShift;
+  return bits;
+}
+// The highest of them, an exponent and three digits, sort clusters into bins; the last of a bin.
+constexpr int kVoteBins = 1 << 11;
+constexpr std::int32_t end_of_bin(int bin) {
+  return static_cast<std::int32_t>(((static_cast<std::uint32_t>(bin) + 1) << 20) - 1);
+}
+
+// Σ rows[c] of the clusters whose votes have larger bits.
+std::int32_t rows_above(const float* votes, const std::int32_t* rows, std::int32_t count,
+                        std::int32_t bits) {
+  const IntTag di;
+  const auto least = hn::Set(di, bits);
+  IntVec sum = hn::Zero(di);
+  std::int32_t c = 0;
+  for (; c + kLanes <= count; c += kLanes) {
+    const IntVec vote = hn::BitCast(di, hn::LoadU(FloatTag(), votes + c));
+    sum = hn::Add(sum, hn::IfThenElseZero(hn::Gt(vote, least), hn::LoadU(di, rows + c)));
+  }
+  std::int32_t total = hn::GetLane(hn::SumOfLanes(di, sum));
+  for (; c < count; ++c) total += vote_bits(votes[c]) > bits ? rows[c] : 0;
+  return total;
+}
+
+// Makes candidates of the clusters [begin, end) above a bin; those in it are written to `at`, in
+// order. Returns the end of these.
+std::int32_t* take_above(const ProposeGroup& group, std::int32_t begin, std::int32_t end, int bin,
+                         std::int32_t* at) {
+  const IntTag di;
+  const hn::Rebind<std::uint8_t, IntTag> d8;
+  const auto below_bin = hn::Set(di, end_of_bin(bin - 1));
+  const auto of_bin = hn::Set(di, end_of_bin(bin));
+  std::int32_t c = begin;
+  for (; c + kLanes <= end; c += kLanes) {
+    const IntVec vote = hn::BitCast(di, hn::LoadU(FloatTag(), group.cluster_vote + c));
+    const IntVec above = hn::IfThenElseZero(hn::Gt(vote, of_bin), hn::Set(di, 1));
+    hn::StoreU(hn::DemoteTo(d8, above), d8, group.candidate + c);
+    std::uint8_t bytes[8] = {};
+    hn::StoreMaskBits(di, hn::AndNot(hn::Gt(vote, of_bin), hn::Gt(vote, below_bin)), bytes);
+    std::uint64_t in_bin;
+    std::memcpy(&in_bin, bytes, sizeof(in_bin));
+    for (; in_bin != 0; in_bin &= in_bin - 1) *at++ = c + __builtin_ctzll(in_bin);
+  }
+  for (; c < end; ++c) {
+    const std::int32_t vote = vote_bits(group.cluster_vote[c]);
+    group.candidate[c] = vote > end_of_bin(bin) ? 1 : 0;
+    if (vote > end_of_bin(bin - 1) && vote <= end_of_bin(bin)) *at++ = c;
+  }
+  return at;
 }
 
 // C among the clusters [begin, end), those of the segments from `segment` on: the shortest prefix
-// in order of vote that holds enough rows. Rows are counted by bin of vote; only the bin in which
-// the prefix ends is sorted.
+// in order of vote that holds enough rows. The bin of votes in which the prefix ends is searched
+// for by halves, and only what is in it is sorted.
 void take_candidates(const ProposeGroup& group, std::int32_t segment, std::int32_t begin,
                      std::int32_t end, std::int32_t budget) {
   const bool all = group.rule.breadth == kAllClusters;
-  std::fill(group.candidate + begin, group.candidate + end,
-            static_cast<std::uint8_t>(budget > 0 && all ? 1 : 0));
-  if (budget == 0 || all) return;
-  std::uint32_t bin_rows[kVoteBins] = {};
+  if (budget == 0 || all) {
+    std::fill(group.candidate + begin, group.candidate + end,
+              static_cast<std::uint8_t>(budget > 0 ? 1 : 0));
+    return;
+  }
   std::int32_t rows = 0;
-  std::int32_t reaching_rows = 0;
   for_segments(group.segments, segment, begin, end, [&](const HeadIndex& in, std::int32_t first) {
-    for (std::int32_t c = 0; c < in.clusters.count; ++c) {
-      const float vote = group.cluster_vote[first + c];
-      bin_rows[vote_bin(vote)] += in.clusters.token_count[c];
-      reaching_rows += vote >= kReachingVote ? in.clusters.token_count[c] : 0;
-    }
+    std::copy_n(in.clusters.token_count, in.clusters.count, group.order + first);
     rows += in.indexed_rows();
   });
+  const auto rows_of_votes_above = [&](std::int32_t bits) {
+    return rows_above(group.cluster_vote + begin, group.order + begin, end - begin, bits);
+  };
+  const std::int32_t reaching_rows = rows_of_votes_above(vote_bits(kReachingVote) - 1);
   const std::int64_t wanted = candidate_rows(group.rule.breadth, budget, rows, reaching_rows);
-  std::int64_t taken = 0;
-  int cut = kVoteBins - 1;
-  for (; cut > 0 && taken + bin_rows[cut] < wanted; --cut) taken += bin_rows[cut];
-  // Clusters above the cut are in; those in it are put in order.
-  std::int32_t* at_cut = group.order + begin;
-  for (std::int32_t c = begin; c < end; ++c) {
-    const int bin = static_cast<int>(vote_bin(group.cluster_vote[c]));
-    group.candidate[c] = bin > cut ? 1 : 0;
-    *at_cut = c;
-    at_cut += bin == cut ? 1 : 0;
+  int cut = 0;
+  for (int step = kVoteBins / 2; step > 0; step /= 2) {
+    if (rows_of_votes_above(end_of_bin(cut + step - 1)) >= wanted) cut += step;
   }
+  std::int64_t taken = rows_of_votes_above(end_of_bin(cut));
+  // Clusters above the cut are in; those in it are put in order.
+  std::int32_t* const at_cut = take_above(group, begin, end, cut, group.order + begin);
   std::sort(group.order + begin, at_cut, [&](std::int32_t a, std::int32_t b) {
     const float vote_a = group.cluster_vote[a];
     const float vote_b = group.cluster_vote[b];

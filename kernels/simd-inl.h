@@ -33,9 +33,13 @@ using FloatVec = hn::Vec<FloatTag>;
 
 constexpr int kLanes = HWY_LANES(float);
 
-// Query rows that a kernel handles together: enough to reuse each loaded key, few enough that
-// their sums stay in registers. At most kLanes.
+// Query rows whose products a kernel makes together: enough to reuse each loaded key, few enough
+// that their sums stay in registers. At most kLanes.
 constexpr int kRowBlock = kLanes == 16 ? 8 : 4;
+
+// Query rows that ranking and attention handle together, so that codes, rows and clusters are
+// visited once for all of them.
+constexpr int kMostRows = kLanes >= 8 ? 8 : 4;
 
 HWY_INLINE FloatVec load_bf16(FloatTag d, const Bf16* at) {
   const hn::Rebind<std::uint16_t, FloatTag> d16;
@@ -69,6 +73,14 @@ HWY_INLINE FloatVec load_first(FloatTag d, const float* at, std::int64_t count, 
   return hn::IfThenElse(mask, hn::MaskedLoad(mask, d, at), hn::Set(d, other));
 }
 
+// Keeps the compiler from reading v from memory for every product that needs it.
+HWY_INLINE FloatVec in_register(FloatVec v) {
+#if HWY_TARGET == HWY_AVX2
+  asm("" : "+x"(v.raw));
+#endif
+  return v;
+}
+
 HWY_INLINE float sum_lanes(FloatTag d, FloatVec v) { return hn::GetLane(hn::SumOfLanes(d, v)); }
 HWY_INLINE float max_lanes(FloatTag d, FloatVec v) { return hn::GetLane(hn::MaxOfLanes(d, v)); }
 
@@ -78,12 +90,18 @@ HWY_INLINE float max_lanes(FloatTag d, FloatVec v) { return hn::GetLane(hn::MaxO
 // results: they cost a hundred cycles each.
 HWY_INLINE FloatVec exp_lanes(FloatTag d, FloatVec x) {
   const auto counts = hn::Ge(x, hn::Set(d, kLeastExponent));
-#if HWY_TARGET != HWY_AVX3 && HWY_TARGET != HWY_AVX3_DL
-  x = hn::Max(x, hn::Set(d, kLeastExponent));
-#endif
-  const FloatVec exponent = hn::Mul(x, hn::Set(d, 1.44269504f));
+  const FloatVec to_binary = hn::Set(d, 1.44269504f);
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+  const FloatVec exponent = hn::Mul(x, to_binary);
   const FloatVec whole = hn::Round(exponent);
   const FloatVec f = hn::Sub(exponent, whole);
+#else
+  // The lowest bits of n + large are those of n. Conversions to integers care for what is too large
+  // for them, which takes five instructions.
+  const FloatVec large = hn::Set(d, 12582912.0f);  // 3 × 2^22
+  const FloatVec whole = hn::MulAdd(x, to_binary, large);
+  const FloatVec f = hn::MulSub(x, to_binary, hn::Sub(whole, large));
+#endif
   FloatVec y = hn::Set(d, 1.32647273e-3f);
   y = hn::MulAdd(y, f, hn::Set(d, 9.67151299e-3f));
   y = hn::MulAdd(y, f, hn::Set(d, 5.55073359e-2f));
@@ -94,8 +112,8 @@ HWY_INLINE FloatVec exp_lanes(FloatTag d, FloatVec x) {
   return FloatVec{_mm512_maskz_scalef_ps(counts.raw, y.raw, whole.raw)};
 #else
   const IntTag di;
-  const auto biased = hn::Add(hn::ConvertTo(di, whole), hn::Set(di, 127));
-  return hn::IfThenElseZero(counts, hn::Mul(y, hn::BitCast(d, hn::ShiftLeft<23>(biased))));
+  const auto power = hn::ShiftLeft<23>(hn::BitCast(di, whole));  // is added to the exponent of y
+  return hn::IfThenElseZero(counts, hn::BitCast(d, hn::Add(hn::BitCast(di, y), power)));
 #endif
 }
 
@@ -107,19 +125,17 @@ HWY_INLINE FloatVec vote_lanes(FloatTag d, FloatVec logit, FloatVec reference) {
 // The sums over lanes of kLanes vectors, in order; `v` is consumed. Each round adds the halves of
 // two vectors and leaves both in one.
 HWY_INLINE FloatVec sum_each(FloatTag d, FloatVec* v) {
-  int count = kLanes;
-  if constexpr (kLanes == 16) {
-    count = 8;
-    for (int i = 0; i < count; ++i) {
-      v[i] = hn::Add(hn::ConcatUpperLower(d, v[i + count], v[i]),
-                     hn::ConcatLowerUpper(d, v[i + count], v[i]));
+  if constexpr (kLanes >= 8) {
+    constexpr int kHalf = kLanes / 2;
+    for (int i = 0; i < kHalf; ++i) {
+      v[i] = hn::Add(hn::ConcatUpperLower(d, v[i + kHalf], v[i]),
+                     hn::ConcatLowerUpper(d, v[i + kHalf], v[i]));
     }
   }
-  if constexpr (kLanes >= 8) {
-    count = 4;
-    for (int i = 0; i < count; ++i) {
-      v[i] = hn::Add(hn::OddEvenBlocks(v[i + count], v[i]),
-                     hn::SwapAdjacentBlocks(hn::OddEvenBlocks(v[i], v[i + count])));
+  if constexpr (kLanes == 16) {
+    for (int i = 0; i < 4; ++i) {
+      v[i] = hn::Add(hn::OddEvenBlocks(v[i + 4], v[i]),
+                     hn::SwapAdjacentBlocks(hn::OddEvenBlocks(v[i], v[i + 4])));
     }
   }
   const hn::Repartition<std::uint64_t, FloatTag> d64;
@@ -183,12 +199,15 @@ HWY_INLINE float sum_exp(FloatTag d, const float* x, std::int64_t count, float r
   return sum_lanes(d, sum);
 }
 HWY_INLINE float max_of(FloatTag d, const float* x, std::int64_t count) {
-  FloatVec largest = hn::Set(d, -HUGE_VALF);
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  for (std::int64_t i = 0; i < count; i += lanes) {
-    largest = hn::Max(largest, load_first(d, x + i, count - i, -HUGE_VALF));
+  FloatVec a = hn::Set(d, -HUGE_VALF);
+  FloatVec b = a;
+  std::int64_t i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
+    a = hn::Max(a, hn::LoadU(d, x + i));
+    b = hn::Max(b, hn::LoadU(d, x + i + kLanes));
   }
-  return max_lanes(d, largest);
+  for (; i < count; i += kLanes) b = hn::Max(b, load_first(d, x + i, count - i, -HUGE_VALF));
+  return max_lanes(d, hn::Max(a, b));
 }
 
 // w = (β²/2) Σ_j q_j² γ_j.
@@ -202,15 +221,13 @@ HWY_INLINE float variance_weight(FloatTag d, const float* q, const LevelView& le
   return beta * beta * 0.5f * sum_lanes(d, sum);
 }
 
-// Calls f with the row count as a constant: f(std::integral_constant<int, 1, 2, 3, 4 or 8>, first
-// row) for all rows, as many at a time as there are.
-template <class F>
+// Calls f with the row count as a constant: f(std::integral_constant<int, 1, 2, 3, 4 or kMost>,
+// first row) for all rows, as many at a time as there are.
+template <int kMost = kRowBlock, class F>
 HWY_INLINE void for_row_blocks(std::int32_t row_count, F&& f) {
   std::int32_t row = 0;
-  if constexpr (kRowBlock > 4) {
-    for (; row + kRowBlock <= row_count; row += kRowBlock) {
-      f(std::integral_constant<int, kRowBlock>(), row);
-    }
+  if constexpr (kMost > 4) {
+    for (; row + kMost <= row_count; row += kMost) f(std::integral_constant<int, kMost>(), row);
   }
   for (; row + 4 <= row_count; row += 4) f(std::integral_constant<int, 4>(), row);
   switch (row_count - row) {

@@ -49,8 +49,9 @@ HWY_INLINE IntVec pair_dot(IntVec sum, ShortVec a, ShortVec b) {
 }
 
 #if HWY_TARGET == HWY_AVX3_DL
-constexpr int kCodeSumSteps = 16;  // all there are
 constexpr bool kWideCodeSums = true;
+template <int kSums>
+constexpr int kCodeSumSteps = 16;  // all there are
 using CodeSum = IntVec;
 HWY_INLINE CodeSum zero_codes() { return hn::Zero(IntTag()); }
 
@@ -69,10 +70,11 @@ HWY_INLINE IntVec close_codes(IntVec total, const CodeSum* sum) {
   return total;
 }
 #else
-// Steps of 16 dimensions, two products of each parity in them, before sums must be closed: 16 bits
-// hold 2 × 12 × 127 eight times.
-constexpr int kCodeSumSteps = 4;
 constexpr bool kWideCodeSums = false;
+// Steps of 16 dimensions before sums must be closed: 16 bits hold four products of 2 × 3 × 127 ten
+// times, or two of 2 × 12 × 127 four times where sums are two.
+template <int kSums>
+constexpr int kCodeSumSteps = kSums == 1 ? 10 : 4;
 using CodeSum = ShortVec;
 HWY_INLINE CodeSum zero_codes() { return hn::Zero(ShortTag()); }
 
@@ -90,8 +92,9 @@ HWY_INLINE CodeSum add_codes(CodeSum sum, UByteVec codes, ByteVec q) {
 }
 template <int kSums>
 HWY_INLINE IntVec close_codes(IntVec total, const CodeSum* sum) {
-  static_assert(kSums == 2);
-  return pair_dot(total, hn::Add(sum[0], hn::ShiftRight<2>(sum[1])), hn::Set(ShortTag(), 1));
+  ShortVec whole = sum[0];
+  if constexpr (kSums == 2) whole = hn::Add(whole, hn::ShiftRight<2>(sum[1]));
+  return pair_dot(total, whole, hn::Set(ShortTag(), 1));
 }
 #endif
 
