@@ -54,8 +54,11 @@ void NodeHost::collect(MetricsPage& page) const {
   page.add_gauge("icefield_cache_node_read_leases_bytes",
                  "bytes that stay in place because clients read them by themselves",
                  static_cast<double>(server_.values().leases().bytes()));
+  page.add_gauge("icefield_cache_node_put_rooms_bytes",
+                 "bytes that clients may write by themselves, for puts to come",
+                 static_cast<double>(server_.values().rooms().bytes()));
   page.add_gauge("icefield_cache_node_memory_shared",
-                 "1 when clients of this machine may read values by themselves, else 0",
+                 "1 when clients of this machine may read and write values by themselves, else 0",
                  server_.values().shared() ? 1 : 0);
   page.add_gauge("icefield_cache_node_builds", "builds that can be found",
                  static_cast<double>(listed.builds.size()));

@@ -36,7 +36,7 @@ Result<ObjectKey> part_key(const std::string& bytes) {
 std::unique_ptr<Landing> NodeServer::land(const Caller& caller, MethodId method,
                                           std::string_view header, std::int64_t payload_bytes) {
   if (payload_bytes > kMaxPayloadBytes) return nullptr;
-  values_.expire_leases();
+  values_.expire();
   return values_.land(caller, static_cast<NodeMethod>(method), header, payload_bytes);
 }
 
@@ -46,7 +46,7 @@ Task<ServiceReply> NodeServer::handle(const Caller& caller, MethodId method, std
     co_return Status(Code::kInvalidArgument,
                      "payload of " + std::to_string(payload.size()) + " bytes");
   }
-  values_.expire_leases();
+  values_.expire();
   switch (static_cast<NodeMethod>(method)) {
     case NodeMethod::kPut:
       co_return co_await put(caller, header, std::as_const(payload.buffer).bytes());

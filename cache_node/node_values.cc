@@ -123,26 +123,56 @@ bool NodeValues::worth_room(const ValueHash& hash, const PutValue& item,
   return upload == uploads_.end() || upload->second.number == request.upload;
 }
 
-std::vector<IncomingChunk> NodeValues::reserve(const PutValues& request) {
+std::vector<IncomingChunk> NodeValues::chunks_of(const PutValues& request) {
   std::vector<IncomingChunk> chunks;
   chunks.reserve(request.values.size());
-  const bool refused = hopeless(request);
   for (const PutValue& item : request.values) {
     const ValueHash hash =
         value_hash(request.scope.name_space, request.scope.flush_number, item.key);
-    const bool wanted = !refused && worth_room(hash, item, request);
     const std::int64_t count = value_chunk_count(item.value_bytes);
     for (std::size_t i = 0; i < item.checksums.size(); ++i) {
       const std::int64_t number = item.first_chunk + static_cast<std::int64_t>(i);
       IncomingChunk& chunk = chunks.emplace_back();
       chunk.key = value_chunk_key(hash, count, number);
       chunk.bytes = chunk_range(item.value_bytes, number, 0, item.value_bytes).chunk_bytes;
-      if (!wanted) continue;
+    }
+  }
+  return chunks;
+}
+
+std::vector<IncomingChunk> NodeValues::reserve(const PutValues& request) {
+  std::vector<IncomingChunk> chunks = chunks_of(request);
+  if (hopeless(request)) return chunks;
+  std::span<IncomingChunk> left = chunks;
+  for (const PutValue& item : request.values) {
+    const std::span<IncomingChunk> mine = left.first(item.checksums.size());
+    left = left.subspan(mine.size());
+    ValueHash hash;
+    hash.bytes = mine.front().key.segment.bytes;
+    if (!worth_room(hash, item, request)) continue;
+    for (IncomingChunk& chunk : mine) {
       Result<DramTier::Reservation> slots = memory_.reserve(chunk.key, chunk.bytes);
       if (slots.has_value()) chunk.slots = std::move(*slots);
     }
   }
   return chunks;
+}
+
+Result<std::vector<IncomingChunk>> NodeValues::adopt(const PutValues& request,
+                                                     DramTier::Reservation slots) {
+  std::vector<IncomingChunk> chunks = chunks_of(request);
+  for (IncomingChunk& chunk : chunks) {
+    chunk.slots = slots.split(chunk.key, chunk.bytes);
+    if (chunk.slots.has_value()) continue;
+    return Status(Code::kInvalidArgument, "values are longer than their room");
+  }
+  return chunks;
+}
+
+Task<DramTier::Reservation> NodeValues::reserve_slots(std::int64_t bytes) {
+  Result<DramTier::Reservation> slots = memory_.reserve_slots(memory_.slots_of(bytes));
+  ICE_CO_TRY(co_await remove_doomed());
+  co_return slots;
 }
 
 Task<PutValuesReply> NodeValues::put(const PutValues& request, std::span<IncomingChunk> chunks) {

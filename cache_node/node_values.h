@@ -78,6 +78,13 @@ class NodeValues {
   // checksum are set. A value counts only once put() says so. What put() would refuse, or has
   // already, gets none, so that nothing is evicted for it.
   std::vector<IncomingChunk> reserve(const PutValues& request);
+  // The same, where their sender has put them already: each from the start of a slot on. Slots that
+  // are left come back. kInvalidArgument when there are too few.
+  static Result<std::vector<IncomingChunk>> adopt(const PutValues& request,
+                                                  DramTier::Reservation slots);
+  // Slots for that, before anybody knows of what. Errors as DramTier's.
+  Task<DramTier::Reservation> reserve_slots(std::int64_t bytes);
+  std::int64_t slot_bytes() const { return memory_.slot_bytes(); }
   // Takes the slots of chunks that came as they were sent. The parts of the request are not looked
   // at: what counts are those of `chunks`.
   Task<PutValuesReply> put(const PutValues& request, std::span<IncomingChunk> chunks);
@@ -168,6 +175,7 @@ class NodeValues {
   bool over_quota(const PutValue& item, const PutOptions& options) const;
   bool hopeless(const PutValues& request) const;
   bool worth_room(const ValueHash& hash, const PutValue& item, const PutValues& request) const;
+  static std::vector<IncomingChunk> chunks_of(const PutValues& request);
   // What one request has put: leased until all of it is, so that the values of a batch do not evict
   // each other, as long as what all batches lease together is a small part of memory.
   struct Batch {

@@ -246,6 +246,13 @@ Task<> NodeValues::copy_chunks(const ValueHash& hash, std::int64_t chunk_count) 
     const std::optional<ObjectInfo> info = memory_.find(key);
     const std::optional<ObjectBytes> bytes = memory_.lease(key);
     if (!bytes.has_value()) co_return Status::miss(MissReason::kEvicted, "value to be copied");
+    // Clients write into memory: nothing there has been looked at.
+    const Status verified = verify_object(key, *info, bytes->pieces());
+    if (!verified.ok()) {
+      const auto value = values_.find(hash);
+      if (value != values_.end()) drop(value, MissReason::kIntegrity);
+      co_return verified;
+    }
     ICE_CO_TRY(co_await disk_->put(key, bytes->pieces(), *info));
   }
   co_return Status();

@@ -24,12 +24,18 @@ PutOptions options_of(const proto::PutValuesRequest& request) {
 }  // namespace
 
 Result<std::unique_ptr<PutLanding>> PutLanding::open(proto::PutValuesRequest message,
-                                                     std::int64_t payload_bytes,
-                                                     NodeValues& values) {
-  std::unique_ptr<PutLanding> landing(new PutLanding(std::move(message), payload_bytes));
+                                                     std::int64_t payload_bytes, NodeValues& values,
+                                                     std::optional<DramTier::Reservation> room) {
+  std::unique_ptr<PutLanding> landing(
+      new PutLanding(std::move(message), payload_bytes, room.has_value()));
   ICE_TRY(landing->decode());
-  landing->chunks_ = values.reserve(landing->request_);
-  landing->place();
+  if (room.has_value()) {
+    ICE_TRY(landing->chunks_, NodeValues::adopt(landing->request_, std::move(*room)));
+  } else {
+    landing->chunks_ = values.reserve(landing->request_);
+    landing->place();
+  }
+  landing->write_to_runs();
   return landing;
 }
 
@@ -39,6 +45,9 @@ Status PutLanding::decode() {
   request_.upload = message_.upload();
   request_.options = options_of(message_);
   ICE_TRY(request_.options.validate());
+  if (placed_ && request_.options.level == WriteLevel::kDurable) {
+    return invalid("a durable put whose values do not come with it");
+  }
   return decode_values(keys);
 }
 
@@ -65,7 +74,7 @@ Status PutLanding::decode_values(std::span<const std::string_view> keys) {
       return invalid("put of values: chunks that the value does not have");
     }
     chunk_count += chunks;
-    payload_bytes -= chunk_bytes(value, chunks) + chunks * kChecksumBytes;
+    payload_bytes -= (placed_ ? 0 : chunk_bytes(value, chunks)) + chunks * kChecksumBytes;
     if (payload_bytes < 0) return invalid("values are longer than the payload");
     request_.values.push_back(value);
   }
@@ -102,14 +111,18 @@ void PutLanding::place() {
     run_counts.push_back(runs_.size() - before);
   }
   parts_.assign(runs_.begin(), runs_.end());
-  runs_.push_back(std::as_writable_bytes(std::span(checksums_)));
-  writer_ = RunWriter(runs_);
   std::span<const ConstByteSpan> parts = parts_;
   sums_.begin();
   for (std::size_t i = 0; i < chunks_.size(); ++i) {
     chunks_[i].parts = parts.first(run_counts[i]);
     parts = parts.subspan(run_counts[i]);
   }
+}
+
+// What comes goes to the chunks, what is behind to their checksums.
+void PutLanding::write_to_runs() {
+  runs_.push_back(std::as_writable_bytes(std::span(checksums_)));
+  writer_ = RunWriter(runs_);
 }
 
 // Hashed where they came, then copied past the caches: read once. A client that changes them in
@@ -125,7 +138,8 @@ void PutLanding::add(ConstByteSpan bytes) {
 }
 
 std::span<IncomingChunk> PutLanding::chunks() {
-  for (std::size_t i = 0; i < chunks_.size(); ++i) chunks_[i].checksum = sums_.sums()[i];
+  const std::span<const std::uint64_t> sums = placed_ ? std::span(checksums_) : sums_.sums();
+  for (std::size_t i = 0; i < chunks_.size(); ++i) chunks_[i].checksum = sums[i];
   return chunks_;
 }
 

@@ -11,32 +11,38 @@ namespace icefield {
 
 // Decodes and validates the request, and gives each of its chunks room in the tier, or in a buffer
 // where the tier has none for it. Hashes every piece once, as soon as all of it is there, so that
-// when the last byte has landed every chunk's checksum is known.
+// when the last byte has landed every chunk's checksum is known. What a client has written into the
+// tier by itself is not looked at: no wire was in between, and every read of it is verified.
 //
 // Ownership  Holds the reserved slots; those that NodeValues::put() has not taken go back with it.
 // Threads    The node's shard.
 class PutLanding final : public Landing {
  public:
-  // kInvalidArgument when the request makes no sense or is not as long as its values.
+  // `room`: where the chunks are, when they do not come. kInvalidArgument when the request makes no
+  // sense or is not as long as its values.
   static Result<std::unique_ptr<PutLanding>> open(proto::PutValuesRequest message,
-                                                  std::int64_t payload_bytes, NodeValues& values);
+                                                  std::int64_t payload_bytes, NodeValues& values,
+                                                  std::optional<DramTier::Reservation> room = {});
 
   std::int64_t size() const override { return size_; }
   void add(ConstByteSpan bytes) override;
 
   const PutValues& request() const { return request_; }
+  const proto::PutValuesRequest& message() const { return message_; }
   // Once all is there.
   std::span<IncomingChunk> chunks();
 
  private:
-  PutLanding(proto::PutValuesRequest message, std::int64_t size)
-      : message_(std::move(message)), size_(size) {}
+  PutLanding(proto::PutValuesRequest message, std::int64_t size, bool placed)
+      : message_(std::move(message)), size_(size), placed_(placed) {}
   Status decode();
   Status decode_values(std::span<const std::string_view> keys);
   void place();
+  void write_to_runs();
 
   const proto::PutValuesRequest message_;  // the keys of the request lie in it
   const std::int64_t size_;                // bytes
+  const bool placed_;                      // the chunks are there: only their checksums come
   PutValues request_;
   std::vector<std::uint64_t> checksums_;  // of the request: the last run
   std::vector<IncomingChunk> chunks_;

@@ -119,6 +119,11 @@ struct NodeStats {
   std::vector<NamespaceStats> namespaces;
 };
 
+// One-sided goes what is larger, in runs that are not small: below, a second look at the reply, or
+// room granted ahead, costs more than one more copy.
+constexpr std::int64_t kPlacedBytes = 16 << 10;
+constexpr std::int64_t kPlacedRunBytes = 4 << 10;
+
 Status validate_namespace(std::string_view name_space);
 Status validate_value_key(std::string_view key);
 Status validate_value_bytes(std::int64_t bytes);

@@ -13,12 +13,11 @@ constexpr std::uint32_t kMaxListed = 10'000;
 // on requests under way count the bytes that were sent, as few as 13. Beside so much payload an
 // item is small; smaller ones are decoded when all of them are there.
 constexpr std::int64_t kLandedItemBytes = 1024;
-// A client reads by itself what is larger, in runs that are not small: below, a second look at the
-// reply costs more than one more copy.
-constexpr std::int64_t kPlacedBytes = 16 << 10;
-constexpr std::int64_t kPlacedRunBytes = 4 << 10;
 // Of memory, for all that clients are reading: what is read must not keep out what comes.
 constexpr std::int64_t kLeasedShare = 8;
+// Of memory, for all that clients may write, and of that for one of them.
+constexpr std::int64_t kRoomShare = 8;
+constexpr std::int64_t kConnectionShare = 2;
 
 template <class Message>
 ServiceReply reply_with(const Message& message) {
@@ -47,13 +46,17 @@ ValueServer::ValueServer(NodeValues& values, const Clock& clock, Region slab)
       slab_(std::move(slab)),
       region_(xxh3(as_bytes(slab_.key), 0)),
       leases_({.max_bytes = std::ssize(slab_.bytes) / kLeasedShare,
-               .first_number = SystemRng().next()}) {}
+               .first_number = SystemRng().next()}),
+      rooms_({.max_bytes = std::ssize(slab_.bytes) / kRoomShare,
+              .max_connection_bytes = std::ssize(slab_.bytes) / kRoomShare / kConnectionShare,
+              .first_number = SystemRng().next() >> 1 | 1}) {}
 
 template <class Message>
 Result<Message> ValueServer::admit(const Caller& caller, std::string_view header) {
   ICE_TRY(Message message, parse_message<Message>(header));
   for (const std::uint64_t lease : message.scope().ended_leases()) {
     leases_.end(caller.connection().number, lease);
+    rooms_.end(caller.connection().number, lease);
   }
   ICE_TRY(validate_namespace(message.scope().name_space()));
   ICE_TRY(check_grant(caller, message.scope().name_space()));
@@ -64,7 +67,7 @@ std::unique_ptr<Landing> ValueServer::land(const Caller& caller, NodeMethod meth
                                            std::string_view header, std::int64_t payload_bytes) {
   if (method != NodeMethod::kPutValues) return nullptr;
   Result<proto::PutValuesRequest> message = admit<proto::PutValuesRequest>(caller, header);
-  if (!message.has_value()) return nullptr;
+  if (!message.has_value() || message->room() != 0) return nullptr;
   if (payload_bytes < message->keys().lengths_size() * kLandedItemBytes) return nullptr;
   auto landing = PutLanding::open(std::move(*message), payload_bytes, values_);
   return landing.has_value() ? std::move(*landing) : nullptr;
@@ -83,18 +86,26 @@ Task<ServiceReply> ValueServer::handle(const Caller& caller, NodeMethod method,
   }
 }
 
-// What landed is here. Else the values are small, or the request makes no sense.
+// What landed is here. Else the values are small, or in a room, or the request makes no sense.
 Task<ServiceReply> ValueServer::put(const Caller& caller, const std::string& header,
                                     Payload payload) {
+  proto::PutValuesReply reply;
   if (payload.landing == nullptr) {
     ICE_CO_TRY(auto message, admit<proto::PutValuesRequest>(caller, header));
-    ICE_CO_TRY(auto landing, PutLanding::open(std::move(message), payload.size(), values_));
+    std::optional<DramTier::Reservation> room;
+    if (message.room() != 0) {
+      room = rooms_.take(caller.connection().number, message.room());
+      reply.set_room_gone(!room.has_value());
+      if (reply.room_gone()) co_return reply_with(reply);
+      placed_puts.add();
+    }
+    ICE_CO_TRY(auto landing, PutLanding::open(std::move(message), payload.size(), values_,
+                                              std::move(room)));
     landing->add(std::as_const(payload.buffer).bytes());
     payload.landing = std::move(landing);
   }
   auto& landing = static_cast<PutLanding&>(*payload.landing);
   ICE_CO_TRY(const PutValuesReply done, co_await values_.put(landing.request(), landing.chunks()));
-  proto::PutValuesReply reply;
   put_head(done.head, reply.mutable_head());
   for (std::size_t i = 0; i < done.outcomes.size(); ++i) {
     const Result<PutOutcome>& outcome = done.outcomes[i];
@@ -104,7 +115,36 @@ Task<ServiceReply> ValueServer::put(const Caller& caller, const std::string& hea
       reply.add_already_there(static_cast<std::uint32_t>(i));
     }
   }
+  const bool wants = landing.message().room_wanted() >= static_cast<std::uint64_t>(kPlacedBytes);
+  if (wants && may_reach(caller)) {
+    ICE_CO_TRY(co_await grant(caller, landing.message(), reply));
+  }
   co_return reply_with(reply);
+}
+
+Task<> ValueServer::grant(const Caller& caller, const proto::PutValuesRequest& request,
+                          proto::PutValuesReply& reply) {
+  constexpr auto kMost = static_cast<std::uint64_t>(kMaxRequestBytes);
+  const std::int64_t slot_bytes = values_.slot_bytes();
+  const std::int64_t wanted =
+      round_up(static_cast<std::int64_t>(std::min(request.room_wanted(), kMost)), slot_bytes);
+  const std::uint64_t connection = caller.connection().number;
+  const std::int64_t bytes =
+      rooms_.room_for(connection, wanted, clock_.now()) / slot_bytes * slot_bytes;
+  if (bytes < kPlacedBytes) co_return Status();
+  Result<DramTier::Reservation> slots = co_await values_.reserve_slots(bytes);
+  if (!slots.has_value()) co_return Status();  // none, and the put is done all the same
+  proto::PutRoom& out = *reply.mutable_room();
+  std::vector<ByteSpan> runs;
+  slots->append_runs(runs);
+  for (const ByteSpan run : runs) {
+    out.add_offsets(static_cast<std::uint64_t>(run.data() - slab_.bytes.data()));
+    out.add_lengths(run.size());
+  }
+  out.set_slot_bytes(static_cast<std::uint64_t>(slot_bytes));
+  if (request.region() != region_) out.set_region_key(slab_.key);
+  out.set_number(rooms_.add(connection, std::move(*slots), clock_.now()));
+  co_return Status();
 }
 
 Task<ServiceReply> ValueServer::get(const Caller& caller, const std::string& header) {
@@ -146,8 +186,8 @@ Task<ServiceReply> ValueServer::get(const Caller& caller, const std::string& hea
 
 bool ValueServer::place(const Caller& caller, const proto::GetValuesRequest& request,
                         ValueReads& reads, proto::GetValuesReply& answer) {
-  const bool may = shared() && caller.connection().one_sided && caller.may_use_all() &&
-                   !(request.unreachable() && request.region() == region_);
+  const bool may =
+      may_reach(caller) && !(request.unreachable() && request.region() == region_);
   const std::int64_t runs = std::ssize(reads.payload);
   if (!may || reads.payload_bytes < std::max(kPlacedBytes, runs * kPlacedRunBytes)) return false;
   if (!leases_.has_room(reads.leased_bytes)) return false;

@@ -3,6 +3,7 @@
 
 #include "cache_node/messages.h"
 #include "cache_node/node_values.h"
+#include "cache_node/put_rooms.h"
 #include "cache_node/read_leases.h"
 #include "transport/transport.h"
 
@@ -11,11 +12,13 @@ namespace icefield {
 namespace proto {
 class GetValuesReply;
 class GetValuesRequest;
+class PutValuesReply;
+class PutValuesRequest;
 }  // namespace proto
 
 // Where memory is a region of the transport, large payloads of gets stay where they are, and the
-// reply says where: to callers that may use every namespace, because whoever can read something of
-// a region can read all of it.
+// reply says where; replies to puts say where the next one may go. To callers that may use every
+// namespace, because whoever can reach something of a region can reach all of it.
 //
 // Threads  The node's shard.
 // Errors   kInvalidArgument for a request that cannot be decoded or exceeds a limit; what goes
@@ -29,17 +32,28 @@ class ValueServer {
                                 std::int64_t payload_bytes);
   Task<ServiceReply> handle(const Caller& caller, NodeMethod method, const std::string& header,
                             Payload payload);
-  void closed(const Caller& caller) { leases_.end_all(caller.connection().number); }
+  void closed(const Caller& caller) {
+    leases_.end_all(caller.connection().number);
+    rooms_.end_all(caller.connection().number, clock_.now());
+  }
   // Before anything that may want room in memory.
-  void expire_leases() { leases_.expire(clock_.now()); }
+  void expire() {
+    leases_.expire(clock_.now());
+    rooms_.expire(clock_.now());
+  }
 
-  std::vector<const Counter*> counters() const { return {&placed, &leases_.lapsed}; }
+  std::vector<const Counter*> counters() const {
+    return {&placed, &leases_.lapsed, &placed_puts, &rooms_.taken_back};
+  }
   const ReadLeases& leases() const { return leases_; }
+  const PutRooms& rooms() const { return rooms_; }
   // Whether memory is a region.
   bool shared() const { return !slab_.bytes.empty(); }
 
   Counter placed{"icefield_cache_node_value_gets_placed_total",
                  "gets of values that clients were left to read by themselves"};
+  Counter placed_puts{"icefield_cache_node_value_puts_placed_total",
+                      "requests to put values that clients had written by themselves"};
 
  private:
   // Decodes any request and checks what all have in common. The one place where a caller's right
@@ -54,6 +68,13 @@ class ValueServer {
   Task<ServiceReply> list(const Caller& caller, const std::string& header);
   Task<ServiceReply> flush(const Caller& caller, const std::string& header);
 
+  // Whether the caller may reach memory by itself.
+  bool may_reach(const Caller& caller) const {
+    return shared() && caller.connection().one_sided && caller.may_use_all();
+  }
+  // Room for a put to come, of the size that the request says, or what there is.
+  Task<> grant(const Caller& caller, const proto::PutValuesRequest& request,
+               proto::PutValuesReply& reply);
   // Says where the payload of `reads` is and takes its leases; false when it has to be sent.
   bool place(const Caller& caller, const proto::GetValuesRequest& request, ValueReads& reads,
              proto::GetValuesReply& answer);
@@ -63,6 +84,7 @@ class ValueServer {
   const Region slab_;
   const std::uint64_t region_;  // as requests call it
   ReadLeases leases_;
+  PutRooms rooms_;
 };
 
 }  // namespace icefield

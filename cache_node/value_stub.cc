@@ -10,8 +10,14 @@ namespace {
 
 // Of those that no request has told; they are over after a second anyway.
 constexpr std::size_t kMostEndedLeases = 4096;
-// Gets by message before a region that could not be read is tried again.
-constexpr int kUnreachableGets = 4096;
+// Calls by message before a region that could not be reached is tried again.
+constexpr int kUnreachableCalls = 4096;
+// Room is wanted for the largest put of the last ones, as many as this or twice as many.
+constexpr std::int64_t kRecentPuts = 16;
+// Kept for puts side by side.
+constexpr std::size_t kMostRooms = 16;
+// Of a room, and a slot of it: more makes no sense.
+constexpr std::uint64_t kMostRoomBytes = std::uint64_t{1} << 40;
 
 template <class Items, class KeyOf>
 void put_keys(const Items& items, KeyOf key_of, proto::ValueKeys* out) {
@@ -40,6 +46,46 @@ Result<std::vector<Status>> statuses_of(
     statuses[failure.item()] = from_proto(failure.outcome());
   }
   return statuses;
+}
+
+// Every chunk of a put, in order.
+template <class Visit>
+void for_each_chunk(const PutValues& request, Visit visit) {
+  for (const PutValue& value : request.values) {
+    const std::int64_t end = value.first_chunk + std::ssize(value.checksums);
+    for (std::int64_t chunk = value.first_chunk; chunk < end; ++chunk) {
+      visit(chunk_range(value.value_bytes, chunk, 0, value.value_bytes).chunk_bytes);
+    }
+  }
+}
+
+std::int64_t slots_bytes(std::int64_t chunk_bytes, std::int64_t slot_bytes) {
+  return round_up(std::max<std::int64_t>(chunk_bytes, 1), slot_bytes);
+}
+
+// Nothing of the payload has left: it goes by message.
+bool not_placed(Code code) {
+  return code == Code::kAborted || code == Code::kFailedPrecondition ||
+         code == Code::kInvalidArgument || code == Code::kResourceExhausted;
+}
+
+// All but the scope and what room is there.
+void put_values(const PutValues& request, proto::PutValuesRequest& message,
+                std::vector<ConstByteSpan>& payload) {
+  put_keys(
+      request.values, [](const PutValue& value) { return value.key; }, message.mutable_keys());
+  for (const PutValue& value : request.values) {
+    message.add_value_bytes(static_cast<std::uint64_t>(value.value_bytes));
+    message.add_first_chunks(static_cast<std::uint32_t>(value.first_chunk));
+    message.add_chunk_counts(static_cast<std::uint32_t>(value.checksums.size()));
+    payload.insert(payload.end(), value.parts.begin(), value.parts.end());
+  }
+  for (const PutValue& value : request.values) payload.push_back(std::as_bytes(value.checksums));
+  message.set_upload(request.upload);
+  message.set_level(static_cast<std::uint32_t>(request.options.level));
+  message.set_ttl_ms(static_cast<std::uint64_t>(request.options.ttl_ms));
+  message.set_pin(static_cast<std::uint32_t>(request.options.pin));
+  message.set_pin_ttl_ms(static_cast<std::uint64_t>(request.options.pin_ttl_ms));
 }
 
 template <class T, class Repeated>
@@ -75,8 +121,18 @@ std::shared_ptr<const ValueStub::KnownRegion> ValueStub::start_get(
   message.set_locate(!request.scrub);
   const std::lock_guard lock(mutex_);
   message.set_region(region_->hash);
-  message.set_unreachable(unreachable_gets_ > 0);
-  if (unreachable_gets_ > 0) --unreachable_gets_;
+  message.set_unreachable(unreachable_ > 0);
+  if (unreachable_ > 0) --unreachable_;
+  return region_;
+}
+
+std::shared_ptr<const ValueStub::KnownRegion> ValueStub::learn_region(const std::string& key) {
+  const std::uint64_t hash = xxh3(as_bytes(key), 0);
+  if (region_->hash != hash) {
+    unreachable_ = 0;
+    region_ = std::make_shared<const KnownRegion>(KnownRegion{.key = key, .hash = hash});
+    rooms_.clear();  // another node's
+  }
   return region_;
 }
 
@@ -92,36 +148,143 @@ Task<Reply> ValueStub::ask(NodeMethod method, const Message& message, Buffer int
 Task<PutValuesReply> ValueStub::put(PutValues request, Deadline deadline) {
   proto::PutValuesRequest message;
   put_scope(request.scope, message.mutable_scope());
-  put_keys(
-      request.values, [](const PutValue& value) { return value.key; }, message.mutable_keys());
   std::vector<ConstByteSpan> payload;
-  for (const PutValue& value : request.values) {
-    message.add_value_bytes(static_cast<std::uint64_t>(value.value_bytes));
-    message.add_first_chunks(static_cast<std::uint32_t>(value.first_chunk));
-    message.add_chunk_counts(static_cast<std::uint32_t>(value.checksums.size()));
-    payload.insert(payload.end(), value.parts.begin(), value.parts.end());
+  put_values(request, message, payload);
+  std::shared_ptr<const KnownRegion> known;
+  std::optional<Room> room = start_put(request, message, known);
+  while (true) {
+    message.set_room(room.has_value() ? room->number : 0);
+    Request call(static_cast<MethodId>(NodeMethod::kPutValues), message.SerializeAsString());
+    call.payload = payload;
+    call.departure = request.departure;
+    if (room.has_value()) call.room = place_of(*room, request);
+    Buffer nothing;
+    const Result<Reply> reply =
+        co_await transport_.call(node_, std::move(call), std::move(nothing), deadline);
+    if (!reply.has_value()) {
+      const Code code = reply.error().code();
+      if (room.has_value()) lose_room(*room, code);
+      if (code != Code::kAborted) message.clear_room_wanted();
+      if (std::exchange(room, std::nullopt).has_value() && not_placed(code)) continue;
+      take_back(message.scope());
+      co_return reply.error();
+    }
+    ICE_CO_TRY(const auto answer, parse_message<proto::PutValuesReply>(reply->header));
+    if (answer.room().number() != 0) keep_room(answer.room(), known);
+    if (!answer.room_gone()) co_return parse_put(answer, request.values.size());
+    if (!room.has_value()) co_return impossible("of a room that was not named");
+    lose_room(*room, Code::kAborted);
+    room.reset();
   }
-  for (const PutValue& value : request.values) payload.push_back(std::as_bytes(value.checksums));
-  message.set_upload(request.upload);
-  message.set_level(static_cast<std::uint32_t>(request.options.level));
-  message.set_ttl_ms(static_cast<std::uint64_t>(request.options.ttl_ms));
-  message.set_pin(static_cast<std::uint32_t>(request.options.pin));
-  message.set_pin_ttl_ms(static_cast<std::uint64_t>(request.options.pin_ttl_ms));
-  Request call(static_cast<MethodId>(NodeMethod::kPutValues), message.SerializeAsString());
-  call.payload = std::move(payload);
-  call.departure = request.departure;
-  Buffer nothing;
-  const Result<Reply> reply =
-      co_await transport_.call(node_, std::move(call), std::move(nothing), deadline);
-  if (!reply.has_value()) {
-    take_back(message.scope());
-    co_return reply.error();
+}
+
+std::optional<ValueStub::Room> ValueStub::start_put(const PutValues& request,
+                                                    proto::PutValuesRequest& message,
+                                                    std::shared_ptr<const KnownRegion>& known) {
+  std::int64_t bytes = 0;
+  std::int64_t chunks = 0;
+  const auto count = [&](std::int64_t chunk_bytes) {
+    bytes += chunk_bytes;
+    ++chunks;
+  };
+  for_each_chunk(request, count);
+  const bool large = bytes >= std::max(kPlacedBytes, chunks * kPlacedRunBytes);
+  if (!large || request.options.level == WriteLevel::kDurable) return std::nullopt;
+  const std::lock_guard lock(mutex_);
+  if (unreachable_ > 0) {
+    --unreachable_;
+    return std::nullopt;
   }
-  ICE_CO_TRY(const auto answer, parse_message<proto::PutValuesReply>(reply->header));
+  std::int64_t wanted = 0;
+  for_each_chunk(request, [&](std::int64_t size) { wanted += slots_bytes(size, slot_bytes_); });
+  message.set_room_wanted(static_cast<std::uint64_t>(room_wanted(wanted)));
+  known = region_;
+  message.set_region(known->hash);
+  const auto fits = [&](const Room& room) {
+    return room.bytes >= wanted && room.slot_bytes == slot_bytes_;
+  };
+  const auto newest = std::find_if(rooms_.rbegin(), rooms_.rend(), fits);
+  if (newest == rooms_.rend()) return std::nullopt;
+  std::optional<Room> room = std::move(*newest);
+  rooms_.erase(std::next(newest).base());
+  return room;
+}
+
+std::int64_t ValueStub::room_wanted(std::int64_t bytes) {
+  if (room_puts_++ % kRecentPuts == 0) largest_before_ = std::exchange(largest_put_, 0);
+  largest_put_ = std::max(largest_put_, bytes);
+  return std::max(largest_put_, largest_before_);
+}
+
+// Chunk by chunk, each from the start of a slot on.
+RegionRoom ValueStub::place_of(Room& room, const PutValues& request) {
+  RegionRoom place{.to = {.key = room.region->key, .runs = {}},
+                   .ticket_offset = room.runs.front().offset,
+                   .ticket = room.number};
+  std::vector<RegionRun>& out = place.to.runs;
+  auto run = room.runs.begin();
+  const auto add = [&](std::int64_t bytes) {
+    std::int64_t slots = slots_bytes(bytes, room.slot_bytes);
+    while (slots > 0) {
+      const std::int64_t part = std::min(run->bytes, slots);
+      const std::int64_t used = std::min(part, bytes);
+      if (!out.empty() && out.back().offset + out.back().bytes == run->offset) {
+        out.back().bytes += used;
+      } else if (used > 0) {
+        out.push_back({.offset = run->offset, .bytes = used});
+      }
+      run->offset += part;
+      run->bytes -= part;
+      slots -= part;
+      bytes -= used;
+      if (run->bytes == 0) ++run;
+    }
+  };
+  for_each_chunk(request, add);
+  return place;
+}
+
+void ValueStub::keep_room(const proto::PutRoom& granted, std::shared_ptr<const KnownRegion> known) {
+  Room room{.number = granted.number(), .region = std::move(known)};
+  const int count = std::min(granted.offsets_size(), granted.lengths_size());
+  for (int i = 0; i < count; ++i) {
+    if (granted.lengths(i) == 0 || granted.lengths(i) > kMostRoomBytes) return;
+    room.runs.push_back({.offset = static_cast<std::int64_t>(granted.offsets(i)),
+                         .bytes = static_cast<std::int64_t>(granted.lengths(i))});
+    room.bytes += room.runs.back().bytes;
+  }
+  if (count == 0 || granted.slot_bytes() == 0 || granted.slot_bytes() > kMostRoomBytes) return;
+  room.slot_bytes = static_cast<std::int64_t>(granted.slot_bytes());
+  const std::lock_guard lock(mutex_);
+  if (!granted.region_key().empty()) room.region = learn_region(granted.region_key());
+  if (room.region == nullptr) return;  // it was not asked for
+  slot_bytes_ = room.slot_bytes;
+  rooms_.push_back(std::move(room));
+  if (rooms_.size() <= kMostRooms) return;
+  ended_leases_.push_back(rooms_.front().number);
+  rooms_.erase(rooms_.begin());
+}
+
+// Where the node took back one, it has those that are older, too.
+void ValueStub::lose_room(const Room& room, Code why) {
+  const std::lock_guard lock(mutex_);
+  const bool unreachable = not_placed(why) && why != Code::kAborted;
+  if (unreachable && region_->hash == room.region->hash) unreachable_ = kUnreachableCalls;
+  ended_leases_.push_back(room.number);
+  if (!not_placed(why)) return;
+  const auto lost = [&](const Room& other) { return unreachable || other.number < room.number; };
+  for (const Room& other : rooms_) {
+    if (lost(other)) ended_leases_.push_back(other.number);
+  }
+  std::erase_if(rooms_, lost);
+}
+
+Result<PutValuesReply> ValueStub::parse_put(const proto::PutValuesReply& answer,
+                                            std::size_t count) const {
   PutValuesReply result;
   result.head = head_of(answer.head());
-  if (!result.head.status.ok()) co_return result;
-  ICE_CO_TRY(const auto statuses, statuses_of(answer.failures(), request.values.size()));
+  if (!result.head.status.ok()) return result;
+  ICE_TRY(const auto statuses, statuses_of(answer.failures(), count));
   for (const Status& status : statuses) {
     if (status.ok()) {
       result.outcomes.emplace_back(PutOutcome::kStored);
@@ -130,10 +293,10 @@ Task<PutValuesReply> ValueStub::put(PutValues request, Deadline deadline) {
     }
   }
   for (const std::uint32_t item : answer.already_there()) {
-    if (item >= result.outcomes.size()) co_return impossible("no such item");
+    if (item >= result.outcomes.size()) return impossible("no such item");
     result.outcomes[item] = PutOutcome::kAlreadyThere;
   }
-  co_return result;
+  return result;
 }
 
 // Understands the reply as soon as its header is there; sees a payload that is read one-sided, too.
@@ -200,12 +363,8 @@ Task<ValueStub::Fetched> ValueStub::read_placed(const proto::PlacedPayload& plac
                                                 Buffer into, GetArrival& arrival,
                                                 Deadline deadline) {
   if (!placed.region_key().empty()) {
-    const std::string& key = placed.region_key();
-    region = std::make_shared<const KnownRegion>(
-        KnownRegion{.key = key, .hash = xxh3(as_bytes(key), 0)});
     const std::lock_guard lock(mutex_);
-    if (region_->hash != region->hash) unreachable_gets_ = 0;
-    region_ = region;
+    region = learn_region(placed.region_key());
   }
   RegionRuns runs{.key = region->key};
   const int count = std::min(placed.offsets_size(), placed.lengths_size());
@@ -223,7 +382,7 @@ Task<ValueStub::Fetched> ValueStub::read_placed(const proto::PlacedPayload& plac
   {
     const std::lock_guard lock(mutex_);
     ended_leases_.push_back(placed.lease());
-    if (out_of_reach && region_->hash == region->hash) unreachable_gets_ = kUnreachableGets;
+    if (out_of_reach && region_->hash == region->hash) unreachable_ = kUnreachableCalls;
   }
   if (code == Code::kDeadlineExceeded || code == Code::kCancelled) co_return read.status();
   Fetched fetched{.unread = read.status()};

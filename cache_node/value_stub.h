@@ -14,6 +14,9 @@ namespace icefield {
 namespace proto {
 class GetValuesRequest;
 class PlacedPayload;
+class PutRoom;
+class PutValuesReply;
+class PutValuesRequest;
 class ValueScope;
 }  // namespace proto
 
@@ -44,7 +47,8 @@ class ValueArrival {
 //
 // A node of this machine says of large payloads where they are, and they are read one-sided. What
 // it keeps in place for that it gets back with the next request, whatever that is; if none follows,
-// after a second.
+// after a second. With replies to large puts it grants room, where one put to come is written
+// one-sided: those that find none go by message, and bring some.
 //
 // Errors   Those of the transport, and kInternal when the node answers something impossible.
 //          Reply heads say what the node refused, items what went wrong with them.
@@ -83,6 +87,28 @@ class ValueStub {
     Buffer payload;
     Status unread;
   };
+  // Granted for a put to come.
+  struct Room {
+    std::uint64_t number = 0;
+    std::shared_ptr<const KnownRegion> region;
+    std::vector<RegionRun> runs;  // whole slots
+    std::int64_t bytes = 0;       // of all runs
+    std::int64_t slot_bytes = 0;
+  };
+  // Asks for room and takes what there is for the put; none: it goes by message. `known` is the
+  // region that the message names.
+  std::optional<Room> start_put(const PutValues& request, proto::PutValuesRequest& message,
+                                std::shared_ptr<const KnownRegion>& known);
+  void keep_room(const proto::PutRoom& granted, std::shared_ptr<const KnownRegion> known);
+  // Of a put that has ended otherwise than by a reply, or that the node does not know any more.
+  void lose_room(const Room& room, Code why);
+  // With mutex_. How much the next put may want, this one wanted so much.
+  std::int64_t room_wanted(std::int64_t bytes);
+  static RegionRoom place_of(Room& room, const PutValues& request);
+  Result<PutValuesReply> parse_put(const proto::PutValuesReply& answer, std::size_t count) const;
+  // With mutex_. The region that a reply names.
+  std::shared_ptr<const KnownRegion> learn_region(const std::string& key);
+
   Result<GetValuesReply> parse_get(std::string_view header, std::size_t count,
                                    std::optional<proto::PlacedPayload>& placed) const;
   Task<Fetched> read_placed(const proto::PlacedPayload& placed,
@@ -104,8 +130,13 @@ class ValueStub {
   const Address node_;
   std::mutex mutex_;  // guards the rest; never held across a call
   std::shared_ptr<const KnownRegion> region_ = std::make_shared<const KnownRegion>();
-  int unreachable_gets_ = 0;                 // so many more until reading the region is tried again
+  int unreachable_ = 0;                      // so many more calls until the region is tried again
   std::vector<std::uint64_t> ended_leases_;  // not told yet
+  std::vector<Room> rooms_;                  // the newest last; few
+  std::int64_t room_puts_ = 0;               // those that had room, or would have liked it
+  std::int64_t largest_put_ = 0;             // of them, since they were a multiple of kRecentPuts
+  std::int64_t largest_before_ = 0;          // of as many before
+  std::int64_t slot_bytes_ = 1;              // of the last room
 };
 
 }  // namespace icefield

@@ -145,9 +145,11 @@ struct ValueStore::PutPart final : Departure {
   PartCursor rest{{}};
   std::vector<ConstByteSpan> leaving_parts;
 
+  // Told once more of what has left before, when a put goes another way in the end.
   void leaving(std::int64_t bytes) override {
     leaving_parts.clear();
     const std::int64_t end = std::min(bytes, values_bytes);
+    if (end <= left_bytes) return;
     rest.take(end - left_bytes, leaving_parts);
     left_bytes = end;
     for (const ConstByteSpan part : leaving_parts) sums.pass(part);

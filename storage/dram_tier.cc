@@ -218,13 +218,43 @@ DramTier::Reservation::~Reservation() {
   tier_->give_slots_back(first_slot_, tier_->slots_of(bytes_));
 }
 
+Status DramTier::check_share(std::int64_t slots) const {
+  if (reserved_count_ + slots <= slot_count_ / kReservedShare) return Status();
+  return Status(Code::kResourceExhausted, std::to_string(reserved_count_) + " of " +
+                                              std::to_string(slot_count_) +
+                                              " slots of the DRAM tier are reserved");
+}
+
 Result<DramTier::Reservation> DramTier::reserve(const ObjectKey& key, std::int64_t bytes) {
-  if (reserved_count_ + slots_of(bytes) > slot_count_ / kReservedShare) {
-    return Status(Code::kResourceExhausted, std::to_string(reserved_count_) + " of " +
-                                                std::to_string(slot_count_) +
-                                                " slots of the DRAM tier are reserved");
-  }
+  ICE_TRY(check_share(slots_of(bytes)));
   return take(key, bytes);
+}
+
+Result<DramTier::Reservation> DramTier::reserve_slots(std::int64_t slots) {
+  ICE_CHECK(slots > 0);
+  ICE_TRY(check_share(slots));
+  ICE_TRY(make_room(slots));
+  reserved_count_ += slots;
+  return Reservation(*this, ObjectKey(), slots * options_.slot_bytes, take_slots(slots));
+}
+
+std::optional<DramTier::Reservation> DramTier::Reservation::split(const ObjectKey& key,
+                                                                  std::int64_t bytes) {
+  if (tier_ == nullptr || bytes > bytes_) return std::nullopt;
+  DramTier& tier = *tier_;
+  const std::int64_t slots = tier.slots_of(bytes);
+  tier.evictor_.expect(
+      {.name = tier.objects_.name_of(key), .weight = static_cast<std::uint32_t>(slots)});
+  Reservation front(tier, key, bytes, first_slot_);
+  bytes_ -= slots * tier.options_.slot_bytes;
+  if (bytes_ <= 0) {
+    tier_ = nullptr;
+    return front;
+  }
+  std::uint32_t last = first_slot_;
+  for (std::int64_t left = slots; left > 1; --left) last = tier.next_slot_[last];
+  first_slot_ = std::exchange(tier.next_slot_[last], kNoSlot);
+  return front;
 }
 
 Result<PutOutcome> DramTier::store(Reservation reserved, const ObjectInfo& info) {

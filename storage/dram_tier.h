@@ -49,6 +49,8 @@ class DramTier final : public Tier {
   // Errors as put(), which is reserve(), a copy and store(); and kResourceExhausted, with nothing
   // evicted, when all reservations together would hold more than a quarter of the tier.
   Result<Reservation> reserve(const ObjectKey& key, std::int64_t bytes);
+  // Of so many slots, for objects that are not known yet: Reservation::split() gives them theirs.
+  Result<Reservation> reserve_slots(std::int64_t slots);
   // The bytes are in place. kAlreadyThere when somebody else was faster.
   Result<PutOutcome> store(Reservation reserved, const ObjectInfo& info);
   // As get(), at once.
@@ -70,6 +72,7 @@ class DramTier final : public Tier {
 
   // What an object takes at least, and a multiple of.
   std::int64_t slot_bytes() const { return options_.slot_bytes; }
+  std::int64_t slots_of(std::int64_t bytes) const;
   // The slab, for registration with a transport, and for tests that damage it.
   ByteSpan memory() { return slab_; }
 
@@ -91,7 +94,6 @@ class DramTier final : public Tier {
   DramTier(Options options, const Clock& clock, ByteSpan slab);
 
   ByteSpan slot(std::uint32_t index) const;
-  std::int64_t slots_of(std::int64_t bytes) const;
   ObjectInfo info_of(Id id) const;
   bool alive(Id id) const;
   // Found and not expired.
@@ -101,6 +103,7 @@ class DramTier final : public Tier {
   template <class Span>
   void append_runs(std::uint32_t first_slot, std::int64_t bytes, std::vector<Span>& runs) const;
   bool drop_expired(const ObjectKey& key, std::uint64_t name);
+  Status check_share(std::int64_t slots) const;
   Result<Reservation> take(const ObjectKey& key, std::int64_t bytes);
   ObjectBytes lease(Id id);
   Status make_room(std::int64_t slots);
@@ -145,13 +148,15 @@ class DramTier::Reservation {
   const ObjectKey& key() const { return key_; }
   // Appends where the object goes: not initialised, together as long as it is.
   void append_runs(std::vector<ByteSpan>& runs) const;
+  // The slots in front, for an object; none when there are too few. What is left is shorter.
+  std::optional<Reservation> split(const ObjectKey& key, std::int64_t bytes);
 
  private:
   friend class DramTier;
   Reservation(DramTier& tier, const ObjectKey& key, std::int64_t bytes, std::uint32_t first_slot)
       : tier_(&tier), key_(key), bytes_(bytes), first_slot_(first_slot) {}
 
-  DramTier* tier_;  // null: moved away, or stored
+  DramTier* tier_;  // null: moved away, split, or stored
   ObjectKey key_;
   std::int64_t bytes_;
   std::uint32_t first_slot_;

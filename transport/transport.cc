@@ -1,5 +1,6 @@
 #include "transport/transport.h"
 
+#include <atomic>
 #include <cstring>
 
 namespace icefield {
@@ -30,8 +31,8 @@ void gather(std::span<const ConstByteSpan> pieces, Buffer& into) {
   }
 }
 
-Result<std::int64_t> check_read(std::span<const RegionRun> runs, std::int64_t region_bytes,
-                                const Buffer& into) {
+Result<std::int64_t> check_runs(std::span<const RegionRun> runs, std::int64_t region_bytes,
+                                std::int64_t most) {
   std::int64_t bytes = 0;
   for (const RegionRun& run : runs) {
     if (run.offset < 0 || run.bytes < 0 || run.offset > region_bytes ||
@@ -40,13 +41,21 @@ Result<std::int64_t> check_read(std::span<const RegionRun> runs, std::int64_t re
                                                 std::to_string(run.offset) + " on of a region of " +
                                                 std::to_string(region_bytes));
     }
-    if (run.bytes > into.capacity() - bytes) {
+    if (run.bytes > most - bytes) {
       return Status(Code::kResourceExhausted,
-                    "read of more than " + std::to_string(into.capacity()) + " bytes");
+                    "runs of more than " + std::to_string(most) + " bytes");
     }
     bytes += run.bytes;
   }
   return bytes;
+}
+
+void put_ticket(std::byte* at, std::uint64_t ticket) {
+  std::atomic_ref(*reinterpret_cast<std::uint64_t*>(at)).store(ticket, std::memory_order_release);
+}
+
+bool take_ticket(std::byte* at, std::uint64_t ticket) {
+  return std::atomic_ref(*reinterpret_cast<std::uint64_t*>(at)).compare_exchange_strong(ticket, 0);
 }
 
 }  // namespace icefield

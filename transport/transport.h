@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -38,6 +39,25 @@ class Departure {
   virtual void leaving(std::int64_t bytes) = 0;
 };
 
+// Runs of bytes in a peer's region, read or written back to back.
+struct RegionRun {
+  std::int64_t offset = 0;
+  std::int64_t bytes = 0;
+};
+struct RegionRuns {
+  std::string key;
+  std::vector<RegionRun> runs;
+};
+
+// Room in a region of the peer for the front of a request's payload, written one-sided. A ticket
+// lies in the room until its owner takes it back or somebody writes there, whoever takes it first
+// (take_ticket()).
+struct RegionRoom {
+  RegionRuns to;
+  std::int64_t ticket_offset = 0;  // in the region, a multiple of 8
+  std::uint64_t ticket = 0;
+};
+
 // A request: a small header and bulk bytes gathered from the caller's memory, which must stay in
 // place until the call returns.
 struct Request {
@@ -47,6 +67,9 @@ struct Request {
   MethodId method;
   std::string header;
   std::vector<ConstByteSpan> payload;
+  // None: all of the payload comes with the request. Else what is behind as many bytes as the room
+  // has; those are in place when the service is asked.
+  std::optional<RegionRoom> room;
   Departure* departure = nullptr;  // null: the payload is as it is
   Arrival* arrival = nullptr;      // null: nobody looks before the call returns
 };
@@ -97,27 +120,22 @@ struct ServiceReply {
 std::int64_t payload_bytes(std::span<const ConstByteSpan> pieces);
 void gather(std::span<const ConstByteSpan> pieces, Buffer& into);
 
-// Memory that callers of this process may read by themselves, one-sided. It stays as long as the
-// transport.
+// Memory that callers of this process may read and write by themselves, one-sided. It stays as long
+// as the transport.
 struct Region {
   ByteSpan bytes;
-  std::string key;  // what a caller needs, opaque; whoever knows it may read all of the region
-};
-
-// Runs of bytes in a peer's region, to be read back to back.
-struct RegionRun {
-  std::int64_t offset = 0;
-  std::int64_t bytes = 0;
-};
-struct RegionRuns {
-  std::string key;
-  std::vector<RegionRun> runs;
+  std::string key;  // what a caller needs, opaque; whoever knows it may reach all of the region
 };
 
 // The bytes of all runs. kInvalidArgument when one of them does not lie in a region of that many
-// bytes, kResourceExhausted when together they do not fit the buffer.
-Result<std::int64_t> check_read(std::span<const RegionRun> runs, std::int64_t region_bytes,
-                                const Buffer& into);
+// bytes, kResourceExhausted when together they are more than `most`.
+Result<std::int64_t> check_runs(std::span<const RegionRun> runs, std::int64_t region_bytes,
+                                std::int64_t most);
+
+// Of room in a region, at a multiple of eight bytes. take_ticket() is true once: for who of the
+// owner and the writer, in whichever process, comes first.
+void put_ticket(std::byte* at, std::uint64_t ticket);
+bool take_ticket(std::byte* at, std::uint64_t ticket);
 
 // How a peer is doing, as the calling side knows.
 enum class PeerState {
@@ -158,7 +176,9 @@ class Service {
 
 // Errors  call: kUnavailable (nobody listens there, connection lost), kDeadlineExceeded,
 //         kInvalidArgument (request not understood), kResourceExhausted (reply larger than the
-//         buffer), kFailedPrecondition (the peer wants a token, or speaks another version).
+//         buffer), kFailedPrecondition (the peer wants a token, or speaks another version). With
+//         room in a region, before anything has left: kAborted (the ticket is not there any
+//         more), kFailedPrecondition, kInvalidArgument (as for read).
 //         listen: kAlreadyExists (somebody listens there), kInvalidArgument (not an address that
 //         this process can have, or one beyond this machine without a token).
 //         read: as call; kFailedPrecondition (the lanes to the peer have no one-sided reads),
@@ -169,8 +189,9 @@ class Transport {
   virtual ~Transport() = default;
 
   // Sends `request` and waits for the reply, whose payload lands in `into`. Returns by `deadline`,
-  // whatever the peer does; a call that fails does not give `into` back. The caller's executor must
-  // live until the service has stopped: a late reply still goes there.
+  // whatever the peer does; a call that fails does not give `into` back, and may have written to
+  // its room, but does so no more. The caller's executor must live until the service has stopped:
+  // a late reply still goes there.
   virtual Task<Reply> call(Address peer, Request request, Buffer into, Deadline deadline) = 0;
 
   // Reads what is in a region of `peer`, which takes no part and may be writing there meanwhile:

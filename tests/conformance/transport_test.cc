@@ -123,6 +123,116 @@ TEST_P(TransportConformance, ReadsOfWhatIsNotThereAreRefused) {
             Code::kUnavailable);
 }
 
+// Where lanes have them.
+class PlacedPayloads : public TransportConformance {
+ protected:
+  static constexpr std::uint64_t kTicket = 0x1234567887654321;
+
+  void SetUp() override {
+    TransportConformance::SetUp();
+    if (std::string_view(GetParam().lanes) == "tcp") GTEST_SKIP() << "no memory is shared";
+    region_ = sync_wait(server_.executor(), ends_.server->allocate_region(4'000'000)).value();
+    std::ranges::fill(region_.bytes, std::byte{0});
+  }
+  // A call whose payload begins where the runs say; the ticket is at 64.
+  Result<Reply> place(std::vector<RegionRun> runs, std::vector<ConstByteSpan> payload,
+                      Departure* departure = nullptr, std::int64_t ticket_offset = 64) {
+    Request request(1, "hello");
+    request.payload = std::move(payload);
+    request.departure = departure;
+    request.room = RegionRoom{.to = {.key = region_.key, .runs = std::move(runs)},
+                                  .ticket_offset = ticket_offset,
+                                  .ticket = kTicket};
+    return run_task(client_, client_end().call(node_, std::move(request), Buffer(1'000'000),
+                                               Deadline::never()));
+  }
+  ConstByteSpan at(std::size_t offset, std::size_t bytes) const {
+    return ConstByteSpan(region_.bytes).subspan(offset, bytes);
+  }
+
+  Region region_;
+};
+
+// Counts what it is told of.
+class Leaving final : public Departure {
+ public:
+  void leaving(std::int64_t bytes) override {
+    EXPECT_GT(bytes, left);
+    left = bytes;
+  }
+  std::int64_t left = 0;
+};
+
+TEST_P(PlacedPayloads, AreWhereTheyBelongWhenTheServiceIsAsked) {
+  const Bytes bytes = random_bytes(rng_, 3'000'100);
+  const ConstByteSpan whole = bytes;
+  put_ticket(region_.bytes.data() + 64, kTicket);
+  Leaving departure;
+  const auto reply =
+      place({{.offset = 64, .bytes = 2'500'000}, {.offset = 9, .bytes = 0},
+             {.offset = 2'600'001, .bytes = 500'000}},
+            {whole.first(1), {}, whole.subspan(1, 2'700'000), whole.subspan(2'700'001)},
+            &departure);
+  ASSERT_TRUE(reply.has_value()) << reply.error().to_string();
+  EXPECT_EQ(departure.left, 3'000'100);
+  EXPECT_TRUE(std::ranges::equal(at(64, 2'500'000), whole.first(2'500'000)));
+  EXPECT_TRUE(std::ranges::equal(at(2'600'001, 500'000), whole.subspan(2'500'000, 500'000)));
+  EXPECT_TRUE(std::ranges::equal(reply->payload.bytes(), whole.last(100))) << "what is behind";
+}
+
+TEST_P(PlacedPayloads, NeedATicketWhichIsTakenOnce) {
+  const Bytes bytes = random_bytes(rng_, 1000);
+  Leaving departure;
+  EXPECT_EQ(place({{64, 1000}}, {bytes}, &departure).error().code(), Code::kAborted);
+  put_ticket(region_.bytes.data() + 64, kTicket + 1);
+  EXPECT_EQ(place({{64, 1000}}, {bytes}, &departure).error().code(), Code::kAborted);
+  EXPECT_EQ(departure.left, 0);
+  put_ticket(region_.bytes.data() + 64, kTicket);
+  EXPECT_TRUE(place({{64, 1000}}, {bytes}, &departure).has_value());
+  EXPECT_EQ(place({{64, 1000}}, {bytes}).error().code(), Code::kAborted);
+  EXPECT_EQ(departure.left, 1000);
+  put_ticket(region_.bytes.data() + 64, kTicket);
+  EXPECT_TRUE(take_ticket(region_.bytes.data() + 64, kTicket)) << "the owner was faster";
+  EXPECT_EQ(place({{64, 1000}}, {bytes}).error().code(), Code::kAborted);
+  EXPECT_EQ(echo_.calls, 1);
+}
+
+TEST_P(PlacedPayloads, OfPlacesThatAreNotThereAreRefused) {
+  const Bytes bytes = random_bytes(rng_, 1000);
+  put_ticket(region_.bytes.data() + 64, kTicket);
+  constexpr std::int64_t kHuge = std::int64_t{1} << 62;
+  for (const RegionRun run : {RegionRun{3'999'999, 2}, {-1, 1}, {0, -1}, {1, kHuge}, {kHuge, 1},
+                              {0, 1001}}) {
+    EXPECT_EQ(place({{0, 0}, run}, {bytes}).error().code(), Code::kInvalidArgument) << run.offset;
+  }
+  for (const std::int64_t ticket : {std::int64_t{-8}, std::int64_t{3'999'996}, std::int64_t{65},
+                                    kHuge}) {
+    EXPECT_EQ(place({{64, 10}}, {bytes}, nullptr, ticket).error().code(), Code::kInvalidArgument);
+  }
+  const std::string key = std::exchange(region_.key, "garbage");
+  EXPECT_EQ(place({{64, 10}}, {bytes}).error().code(), Code::kInvalidArgument);
+  region_.key = key;
+  EXPECT_EQ(echo_.calls, 0);
+  EXPECT_TRUE(place({{64, 10}}, {bytes}).has_value()) << "the ticket is still there";
+  put_ticket(region_.bytes.data() + 64, kTicket);
+  EXPECT_TRUE(place({}, {}).has_value());
+}
+
+INSTANTIATE_TEST_SUITE_P(Transports, PlacedPayloads, testing::ValuesIn(kTransportKinds),
+                         transport_kind_name);
+
+TEST_P(TransportConformance, LanesWithoutSharedMemoryTakeNoPlacedPayload) {
+  if (std::string_view(GetParam().lanes) != "tcp") GTEST_SKIP() << "they do";
+  const Region region = sync_wait(server_.executor(), ends_.server->allocate_region(1000)).value();
+  Request request(1, "hello");
+  request.room = RegionRoom{.to = {.key = region.key, .runs = {}}};
+  EXPECT_EQ(run_task(client_, client_end().call(node_, std::move(request), Buffer(0),
+                                                Deadline::never()))
+                .error()
+                .code(),
+            Code::kFailedPrecondition);
+}
+
 TEST_P(TransportConformance, ReplyLargerThanTheBufferIsRefused) {
   const Bytes bytes = random_bytes(rng_, 1000);
   EXPECT_EQ(call(node_, 1, {bytes}, 999).error().code(), Code::kResourceExhausted);

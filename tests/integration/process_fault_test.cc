@@ -27,6 +27,17 @@ constexpr int kKilledClients = 8;
 // Far beyond what a loaded machine does to a timer: a call that takes longer was forgotten.
 constexpr auto kForgotten = kDeadline + 5s;
 
+std::int64_t counter(ClusterClient& client, std::string_view name) {
+  const SystemClock clock;
+  const Deadline end = Deadline::after(clock, 10s);
+  const auto stats = sync_wait(client.executor(), client.nodes().values(0).stats(end));
+  if (!stats.has_value()) return -1;
+  for (const NamedCount& one : stats->counters) {
+    if (one.name == name) return one.value;
+  }
+  return -1;
+}
+
 // A client with a thread of its own that reads and writes objects until it is stopped.
 class Load {
  public:
@@ -60,13 +71,7 @@ class Load {
   int wrong_bytes() const { return wrong_bytes_; }
   // Gets that the node left clients to read by themselves.
   std::int64_t placed() {
-    const Deadline end = Deadline::after(clock_, 10s);
-    auto stats = sync_wait(client_->executor(), client_->nodes().values(0).stats(end));
-    if (!stats.has_value()) return -1;
-    for (const NamedCount& counter : stats->counters) {
-      if (counter.name == "icefield_cache_node_value_gets_placed_total") return counter.value;
-    }
-    return -1;
+    return counter(*client_, "icefield_cache_node_value_gets_placed_total");
   }
 
  private:
@@ -225,14 +230,45 @@ TEST_F(ProcessFault, ServiceResumesAfterTheKillOfAClient) {
   NodeDaemon node("127.0.0.1:0", {});
   Load one(node.address(), 1);
   for (int round = 0; round < kKilledClients; ++round) {
-    Daemon victim({"--gtest_filter=ProcessFaultVictim.*", "--gtest_also_run_disabled_tests",
-                   node.address()},
+    Daemon victim({"--gtest_filter=ProcessFaultVictim.DISABLED_LoadsANode",
+                   "--gtest_also_run_disabled_tests", node.address()},
                   "loading", "/proc/self/exe");
     EXPECT_EQ(victim.ready_line(), "loading");
     victim.kill();
     one.wait_for(Code::kOk, 20);
   }
   expect_well_behaved({&one});
+  EXPECT_EQ(node.stop(), 0);
+}
+
+// Puts three values, says how many of them it has written one-sided, and waits with room for a
+// fourth.
+TEST(ProcessFaultVictim, DISABLED_PutsAndWaits) {
+  constexpr std::string_view kPlaced = "icefield_cache_node_value_puts_placed_total";
+  const auto client =
+      ClusterClient::open({.members = testing::internal::GetArgvs().back()}).value();
+  const Bytes bytes(200'000, std::byte{1});
+  const std::int64_t before = counter(*client, kPlaced);
+  SystemRng rng;
+  for (int i = 0; i < 3; ++i) {
+    const std::string key = std::to_string(rng.next());
+    const auto outcome = sync_wait(client->executor(), client->values().put(key, bytes, {}, {}));
+    ASSERT_TRUE(outcome.has_value()) << outcome.error().to_string();
+  }
+  std::printf("\nplaced %d\n", static_cast<int>(counter(*client, kPlaced) - before));
+  std::fflush(stdout);
+  while (true) pause();
+}
+
+TEST_F(ProcessFault, RoomOfClientsThatWereKilledComesBack) {
+  NodeDaemon node("127.0.0.1:0", {"--dram_bytes=16777216"});  // room for nine of them
+  for (int round = 0; round < 25; ++round) {
+    Daemon victim({"--gtest_filter=ProcessFaultVictim.DISABLED_PutsAndWaits",
+                   "--gtest_also_run_disabled_tests", node.address()},
+                  "placed", "/proc/self/exe");
+    EXPECT_EQ(victim.ready_line(), "placed 2") << "all but the first, in round " << round;
+    victim.kill();
+  }
   EXPECT_EQ(node.stop(), 0);
 }
 

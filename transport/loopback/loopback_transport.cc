@@ -2,6 +2,8 @@
 
 #include <optional>
 
+#include "transport/placing.h"
+
 namespace icefield {
 // A call between its start and its reply or its deadline, whichever is first. The destination
 // buffer stays here when the deadline comes first, until the server is done with it.
@@ -34,20 +36,33 @@ Task<Region> LoopbackTransport::allocate_region(std::int64_t bytes) {
   co_return Region{.bytes = memory.bytes(), .key = std::to_string(regions_.size() - 1)};
 }
 
+Result<ByteSpan> LoopbackTransport::find_region(const std::string& key) {
+  const std::lock_guard lock(mutex_);
+  std::size_t index = 0;
+  while (index < regions_.size() && std::to_string(index) != key) ++index;
+  if (index == regions_.size()) return Status(Code::kInvalidArgument, "no such region");
+  return regions_[index].bytes();
+}
+
+Status LoopbackTransport::place(Request& request) {
+  ICE_TRY(const ByteSpan region, find_region(request.room->to.key));
+  Placing placing(request, region);
+  ICE_TRY(placing.begin());
+  while (!placing.done()) placing.step();
+  placing.finish();
+  return Status();
+}
+
 Task<Buffer> LoopbackTransport::read(Address peer, RegionRuns from, Buffer into, Arrival* arrival,
                                      Deadline) {
-  ConstByteSpan region;
   {
     const std::lock_guard lock(mutex_);
     if (!listeners_.contains(peer)) {
       co_return Status(Code::kUnavailable, "nobody listens at " + peer);
     }
-    std::size_t index = 0;
-    while (index < regions_.size() && std::to_string(index) != from.key) ++index;
-    if (index == regions_.size()) co_return Status(Code::kInvalidArgument, "no such region");
-    region = regions_[index].bytes();
   }
-  ICE_CO_TRY(check_read(from.runs, std::ssize(region), into).status());
+  ICE_CO_TRY(const ConstByteSpan region, find_region(from.key));
+  ICE_CO_TRY(check_runs(from.runs, std::ssize(region), into.capacity()).status());
   std::vector<ConstByteSpan> runs;
   for (const auto& [offset, size] : from.runs) {
     runs.push_back(
@@ -148,6 +163,7 @@ Task<Reply> LoopbackTransport::call(Address peer, Request request, Buffer into, 
     if (found != listeners_.end()) listener = found->second;
   }
   if (listener == nullptr) co_return Status(Code::kUnavailable, "nobody listens at " + peer);
+  if (request.room.has_value()) ICE_CO_TRY(place(request));
   Buffer payload(payload_bytes(request.payload));
   if (request.departure != nullptr && payload.capacity() > 0) {
     request.departure->leaving(payload.capacity());

@@ -7,6 +7,7 @@
 #include "common/hash.h"
 #include "common/run_writer.h"
 #include "proto/transport.pb.h"
+#include "transport/placing.h"
 #include "transport/ucx/handshake.h"
 #include "transport/ucx/proof.h"
 #include "transport/ucx/region_key.h"
@@ -14,6 +15,9 @@
 namespace icefield::ucx {
 
 using asio::ip::tcp;
+
+// Copied at a time, out of a neighbour's memory or into it.
+constexpr std::int64_t kTurnBytes = 1 << 20;
 
 ClientConnection::ClientConnection(UcxWorker& worker, Address peer, const UcxOptions& options)
     : worker_(worker),
@@ -97,6 +101,7 @@ Task<> ClientConnection::shake_hands() {
 
 Task<Reply> ClientConnection::call(Request request, Buffer into, Deadline deadline) {
   const auto self = shared_from_this();
+  if (request.room.has_value()) ICE_CO_TRY(co_await place(request, deadline));
   const std::int64_t bytes =
       payload_bytes(request.payload) + static_cast<std::int64_t>(request.header.size());
   ICE_CO_TRY(co_await wait_for_credit(bytes, deadline));
@@ -197,17 +202,14 @@ Task<Buffer> ClientConnection::read(RegionRuns from, Buffer into, Arrival* arriv
                                     Deadline deadline) {
   const auto self = shared_from_this();
   ICE_CO_TRY(const RegionKey key, RegionKey::parse(from.key));
-  ICE_CO_TRY(const std::int64_t bytes, check_read(from.runs, key.bytes, into));
+  ICE_CO_TRY(const std::int64_t bytes, check_runs(from.runs, key.bytes, into.capacity()));
   if (!endpoint_->one_sided() && !options_.emulated_reads) {
     co_return Status(Code::kFailedPrecondition, "tcp to " + peer_ + " has no one-sided reads");
   }
   ICE_CO_TRY(const Endpoint::Remote region, endpoint_->unpack(key));
-  if (region.mapped != nullptr && populated_.insert(region.mapped).second) {
-    const ConstByteSpan mapped(region.mapped, static_cast<std::size_t>(key.bytes));
-    scope_.spawn(populate(worker_.shard(), mapped, MADV_POPULATE_READ, failed_));
-  }
   into.resize(bytes);
   if (region.mapped != nullptr) {
+    populate_once({region.mapped, static_cast<std::size_t>(key.bytes)});
     co_return co_await read_mapped(region.mapped, std::move(from.runs), std::move(into), arrival,
                                    deadline);
   }
@@ -235,26 +237,48 @@ Task<Buffer> ClientConnection::read(RegionRuns from, Buffer into, Arrival* arriv
   co_return std::move(reading->into);
 }
 
+void ClientConnection::populate_once(ConstByteSpan region) {
+  if (!populated_.insert(region.data()).second) return;
+  scope_.spawn(populate(worker_.shard(), region, MADV_POPULATE_READ, failed_));
+}
+
+Task<> ClientConnection::yield(Deadline deadline) {
+  co_await asio::post(worker_.shard(), asio::use_awaitable);
+  ICE_CO_TRY(failure_);  // the region may have gone with the connection
+  if (!deadline.passed(SystemClock())) co_return Status();
+  co_return Status(Code::kDeadlineExceeded, "copy from or to " + peer_ + " not done");
+}
+
+Task<> ClientConnection::place(Request& request, Deadline deadline) {
+  ICE_CO_TRY(const RegionKey key, RegionKey::parse(request.room->to.key));
+  ICE_CO_TRY(const ByteSpan region, endpoint_->unpack_writable(key));
+  populate_once(region);
+  Placing placing(request, region);
+  ICE_CO_TRY(placing.begin());
+  for (std::int64_t turn = 0; !placing.done(); turn += placing.step()) {
+    if (turn < kTurnBytes) continue;
+    turn = 0;
+    ICE_CO_TRY(co_await yield(deadline));
+  }
+  placing.finish();
+  co_return Status();
+}
+
 // The owner is a neighbour, its region is plain memory. Others get their turn in between.
 Task<Buffer> ClientConnection::read_mapped(const std::byte* region, std::vector<RegionRun> runs,
                                            Buffer into, Arrival* arrival, Deadline deadline) {
   constexpr std::size_t kSliceBytes = 64 << 10;  // what is seen at a time, while a cache has it
-  constexpr std::size_t kTurnBytes = 1 << 20;
   const ByteSpan target = into.bytes();
   std::size_t done = 0;
-  std::size_t turn = 0;
+  std::size_t turn = 0;  // where the last one ended
   if (target.empty() && arrival != nullptr) arrival->arrived({}, target);
   for (const RegionRun& run : runs) {
     ConstByteSpan left(region + run.offset, static_cast<std::size_t>(run.bytes));
     while (!left.empty()) {
       const ConstByteSpan slice = left.first(std::min(left.size(), kSliceBytes));
-      if (done - turn >= kTurnBytes) {
+      if (done - turn >= static_cast<std::size_t>(kTurnBytes)) {
         turn = done;
-        co_await asio::post(worker_.shard(), asio::use_awaitable);
-        ICE_CO_TRY(failure_);  // the region may have gone with the connection
-        if (deadline.passed(SystemClock())) {
-          co_return Status(Code::kDeadlineExceeded, "read from " + peer_ + " not done");
-        }
+        ICE_CO_TRY(co_await yield(deadline));
       }
       fetch_copy(target.data() + done, slice);
       left = left.subspan(slice.size());

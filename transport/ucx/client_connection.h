@@ -96,12 +96,18 @@ class ClientConnection final : public FragmentSink,
   };
 
   Task<> shake_hands();
+  // Writes what goes to the room of a request of its payload.
+  Task<> place(Request& request, Deadline deadline);
+  // Once for each region, when it is mapped.
+  void populate_once(ConstByteSpan region);
   Task<Buffer> read_mapped(const std::byte* region, std::vector<RegionRun> runs, Buffer into,
                            Arrival* arrival, Deadline deadline);
   static asio::awaitable<void> finish_read(std::shared_ptr<Reading> reading);
   asio::awaitable<void> quarantine(std::shared_ptr<Reading> reading);
   Task<> wait_for_credit(std::int64_t bytes, Deadline deadline);
   bool has_credit(std::int64_t bytes) const;
+  // Others get their turn; whether a copy that takes several may go on afterwards.
+  Task<> yield(Deadline deadline);
   asio::awaitable<void> upload(std::shared_ptr<Upload> upload);
   // Nothing of it is with the server any more: its credit is free.
   void end_call(std::uint64_t number);

@@ -29,12 +29,11 @@ bool is_mapped(ByteSpan memory) {
   return ::mincore(reinterpret_cast<void*>(last / page * page), 1, &ignored) == 0;
 }
 
-// Nothing here writes there, and what does by mistake is stopped.
-void make_read_only(ByteSpan memory) {
+bool protect(ByteSpan memory, int protection) {
   const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
   const auto begin = reinterpret_cast<std::uintptr_t>(memory.data()) / page * page;
   const auto end = reinterpret_cast<std::uintptr_t>(memory.data()) + memory.size();
-  (void)::mprotect(reinterpret_cast<void*>(begin), end - begin, PROT_READ);
+  return ::mprotect(reinterpret_cast<void*>(begin), end - begin, protection) == 0;
 }
 
 // The completion of a flush or close.
@@ -339,8 +338,10 @@ Result<Endpoint::Remote> Endpoint::unpack(const RegionKey& key) {
     if (status == UCS_OK && !is_mapped(memory)) status = UCS_ERR_INVALID_ADDR;
     if (status == UCS_OK) {
       region.mapped = memory.data();
-      // Where the owner is another process. In its own, UCX may give the region itself.
-      if (reinterpret_cast<std::uint64_t>(mapped) != region.address) make_read_only(memory);
+      // What writes there by mistake is stopped, until somebody does so on purpose. Where the owner
+      // is another process: in its own, UCX may give the region itself.
+      region.writable = reinterpret_cast<std::uint64_t>(mapped) == region.address ||
+                        !protect(memory, PROT_READ);
     } else if (!shares_memory()) {
       status = UCS_OK;  // between machines it is nobody's memory here, and lanes read it
     } else {
@@ -352,6 +353,17 @@ Result<Endpoint::Remote> Endpoint::unpack(const RegionKey& key) {
   }
   regions_.emplace(key.packed, region);
   return region;
+}
+
+Result<ByteSpan> Endpoint::unpack_writable(const RegionKey& key) {
+  ICE_TRY(const Remote region, unpack(key));
+  const ByteSpan memory(region.mapped, static_cast<std::size_t>(key.bytes));
+  if (region.mapped == nullptr ||
+      !(region.writable || protect(memory, PROT_READ | PROT_WRITE))) {
+    return Status(Code::kFailedPrecondition, "the region cannot be written");
+  }
+  regions_.at(key.packed).writable = true;
+  return memory;
 }
 
 bool Endpoint::Read::start() {

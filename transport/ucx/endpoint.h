@@ -73,12 +73,16 @@ class Endpoint {
   // A region of the peer that can be read.
   struct Remote {
     ucp_rkey_h key = nullptr;
-    std::uint64_t address = 0;          // in the peer
-    const std::byte* mapped = nullptr;  // the same in this process; null: a Read reaches it
+    std::uint64_t address = 0;    // in the peer
+    std::byte* mapped = nullptr;  // the same in this process; null: a Read reaches it
+    bool writable = false;        // nothing stops who writes there
   };
   // Good until close(). kUnavailable when the peer has gone, kFailedPrecondition when no lane
   // reaches the region, kResourceExhausted when there are many.
   Result<Remote> unpack(const RegionKey& key);
+  // The region as memory of this process, from now on to be written. As unpack(), and
+  // kFailedPrecondition when it is not mapped.
+  Result<ByteSpan> unpack_writable(const RegionKey& key);
 
   // A one-sided read of what is not mapped. It stays in place until it is done.
   class Read {

@@ -312,8 +312,8 @@ TEST_P(ValueStoreTest, TimesToLiveAndPinsSurviveARestart) {
 
 TEST_P(ValueStoreTest, DamageInMemoryIsAMissAndNeverReturned) {
   ValueCluster cluster({.shared = GetParam()}, 1);
-  const Bytes value = random(300'000);
   for (unsigned i = 0; i < 20; ++i) {
+    const Bytes value = random(300'000);  // others: bytes stay where values were
     ASSERT_TRUE(put(cluster, "k", value).ok());
     ByteSpan slab = cluster.node(0).memory().memory();
     const auto at = place_in(slab, std::span(value).subspan(i * 14'000, 64));

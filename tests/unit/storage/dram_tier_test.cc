@@ -124,6 +124,44 @@ TEST_F(DramTierTest, ReservedSlotsComeBackUnlessTheyAreStored) {
   EXPECT_EQ(get(key)->copy(), bytes);
 }
 
+TEST_F(DramTierTest, ReservedSlotsAreSplitAmongObjects) {
+  open(32);
+  auto slots = tier_->reserve_slots(8);
+  ASSERT_TRUE(slots.has_value());
+  std::vector<ByteSpan> room;
+  slots->append_runs(room);
+  ASSERT_EQ(room.size(), 1u);
+  const std::int64_t sizes[] = {kSlot, kSlot + 1, 0, 3 * kSlot};
+  const std::int64_t first_slots[] = {0, 1, 3, 4};
+  std::vector<ObjectKey> keys;
+  for (int i = 0; i < 4; ++i) {
+    keys.push_back(random_key(rng_));
+    auto part = slots->split(keys.back(), sizes[i]);
+    ASSERT_TRUE(part.has_value());
+    std::vector<ByteSpan> runs;
+    part->append_runs(runs);
+    Bytes bytes;
+    if (sizes[i] > 0) {
+      ASSERT_EQ(runs.size(), 1u);
+      EXPECT_EQ(runs[0].data(), room[0].data() + first_slots[i] * kSlot);
+      std::ranges::fill(runs[0], static_cast<std::byte>(i));
+      bytes.assign(runs[0].begin(), runs[0].end());
+    }
+    EXPECT_EQ(tier_->store(std::move(*part), info_of(keys.back(), bytes)).value(),
+              PutOutcome::kStored);
+  }
+  EXPECT_FALSE(slots->split(random_key(rng_), kSlot + 1).has_value());
+  EXPECT_EQ(tier_->usage().used_bytes, 8 * kSlot);
+  EXPECT_TRUE(slots->split(random_key(rng_), kSlot).has_value()) << "and comes back at once";
+  EXPECT_FALSE(slots->split(random_key(rng_), 0).has_value()) << "nothing is left";
+  EXPECT_EQ(tier_->usage().used_bytes, 7 * kSlot);
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_EQ(get(keys[static_cast<std::size_t>(i)])->size(), sizes[i]);
+  }
+  EXPECT_EQ(tier_->reserve_slots(9).status().code(), Code::kResourceExhausted)
+      << "more than a quarter";
+}
+
 TEST_F(DramTierTest, ReservationThatCameSecondGivesItsSlotsBack) {
   open(8);
   const Bytes bytes(kSlot, std::byte{7});

@@ -1,0 +1,512 @@
+// Values that a client writes one-sided (docs/decisions/0008-one-sided-values.md): a put does what
+// it does by message, what is damaged is a miss, and no room is lost.
+#include <gtest/gtest.h>
+
+#include "cache_node/node_messages.h"
+#include "tests/support/meddling_transport.h"
+#include "tests/support/objects.h"
+#include "tests/support/temp_dir.h"
+#include "tests/support/value_cluster.h"
+
+namespace icefield {
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr std::int64_t kValueBytes = 100'000;
+constexpr std::int64_t kSlot = 16 << 10;
+
+class PlacedPuts : public testing::Test {
+ protected:
+  explicit PlacedPuts(TestNode::Options node = {.dram_bytes = 64 << 20, .shared = true})
+      : cluster_(std::move(node), 1),
+        transport_(cluster_.transport()),
+        nodes_(transport_, {{.name = ValueCluster::name(0)}}),
+        store_(cluster_.clock(), rng_, nodes_, {}) {}
+
+  const Bytes& value(const std::string& key, std::int64_t bytes = kValueBytes) {
+    return values_[key] = random_bytes(rng_, static_cast<std::size_t>(bytes));
+  }
+  Result<PutOutcome> put(const std::string& key, std::int64_t bytes = kValueBytes,
+                         PutOptions options = {}, ValueCall call = {}) {
+    return cluster_.run(store_.put(key, value(key, bytes), options, call));
+  }
+  // Whether it was stored, one-sided or not.
+  testing::AssertionResult puts(const std::string& key, bool placed,
+                                std::int64_t bytes = kValueBytes) {
+    const std::int64_t before = server().placed_puts.value();
+    const Result<PutOutcome> outcome = put(key, bytes);
+    if (!outcome.has_value()) return testing::AssertionFailure() << outcome.error().to_string();
+    const bool was_placed = server().placed_puts.value() > before;
+    if (was_placed == placed && *outcome == PutOutcome::kStored) return testing::AssertionSuccess();
+    return testing::AssertionFailure() << (was_placed ? "one-sided" : "by message");
+  }
+  Result<Buffer> get(const std::string& key) {
+    return cluster_.run(store_.get(key, Buffer(std::ssize(values_[key])), {}));
+  }
+  testing::AssertionResult comes_back(const std::string& key) {
+    const Result<Buffer> got = get(key);
+    if (!got.has_value()) return testing::AssertionFailure() << got.error().to_string();
+    if (!std::ranges::equal(got->bytes(), values_[key])) {
+      return testing::AssertionFailure() << "other bytes";
+    }
+    return testing::AssertionSuccess();
+  }
+  const ValueServer& server() { return node().server().values(); }
+  TestNode& node() { return cluster_.node(0); }
+  std::int64_t used() { return node().memory().usage().used_bytes; }
+  // Where a value is in memory.
+  std::span<std::byte>::iterator find(const std::string& key) {
+    const ByteSpan memory = node().memory().memory();
+    const Bytes& bytes = values_[key];
+    return std::search(memory.begin(), memory.end(), bytes.begin(), bytes.begin() + 64);
+  }
+  void end_connection() {
+    node().server().closed(Caller().over({.one_sided = true}));  // the loopback's only one
+  }
+
+  SeededRng rng_{5};
+  ValueCluster cluster_;
+  MeddlingTransport transport_;
+  Nodes nodes_;
+  ValueStore store_;
+  std::map<std::string, Bytes> values_;
+};
+
+TEST_F(PlacedPuts, LargeValuesAreWrittenWhereTheyStay) {
+  EXPECT_TRUE(puts("small", false, 1000));
+  EXPECT_EQ(server().rooms().count(), 0);
+  EXPECT_TRUE(puts("a", false)) << "and brings room";
+  EXPECT_EQ(server().rooms().bytes(), 7 * kSlot);
+  const int calls = transport_.calls;
+  for (int i = 0; i < 5; ++i) {
+    const std::string key = "k" + std::to_string(i);
+    EXPECT_TRUE(puts(key, true));
+    EXPECT_TRUE(comes_back(key));
+  }
+  EXPECT_EQ(transport_.calls, calls + 10) << "no round trip more than by message";
+  EXPECT_EQ(server().rooms().count(), 1);
+  EXPECT_TRUE(puts("tiny", false, 100)) << "leaves the room for a larger one";
+  EXPECT_TRUE(puts("b", true));
+}
+
+TEST_F(PlacedPuts, OfEverySizeComeBack) {
+  EXPECT_TRUE(puts("first", false, 3 << 20));
+  int number = 0;
+  for (const std::int64_t bytes :
+       {std::int64_t{16 << 10}, std::int64_t{(16 << 10) + 1}, std::int64_t{65'535},
+        std::int64_t{1 << 16}, std::int64_t{65'537}, std::int64_t{1 << 20},
+        std::int64_t{(1 << 20) + 1}, std::int64_t{5 << 19}, std::int64_t{3 << 20}}) {
+    for (int i = 0; i < 2; ++i) {
+      const std::string key = std::to_string(number++);
+      ASSERT_TRUE(put(key, bytes).has_value());
+      ASSERT_TRUE(comes_back(key)) << bytes;
+    }
+  }
+  EXPECT_GE(server().placed_puts.value(), 15);
+}
+
+TEST_F(PlacedPuts, LargerThanTheRoomGoByMessageAndBringMore) {
+  EXPECT_TRUE(puts("a", false, 100'000));
+  EXPECT_TRUE(puts("b", false, 1 << 20));
+  EXPECT_TRUE(puts("c", true, 1 << 20));
+  EXPECT_TRUE(puts("d", true, 100'000));
+  EXPECT_TRUE(puts("e", true, 1 << 20)) << "the largest of late counts";
+  EXPECT_TRUE(puts("huge", false, 10 << 20)) << "more than one client may have";
+  EXPECT_TRUE(comes_back("huge"));
+  EXPECT_LE(server().rooms().bytes(), 8 << 20);
+}
+
+TEST_F(PlacedPuts, BatchesHaveTheirOutcomesByItem) {
+  const PutOptions pinned{.pin = PinKind::kHard};
+  const Bytes quota(16 << 20, std::byte{1});  // all of it
+  EXPECT_TRUE(cluster_.run(cluster_.store().put("quota", quota, pinned, {})).has_value());
+  end_connection();  // the other client's room
+  EXPECT_TRUE(put("old", 20'000).has_value());
+  const std::int64_t sizes[] = {16 << 10, 0, 20'000, 1, 300'000, 16 << 10};
+  const char* const names[] = {"a", "empty", "old", "one", "large", "z"};
+  for (const bool placed : {false, true}) {
+    std::vector<std::string> keys;
+    std::vector<ConstByteSpan> bytes;
+    for (std::size_t i = 0; i < std::size(names); ++i) {
+      keys.push_back(std::string(names[i]) + (i == 2 ? "" : placed ? "1" : "0"));
+      bytes.push_back(i == 2 ? ConstByteSpan(values_["old"]) : value(keys.back(), sizes[i]));
+    }
+    std::vector<ValueToPut> batch;
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+      batch.push_back({.key = keys[i], .parts = std::span(&bytes[i], 1)});
+    }
+    const std::int64_t before = server().placed_puts.value();
+    const auto refused = cluster_.run(store_.put_batch(batch, pinned, {})).value();
+    const auto outcomes = cluster_.run(store_.put_batch(batch, {}, {})).value();
+    EXPECT_EQ(server().placed_puts.value() - before, placed ? 2 : 1);
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+      const bool free = i == 1 || i == 2;
+      EXPECT_EQ(refused[i].has_value(), free) << "what has no bytes is within any quota";
+      EXPECT_EQ(outcomes[i].value(), free ? PutOutcome::kAlreadyThere : PutOutcome::kStored);
+      EXPECT_TRUE(comes_back(keys[i])) << keys[i];
+      if (free) continue;
+      EXPECT_EQ(refused[i].error().reason(), MissReason::kQuota);
+    }
+  }
+}
+
+TEST_F(PlacedPuts, TimesToLiveAndFlushesHoldAsEver) {
+  EXPECT_TRUE(puts("a", false));
+  EXPECT_TRUE(put("brief", kValueBytes, {.ttl_ms = 500}).has_value());
+  EXPECT_EQ(server().placed_puts.value(), 1);
+  EXPECT_TRUE(comes_back("brief"));
+  cluster_.clock().advance(500ms);
+  EXPECT_EQ(get("brief").error().reason(), MissReason::kExpired);
+
+  // Another client flushes the namespace while the value is on its way.
+  transport_.before_write = [&]() -> asio::awaitable<void> {
+    transport_.before_write = nullptr;
+    (void)co_await cluster_.store().flush({});
+  };
+  EXPECT_TRUE(put("k").has_value()) << "once more, with the number that it was told";
+  EXPECT_TRUE(comes_back("k"));
+  EXPECT_EQ(get("a").error().code(), Code::kNotFound);
+}
+
+TEST_F(PlacedPuts, DurableOnesComeWithTheirMessage) {
+  EXPECT_TRUE(puts("a", false));
+  EXPECT_EQ(put("b", kValueBytes, {.level = WriteLevel::kDurable}).error().code(),
+            Code::kFailedPrecondition);
+  EXPECT_EQ(transport_.room_calls, 0);
+}
+
+TEST_F(PlacedPuts, RoomThatWasTakenBackCostsNothing) {
+  EXPECT_TRUE(puts("a", false));
+  EXPECT_TRUE(puts("b", true));
+  cluster_.clock().advance(10s);
+  EXPECT_TRUE(comes_back("a"));
+  EXPECT_EQ(server().rooms().count(), 0);
+  EXPECT_EQ(server().rooms().taken_back.value(), 1);
+  EXPECT_TRUE(puts("c", false)) << "and brings room";
+  EXPECT_TRUE(comes_back("c"));
+  EXPECT_TRUE(puts("d", true));
+  EXPECT_EQ(server().rooms().count(), 1);
+}
+
+TEST_F(PlacedPuts, RoomEndsWithItsConnection) {
+  EXPECT_TRUE(puts("a", false));
+  const std::int64_t with_room = used();
+  end_connection();
+  EXPECT_EQ(server().rooms().count(), 0);
+  EXPECT_EQ(used(), with_room - 7 * kSlot);
+  EXPECT_TRUE(puts("b", false));
+  EXPECT_TRUE(comes_back("b"));
+  EXPECT_TRUE(puts("c", true));
+}
+
+TEST_F(PlacedPuts, RoomThatGoesInTheLastMomentCostsNothing) {
+  EXPECT_TRUE(puts("a", false));
+  transport_.before_write = [&]() -> asio::awaitable<void> {
+    transport_.before_write = nullptr;
+    end_connection();
+    EXPECT_EQ(server().rooms().count(), 0);
+    co_return;
+  };
+  EXPECT_TRUE(puts("b", false));
+  EXPECT_EQ(transport_.room_calls, 1);
+  EXPECT_TRUE(comes_back("b"));
+}
+
+// Ends the connection when a value has been written, before its request is served.
+class ClosingService final : public Service {
+ public:
+  explicit ClosingService(Service& next) : next_(next) {}
+  Task<ServiceReply> handle(const Caller& caller, MethodId method, std::string header,
+                            Payload payload) override {
+    proto::PutValuesRequest request;
+    const bool put = static_cast<NodeMethod>(method) == NodeMethod::kPutValues;
+    if (put && request.ParseFromString(header) && request.room() != 0) next_.closed(caller);
+    return next_.handle(caller, method, std::move(header), std::move(payload));
+  }
+
+ private:
+  Service& next_;
+};
+
+TEST_F(PlacedPuts, AConnectionThatEndsAfterTheCopyCostsASecondPut) {
+  ClosingService closing(node().service());
+  ASSERT_TRUE(
+      cluster_.run(cluster_.transport().listen("closer", cluster_.io().get_executor(), closing))
+          .has_value());
+  Nodes nodes(transport_, {{.name = "closer"}});
+  ValueStore store(cluster_.clock(), rng_, nodes, {});
+  for (const char* key : {"a", "b", "c"}) {
+    EXPECT_EQ(cluster_.run(store.put(key, value(key), {}, {})).value(), PutOutcome::kStored);
+    EXPECT_TRUE(comes_back(key));
+  }
+  EXPECT_EQ(transport_.room_calls, 2);
+  EXPECT_EQ(server().placed_puts.value(), 0);
+  EXPECT_EQ(server().rooms().count(), 3) << "two may be in the middle of a copy still";
+  cluster_.clock().advance(10s);
+  EXPECT_TRUE(comes_back("a"));
+  EXPECT_EQ(server().rooms().count(), 0);
+  EXPECT_TRUE(cluster_.run(cluster_.transport().stop("closer")).ok());
+}
+
+TEST_F(PlacedPuts, AnUnreachableRegionIsTriedOnce) {
+  EXPECT_TRUE(puts("a", false));
+  transport_.failure = Status(Code::kFailedPrecondition, "no lane reaches it");
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(puts("k" + std::to_string(i), false));
+  EXPECT_EQ(transport_.room_calls, 1);
+  EXPECT_EQ(server().rooms().count(), 0) << "given back";
+  transport_.failure = Status();
+  cluster_.stop(0);
+  cluster_.start(0);
+  EXPECT_TRUE(puts("b", false));
+}
+
+TEST_F(PlacedPuts, AFailureIsTheCallersAndRoomComesBack) {
+  EXPECT_TRUE(puts("a", false));
+  for (const Code code : {Code::kUnavailable, Code::kDeadlineExceeded}) {
+    transport_.failure = Status(code, "connection lost");
+    EXPECT_EQ(put("k").error().code(), code);
+    transport_.failure = Status();
+    EXPECT_TRUE(puts(std::string(to_string(code)), false));
+    EXPECT_EQ(server().rooms().count(), 1) << "the last one's";
+  }
+  CancelToken cancel;
+  cancel.cancel();
+  EXPECT_EQ(put("k", kValueBytes, {}, {.cancel = &cancel}).error().code(), Code::kCancelled);
+}
+
+TEST_F(PlacedPuts, DamageIsAMissAndNeverReturned) {
+  EXPECT_TRUE(puts("a", false));
+  EXPECT_TRUE(puts("k", true));
+  const auto at = find("k");
+  ASSERT_NE(at, node().memory().memory().end());
+  at[70'000] ^= std::byte{1};
+  EXPECT_EQ(get("k").error().reason(), MissReason::kIntegrity);
+  EXPECT_EQ(node().values().damaged.value(), 1);
+  EXPECT_TRUE(puts("k", true)) << "and it can be put again";
+  EXPECT_TRUE(comes_back("k"));
+}
+
+class SmallPlacedPuts : public PlacedPuts {
+ protected:
+  SmallPlacedPuts() : PlacedPuts({.dram_bytes = 16 << 20, .shared = true}) {}
+};
+
+TEST_F(SmallPlacedPuts, NothingIsLostUnderEviction) {
+  for (int i = 0; i < 200; ++i) {
+    const std::int64_t bytes = static_cast<std::int64_t>(rng_.below(800'000));
+    const std::string key = std::to_string(i);
+    ASSERT_TRUE(put(key, bytes).has_value());
+    ASSERT_TRUE(comes_back(key));
+    if (i < 20) continue;
+    const std::string old = std::to_string(i - static_cast<int>(rng_.below(20)));
+    const Result<Buffer> got = get(old);
+    ASSERT_TRUE(!got.has_value() || std::ranges::equal(got->bytes(), values_[old]));
+    if (i % 50 == 0) end_connection();
+    if (i % 70 == 0) cluster_.clock().advance(2s);
+  }
+  EXPECT_GT(server().placed_puts.value(), 100);
+  EXPECT_LE(server().rooms().bytes(), 2 << 20);
+  end_connection();
+  EXPECT_EQ(server().rooms().bytes(), 0);
+  std::vector<std::string_view> keys;
+  for (const auto& [key, bytes] : values_) keys.push_back(key);
+  EXPECT_TRUE(cluster_.run(store_.remove(keys, {})).has_value());
+  EXPECT_EQ(used(), 0);
+}
+
+TEST_F(PlacedPuts, WhoMayNotUseEverythingGetsNoRoom) {
+  const Caller some(TokenGrant{.token = "0123456789abcdef", .namespaces = {"mine"}});
+  const Caller far = Caller().over({.number = 7});
+  for (const Caller& caller : {some.over({.number = 7, .one_sided = true}), far}) {
+    proto::PutValuesRequest request;
+    request.mutable_scope()->set_name_space("mine");
+    request.mutable_keys()->set_text("k");
+    request.mutable_keys()->add_lengths(1);
+    request.add_value_bytes(0);
+    request.add_first_chunks(0);
+    request.add_chunk_counts(1);
+    request.set_room_wanted(1 << 20);
+    Buffer checksum(8);
+    checksum.resize(8);
+    EXPECT_TRUE(cluster_
+                    .run(node().server().handle(caller,
+                                                static_cast<MethodId>(NodeMethod::kPutValues),
+                                                request.SerializeAsString(), std::move(checksum)))
+                    .has_value());
+    EXPECT_EQ(server().rooms().count(), 0);
+  }
+}
+
+// A node with a disk.
+class PlacedPutsOnDisk : public PlacedPuts {
+ protected:
+  PlacedPutsOnDisk() : PlacedPutsOnDisk(std::make_unique<TempDir>()) {}
+
+ private:
+  explicit PlacedPutsOnDisk(std::unique_ptr<TempDir> dir)
+      : PlacedPuts({.dram_bytes = 16 << 20, .store = dir->path(), .shared = true}),
+        dir_(std::move(dir)) {}
+  const std::unique_ptr<TempDir> dir_;
+};
+
+TEST_F(PlacedPutsOnDisk, WhatGoesToDiskIsVerifiedBefore) {
+  EXPECT_TRUE(puts("a", false));
+  EXPECT_TRUE(puts("good", true));
+  EXPECT_TRUE(puts("bad", true));
+  EXPECT_TRUE(comes_back("good")) << "used: worth a copy once memory is half full";
+  EXPECT_TRUE(comes_back("bad"));
+  find("bad")[5] ^= std::byte{1};
+  NodeValues& values = node().values();
+  const auto give_up = std::chrono::steady_clock::now() + 20s;
+  for (int i = 0; i < 9; ++i) ASSERT_TRUE(put("fill" + std::to_string(i), 1 << 20).has_value());
+  while (values.copied_to_disk.value() + values.damaged.value() < 2 &&
+         std::chrono::steady_clock::now() < give_up) {
+    (void)cluster_.run(store_.get("absent", Buffer(100), {}));
+  }
+  EXPECT_EQ(values.damaged.value(), 1);
+  EXPECT_EQ(get("bad").error().reason(), MissReason::kIntegrity);
+  EXPECT_TRUE(comes_back("good"));
+  EXPECT_TRUE(puts("bad", true));
+  EXPECT_TRUE(comes_back("bad"));
+}
+
+TEST_F(PlacedPutsOnDisk, ADurablePutOfWhatIsInMemoryIsVerifiedOnItsWay) {
+  EXPECT_TRUE(puts("a", false));
+  EXPECT_TRUE(puts("k", true));
+  const Bytes bytes = values_["k"];
+  find("k")[5] ^= std::byte{1};
+  const PutOptions durable{.level = WriteLevel::kDurable};
+  EXPECT_EQ(cluster_.run(store_.put("k", bytes, durable, {})).error().code(), Code::kDataLoss);
+  EXPECT_EQ(cluster_.run(store_.put("k", bytes, durable, {})).value(), PutOutcome::kStored);
+  EXPECT_TRUE(comes_back("k"));
+}
+
+// ---- what comes from a network
+
+class RoomsFuzz : public PlacedPuts {};
+
+// A node whose replies somebody has changed.
+class ForgingService final : public Service {
+ public:
+  ForgingService(Service& next, Rng& rng) : next_(next), rng_(rng) {}
+  Task<ServiceReply> handle(const Caller& caller, MethodId method, std::string header,
+                            Payload payload) override {
+    ICE_CO_TRY(ServiceReply reply,
+               co_await next_.handle(caller, method, std::move(header), std::move(payload)));
+    if (static_cast<NodeMethod>(method) != NodeMethod::kPutValues) co_return reply;
+    proto::PutValuesReply answer;
+    ICE_CHECK(answer.ParseFromString(reply.header));
+    if (answer.has_room()) forge(*answer.mutable_room());
+    reply.header = answer.SerializeAsString();
+    co_return reply;
+  }
+
+ private:
+  void forge(proto::PutRoom& room) {
+    const std::uint64_t odd[] = {0, 1, 1 << 14, 1 << 23, 1ull << 40, 1ull << 63, UINT64_MAX};
+    const std::uint64_t value = odd[rng_.below(std::size(odd))];
+    switch (rng_.below(9)) {
+      case 0: room.set_offsets(0, value); break;
+      case 1: room.set_lengths(0, value); break;
+      case 2: room.clear_lengths(); break;
+      case 3: room.add_offsets(value), room.add_lengths(value); break;
+      case 4: room.set_region_key(std::string(rng_.below(200), 'x')); break;
+      case 5: room.set_slot_bytes(value); break;
+      case 6: room.set_number(room.number() + 1); break;
+    }
+  }
+
+  Service& next_;
+  Rng& rng_;
+};
+
+TEST_F(RoomsFuzz, ForgedRoomsNeverGiveWrongBytes) {
+  ForgingService forging(node().service(), rng_);
+  ASSERT_TRUE(
+      cluster_.run(cluster_.transport().listen("forger", cluster_.io().get_executor(), forging))
+          .has_value());
+  const std::vector<Member> members = {{.name = "forger"}};
+  std::unique_ptr<Nodes> nodes;
+  std::unique_ptr<ValueStore> store;
+  int right = 0;
+  for (int i = 0; i < 2000; ++i) {
+    if (i % 10 == 0) {
+      nodes = std::make_unique<Nodes>(transport_, members);
+      store = std::make_unique<ValueStore>(cluster_.clock(), rng_, *nodes, ValueStore::Options());
+      cluster_.clock().advance(1s);
+    }
+    const std::string key = std::to_string(i);
+    const Bytes& bytes = value(key, 16'384 + static_cast<std::int64_t>(rng_.below(60'000)));
+    const Result<PutOutcome> outcome = cluster_.run(store->put(key, bytes, {}, {}));
+    ASSERT_TRUE(outcome.has_value()) << outcome.error().to_string();
+    const Result<Buffer> got = get(key);
+    right += got.has_value() ? 1 : 0;
+    if (got.has_value()) {
+      ASSERT_TRUE(std::ranges::equal(got->bytes(), bytes));
+    } else {
+      ASSERT_EQ(got.error().code(), Code::kNotFound) << got.error().to_string();
+    }
+    values_.erase(key);
+  }
+  EXPECT_GT(right, 1500);
+  EXPECT_GT(server().placed_puts.value(), 200);
+  EXPECT_TRUE(cluster_.run(cluster_.transport().stop("forger")).ok());
+}
+
+TEST_F(RoomsFuzz, ForgedRequestsHarmNobody) {
+  EXPECT_TRUE(puts("k", false));
+  const auto odd = [this](std::uint64_t usual) {
+    return rng_.below(4) > 0 ? usual : rng_.next() >> rng_.below(64);
+  };
+  std::vector<std::uint64_t> known = {0};
+  int refused = 0;
+  for (int i = 0; i < 5000; ++i) {
+    const std::uint64_t connection = rng_.below(8) > 0 ? 0 : rng_.below(3);
+    const Caller caller = Caller().over({.number = connection, .one_sided = rng_.below(4) > 0});
+    const std::string key = std::to_string(i);
+    proto::PutValuesRequest request;
+    request.mutable_keys()->set_text(key);
+    request.mutable_keys()->add_lengths(static_cast<std::uint32_t>(key.size()));
+    request.add_value_bytes(odd(rng_.below(3) == 0 ? 0 : rng_.below(30'000)));
+    request.add_first_chunks(static_cast<std::uint32_t>(odd(0)));
+    request.add_chunk_counts(static_cast<std::uint32_t>(odd(1)));
+    request.set_level(rng_.below(8) == 0 ? 1 : 0);
+    request.set_upload(odd(rng_.next()));
+    const std::uint64_t rooms[] = {0, known.back(), known[rng_.below(known.size())]};
+    request.set_room(odd(rooms[rng_.below(std::size(rooms))]));
+    request.set_room_wanted(odd(30'000));
+    request.set_region(rng_.next());
+    for (std::uint64_t n = rng_.below(3); n > 0; --n) {
+      request.mutable_scope()->add_ended_leases(odd(known[rng_.below(known.size())]));
+    }
+    std::string header = request.SerializeAsString();
+    if (rng_.below(8) == 0) header[rng_.below(header.size())] ^= 4;
+    Buffer payload(8 * static_cast<std::int64_t>(rng_.below(8) > 0 ? 1 : rng_.below(3)));
+    payload.resize(payload.capacity());
+    const auto reply = cluster_.run(node().server().handle(
+        caller, static_cast<MethodId>(NodeMethod::kPutValues), header, std::move(payload)));
+    if (!reply.has_value()) {
+      ++refused;
+      ASSERT_EQ(reply.error().code(), Code::kInvalidArgument) << reply.error().to_string();
+      continue;
+    }
+    proto::PutValuesReply answer;
+    ASSERT_TRUE(answer.ParseFromString(reply->header));
+    if (answer.room().number() != 0) known.push_back(answer.room().number());
+    if (known.size() > 20) known.erase(known.begin() + 1);
+    if (i % 100 == 0) cluster_.clock().advance(1s);
+    ASSERT_LE(server().rooms().bytes(), 8 << 20);
+  }
+  EXPECT_GT(refused, 500);
+  EXPECT_GT(server().placed_puts.value(), 100);
+  EXPECT_TRUE(comes_back("k"));
+  for (std::uint64_t number = 0; number < 3; ++number) {
+    node().server().closed(Caller().over({.number = number}));
+  }
+  EXPECT_EQ(server().rooms().bytes(), 0);
+  EXPECT_EQ(server().rooms().count(), 0);
+}
+
+}  // namespace
+}  // namespace icefield
