@@ -209,7 +209,7 @@ Task<Buffer> ClientConnection::read(RegionRuns from, Buffer into, Arrival* arriv
   ICE_CO_TRY(const Endpoint::Remote region, endpoint_->unpack(key));
   into.resize(bytes);
   if (region.mapped != nullptr) {
-    populate_once({region.mapped, static_cast<std::size_t>(key.bytes)});
+    populate_once({region.mapped, static_cast<std::size_t>(key.bytes)}, MADV_POPULATE_READ);
     co_return co_await read_mapped(region.mapped, std::move(from.runs), std::move(into), arrival,
                                    deadline);
   }
@@ -237,9 +237,9 @@ Task<Buffer> ClientConnection::read(RegionRuns from, Buffer into, Arrival* arriv
   co_return std::move(reading->into);
 }
 
-void ClientConnection::populate_once(ConstByteSpan region) {
-  if (!populated_.insert(region.data()).second) return;
-  scope_.spawn(populate(worker_.shard(), region, MADV_POPULATE_READ, failed_));
+void ClientConnection::populate_once(ConstByteSpan region, int advice) {
+  if (!populated_.emplace(region.data(), advice).second) return;
+  scope_.spawn(populate(worker_.shard(), region, advice, failed_));
 }
 
 Task<> ClientConnection::yield(Deadline deadline) {
@@ -252,7 +252,7 @@ Task<> ClientConnection::yield(Deadline deadline) {
 Task<> ClientConnection::place(Request& request, Deadline deadline) {
   ICE_CO_TRY(const RegionKey key, RegionKey::parse(request.room->to.key));
   ICE_CO_TRY(const ByteSpan region, endpoint_->unpack_writable(key));
-  populate_once(region);
+  populate_once(region, MADV_POPULATE_WRITE);
   Placing placing(request, region);
   ICE_CO_TRY(placing.begin());
   for (std::int64_t turn = 0; !placing.done(); turn += placing.step()) {

@@ -3,8 +3,8 @@
 
 #include <boost/asio/ip/tcp.hpp>
 #include <optional>
+#include <set>
 #include <unordered_map>
-#include <unordered_set>
 
 #include "transport/transport.h"
 #include "transport/ucx/assembly.h"
@@ -98,8 +98,8 @@ class ClientConnection final : public FragmentSink,
   Task<> shake_hands();
   // Writes what goes to the room of a request of its payload.
   Task<> place(Request& request, Deadline deadline);
-  // Once for each region, when it is mapped.
-  void populate_once(ConstByteSpan region);
+  // Makes the page table entries of a mapped region, once for reading and once for writing.
+  void populate_once(ConstByteSpan region, int advice);
   Task<Buffer> read_mapped(const std::byte* region, std::vector<RegionRun> runs, Buffer into,
                            Arrival* arrival, Deadline deadline);
   static asio::awaitable<void> finish_read(std::shared_ptr<Reading> reading);
@@ -133,7 +133,7 @@ class ClientConnection final : public FragmentSink,
   std::int64_t max_bytes_ = 0;   // granted
   std::int64_t bytes_held_ = 0;  // of calls_
   std::int64_t quarantined_bytes_ = 0;
-  std::unordered_set<const std::byte*> populated_;  // regions
+  std::set<std::pair<const std::byte*, int>> populated_;  // regions, and for what
   std::uint64_t next_call_ = 1;
   std::unordered_map<std::uint64_t, Call> calls_;
   // One timer for all calls: it stays set when a call ends in time, so that most calls set none.

@@ -329,6 +329,7 @@ TEST_F(PlacedPuts, WhoMayNotUseEverythingGetsNoRoom) {
     request.set_room_wanted(1 << 20);
     Buffer checksum(8);
     checksum.resize(8);
+    std::ranges::fill(checksum.bytes(), std::byte{0});
     EXPECT_TRUE(cluster_
                     .run(node().server().handle(caller,
                                                 static_cast<MethodId>(NodeMethod::kPutValues),
@@ -484,6 +485,7 @@ TEST_F(RoomsFuzz, ForgedRequestsHarmNobody) {
     if (rng_.below(8) == 0) header[rng_.below(header.size())] ^= 4;
     Buffer payload(8 * static_cast<std::int64_t>(rng_.below(8) > 0 ? 1 : rng_.below(3)));
     payload.resize(payload.capacity());
+    std::ranges::fill(payload.bytes(), std::byte{0});
     const auto reply = cluster_.run(node().server().handle(
         caller, static_cast<MethodId>(NodeMethod::kPutValues), header, std::move(payload)));
     if (!reply.has_value()) {
