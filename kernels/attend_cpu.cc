@@ -29,7 +29,8 @@ namespace {
 
 // Rows per softmax block: at d 128 this one, the next, which is being fetched, and the sums fit the
 // L1 cache of what has such vectors (AVX2: 32 KB, where 32 rows take 7 % longer; AVX-512: 48 KB).
-constexpr int kBlock = 2 * kLanes;
+// Fewer rows would spend their time on loading and storing the sums.
+constexpr int kBlock = std::max(16, 2 * kLanes);
 
 // Exact rows: seen[r] of them for query row r.
 template <int kRows>

@@ -76,7 +76,7 @@ class SelectedRows {
       : at_(group.selected), end_(group.selected + group.selected_count), first_(group.selected) {}
 
   // Goes to segment s; ascending.
-  void enter(std::int32_t s) {
+  void enter(std::int32_t s) {  // of at most kMaxSegmentTokens rows
     while (at_ != end_ && at_->segment < s) ++at_;
     std::fill_n(bits_, kWords + 1, std::uint64_t{0});
     const TableRow* row = at_;
@@ -118,6 +118,16 @@ HWY_INLINE hn::Mask<FloatTag> rows_marked(std::uint64_t bits, std::int32_t i) {
   return hn::LoadMaskBits(FloatTag(), bytes);
 }
 
+// Those of the next `count` floats that are marked, zero for the others.
+HWY_INLINE FloatVec load_marked(hn::Mask<FloatTag> marked, const float* at, std::int64_t count) {
+#if HWY_MEM_OPS_MIGHT_FAULT
+  return hn::IfThenElseZero(marked, load_first(FloatTag(), at, count, 0.0f));
+#else
+  (void)count;
+  return hn::MaskedLoad(marked, FloatTag(), at);
+#endif
+}
+
 // The rows of a candidate cluster.
 struct ClusterRows {
   std::int32_t count;
@@ -153,17 +163,16 @@ class Rests {
   HWY_INLINE void add(const ClusterRows& rows, const float* logit, const float* mean, bool fault,
                       std::int64_t index, float* term) {
     HWY_ALIGN float total[2 * kRows];
+    HWY_ALIGN float middle[kRows];
+    for (int r = 0; r < kRows; ++r) middle[r] = mean[r * tail_.size.clusters];
     if constexpr (kRows == kLanes) {
-      add_up_transposed(rows, logit, total);
+      add_up_transposed(rows, logit, middle, total);
     } else {
-      add_up(rows, logit, total);
+      add_up(rows, logit, middle, total);
     }
     const float per_row = 1.0f / static_cast<float>(rows.count - rows.taken_count);
     const float factor = static_cast<float>(rows.count) * per_row;
     // One loop for each thing: the compiler makes vectors of those that touch only members.
-    HWY_ALIGN float middle[kRows];
-    for (int r = 0; r < kRows; ++r) middle[r] = mean[r * tail_.size.clusters];
-    for (int r = 0; r < kRows; ++r) drift_[r] += total[r] * (reference_[r] - middle[r]);
     for (int r = 0; r < kRows; ++r) weight_[r] += total[r];
     if (fault) {
       for (int r = 0; r < kRows; ++r) fault_[r] += total[r];
@@ -209,8 +218,10 @@ class Rests {
   }
 
   // Σ w of the unselected rows, w = e^(x - largest), then Σ x of the selected ones, [2, kRows];
-  // adds w (x - largest) to the drift.
-  HWY_INLINE void add_up(const ClusterRows& rows, const float* logit, float* total) {
+  // adds w (x - mean) to the drift, as w (x - largest) + w (largest - mean): these are large and
+  // differ in sign, so they meet in each cluster, not at the end.
+  HWY_INLINE void add_up(const ClusterRows& rows, const float* logit, const float* mean,
+                         float* total) {
     const FloatTag d;
     const std::int64_t stride = tail_.size.rows;
     FloatVec sum[2 * kRows];
@@ -219,17 +230,22 @@ class Rests {
     for (std::int32_t i = 0; i < rows.count; i += kLanes) {
       const auto left = rows_marked(rows.left(), i);
       for (int r = 0; r < kRows; ++r) {
-        const FloatVec x = hn::MaskedLoad(left, d, logit + r * stride + i);
+        const FloatVec x = load_marked(left, logit + r * stride + i, rows.after - i);
         const FloatVec below = hn::Sub(x, hn::Set(d, reference_[r]));
         const FloatVec w = hn::IfThenElseZero(left, exp_lanes(d, below));
         sum[r] = hn::Add(sum[r], w);
         lane_drift_[r] = hn::MulAdd(w, below, lane_drift_[r]);
       }
     }
+    for (int r = 0; r < kRows; ++r) {
+      const FloatVec above = hn::Set(d, reference_[r] - mean[r]);
+      lane_drift_[r] = hn::MulAdd(sum[r], above, lane_drift_[r]);
+    }
     for (std::int32_t i = 0; rows.taken >> i != 0; i += kLanes) {
       const auto taken = rows_marked(rows.taken, i);
       for (int r = 0; r < kRows; ++r) {
-        sum[kRows + r] = hn::Add(sum[kRows + r], hn::MaskedLoad(taken, d, logit + r * stride + i));
+        const FloatVec x = load_marked(taken, logit + r * stride + i, rows.after - i);
+        sum[kRows + r] = hn::Add(sum[kRows + r], x);
       }
     }
     if constexpr (2 * kRows == kLanes) {
@@ -241,7 +257,8 @@ class Rests {
 
   // The same with a query row in each lane: nothing is added across lanes, and only rows that are
   // left cost an exponential.
-  HWY_INLINE void add_up_transposed(const ClusterRows& rows, const float* logit, float* total) {
+  HWY_INLINE void add_up_transposed(const ClusterRows& rows, const float* logit, const float* mean,
+                                    float* total) {
     const FloatTag d;
     for (std::int32_t i = 0; i < rows.count; i += 4) {
       const std::int32_t at = std::min(i, rows.after - 4);  // not beyond the table
@@ -252,7 +269,7 @@ class Rests {
     }
     const FloatVec largest = hn::Load(d, reference_);
     FloatVec sum[2] = {hn::Zero(d), hn::Zero(d)};
-    FloatVec drift[2] = {hn::Load(d, drift_), hn::Zero(d)};
+    FloatVec drift[2] = {hn::Zero(d), hn::Zero(d)};
     for_bits(rows.left(), kLow, [&](int i, int t) HWY_ATTR {
       const FloatVec below = hn::Sub(hn::Load(d, logits_[kBefore + t]), largest);
       const FloatVec w = exp_lanes(d, below);
@@ -263,8 +280,11 @@ class Rests {
     for_bits(rows.taken, kZero, [&](int, int t) HWY_ATTR {
       taken = hn::Add(taken, hn::Load(d, logits_[kBefore + t]));
     });
-    hn::Store(hn::Add(drift[0], drift[1]), d, drift_);
-    hn::Store(hn::Add(sum[0], sum[1]), d, total);
+    const FloatVec all = hn::Add(sum[0], sum[1]);
+    const FloatVec above = hn::Sub(largest, hn::Load(d, mean));
+    const FloatVec of_cluster = hn::MulAdd(all, above, hn::Add(drift[0], drift[1]));
+    hn::Store(hn::Add(hn::Load(d, drift_), of_cluster), d, drift_);
+    hn::Store(all, d, total);
     hn::Store(taken, d, total + kRows);
   }
   // Four rows for all query rows, of which transpose_blocks() makes one row a vector.

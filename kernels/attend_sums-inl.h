@@ -107,8 +107,8 @@ HWY_INLINE void add_units(const Bf16* const* rows, const Bf16* const* next, std:
 
 template <int kRows, bool kFetch>
 HWY_INLINE void add_all_units(const Bf16* const* rows, const Bf16* const* next, std::int64_t count,
-                           const float* weight, std::int64_t stride, std::int32_t d_k,
-                           std::int32_t d_v, float (*sums)[kMaxHeadDim]) {
+                              const float* weight, std::int64_t stride, std::int32_t d_k,
+                              std::int32_t d_v, float (*sums)[kMaxHeadDim]) {
   constexpr int kPass = kUnitsPerPass<kRows>;
   int unit = 0;
   for (; unit + kPass <= units_of(d_v); unit += kPass) {
@@ -163,7 +163,7 @@ HWY_INLINE void add_mean_vecs(const std::int8_t* means, std::int64_t count, cons
 
 template <int kRows>
 HWY_INLINE void add_all_means(const std::int8_t* means, std::int64_t count, const float* weight,
-                          std::int64_t stride, std::int32_t d_v, float (*sums)[kMaxHeadDim]) {
+                              std::int64_t stride, std::int32_t d_v, float (*sums)[kMaxHeadDim]) {
   constexpr int kVecs = 2 * kUnitsPerPass<kRows>;
   std::int32_t j = 0;
   for (; j + kVecs * kLanes <= d_v; j += kVecs * kLanes) {

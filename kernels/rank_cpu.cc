@@ -1,6 +1,6 @@
 // Ranking of candidates' tokens on the CPU. Bound: the instructions that unpack codes and multiply
-// them, 8 (VNNI) or 10 for each vector of code words (16 dimensions of kLanes tokens) and query
-// row, of which 4 to 8 are shared by the rows.
+// them. For each vector of code words (16 dimensions of kLanes tokens) 4 with VNNI, 8 without, are
+// each query row's own; 4 to 7 are shared by the rows.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/rank_cpu.cc"
 #include "hwy/foreach_target.h"  // compiles this file once per instruction set

@@ -33,8 +33,8 @@ using FloatVec = hn::Vec<FloatTag>;
 
 constexpr int kLanes = HWY_LANES(float);
 
-// Query rows whose products a kernel makes together: enough to reuse each loaded key, few enough
-// that their sums stay in registers. At most kLanes.
+// Query rows whose products with means are made together: enough to reuse each loaded mean, few
+// enough that their sums stay in registers. At most kLanes.
 constexpr int kRowBlock = kLanes == 16 ? 8 : 4;
 
 // Query rows that ranking and attention handle together, so that codes, rows and clusters are
@@ -62,15 +62,28 @@ HWY_INLINE void store_first(FloatTag d, FloatVec v, std::int64_t count, float* a
   if (count >= static_cast<std::int64_t>(hn::Lanes(d))) {
     hn::StoreU(v, d, at);
   } else if (count > 0) {
+#if HWY_MEM_OPS_MIGHT_FAULT  // what is masked off is read and written there
+    HWY_ALIGN float lanes[kLanes];
+    hn::Store(v, d, lanes);
+    std::copy_n(lanes, count, at);
+#else
     hn::BlendedStore(v, hn::FirstN(d, static_cast<std::size_t>(count)), d, at);
+#endif
   }
 }
 
 // The first `count` lanes from memory, `other` in the rest, which is not read.
 HWY_INLINE FloatVec load_first(FloatTag d, const float* at, std::int64_t count, float other) {
   if (count >= static_cast<std::int64_t>(hn::Lanes(d))) return hn::LoadU(d, at);
+#if HWY_MEM_OPS_MIGHT_FAULT
+  HWY_ALIGN float lanes[kLanes];
+  hn::Store(hn::Set(d, other), d, lanes);
+  if (count > 0) std::copy_n(at, count, lanes);
+  return hn::Load(d, lanes);
+#else
   const auto mask = hn::FirstN(d, static_cast<std::size_t>(std::max<std::int64_t>(count, 0)));
   return hn::IfThenElse(mask, hn::MaskedLoad(mask, d, at), hn::Set(d, other));
+#endif
 }
 
 // Keeps the compiler from reading v from memory for every product that needs it.

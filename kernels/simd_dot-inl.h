@@ -4,7 +4,7 @@
 // pair_dot: int16 × int16 by neighbouring pairs; means against a query of 16 bits.
 // CodeSum:  sums of uint8 (at most 12) × int8 by neighbouring fours; codes against a query of 8
 //           bits. AVX-512 with VNNI adds fours into 32 bits, which hold codes times 64 as well;
-//           AVX2 and NEON add pairs into 16 bits, which hold what kCodeSumSteps steps give and are
+//           others add pairs into 16 bits, which hold what kCodeSumSteps steps give and are
 //           widened by close_codes().
 #if defined(ICEFIELD_KERNELS_SIMD_DOT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ICEFIELD_KERNELS_SIMD_DOT_INL_H_

@@ -98,6 +98,26 @@ TEST_P(Attend, SimdAgreesWithTheReferenceOnTheSameSelection) {
   expect_equal(ours, on_reference.attend(), 1e-5);
 }
 
+// Drift is the small difference of large sums, which must not grow with the context.
+TEST(AttendDrift, IsAsGoodInALongContext) {
+  for (const std::int32_t group_rows : {2, 8}) {
+    const World world(77, std::vector<std::int32_t>(8, 4096), 64, group_rows);
+    GroupFixture simd = world.group(cpu_kernels());
+    simd.select({.budget = 64, .breadth = world.indexed()});
+    const PartialBuffer ours = simd.attend();
+    GroupFixture on_reference(reference_kernels(), world.shape, world.table, world.rows, world.q,
+                              simd.exact_lse);
+    on_reference.cluster_logit = simd.cluster_logit;
+    on_reference.candidate = simd.candidate;
+    on_reference.token_logit = simd.token_logit;
+    on_reference.selected = simd.selected;
+    const PartialBuffer exact = on_reference.attend();
+    for (std::size_t h = 0; h < ours.drift.size(); ++h) {
+      EXPECT_NEAR(ours.drift[h], exact.drift[h], 1e-6);
+    }
+  }
+}
+
 TEST_P(Attend, EverythingSelectedIsFullAttention) {
   const AttendCase& c = GetParam();
   const World world(c.seed, c.lengths, c.d, c.group_rows);
