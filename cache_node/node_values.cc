@@ -142,7 +142,8 @@ std::vector<IncomingChunk> NodeValues::chunks_of(const PutValues& request) {
 
 std::vector<IncomingChunk> NodeValues::reserve(const PutValues& request) {
   std::vector<IncomingChunk> chunks = chunks_of(request);
-  if (hopeless(request)) return chunks;
+  const bool durable = request.options.level == WriteLevel::kDurable;
+  if (hopeless(request) || (durable && memory_.shared())) return chunks;
   std::span<IncomingChunk> left = chunks;
   for (const PutValue& item : request.values) {
     const std::span<IncomingChunk> mine = left.first(item.checksums.size());
@@ -215,9 +216,14 @@ Task<PutOutcome> NodeValues::put_one(Namespace& space, const PutValue& item,
   if (nameless(hash)) ICE_CO_TRY(co_await load_name(hash));
   const Result<Value*> there = live_now(space, item.key, hash);
   if (there.has_value()) {
-    already_there.add();
-    if (durable && !(*there)->on_disk) ICE_CO_TRY(co_await copy_to_disk(hash));
-    co_return PutOutcome::kAlreadyThere;
+    Status kept;
+    if (durable && !(*there)->on_disk) kept = co_await copy_to_disk(hash);
+    if (!kept.ok() && values_.contains(hash)) co_return kept;
+    if (kept.ok()) {
+      already_there.add();
+      co_return PutOutcome::kAlreadyThere;
+    }
+    // It was damaged, or has left memory meanwhile: what came takes its place.
   }
   if (over_quota(item, request.options)) {
     co_return Status(Code::kResourceExhausted,
@@ -303,7 +309,7 @@ Task<> NodeValues::store_chunks(const ValueHash& hash, const PutValue& item,
   co_return Status();
 }
 
-// A chunk that was given no room before it came.
+// A chunk that was given no room before it came: its parts are nobody else's.
 Task<> NodeValues::store_late(IncomingChunk& chunk, ObjectInfo info, WriteLevel level) {
   Status kept = (co_await memory_.put(chunk.key, chunk.parts, info)).status();
   while (kept.code() == Code::kResourceExhausted) {

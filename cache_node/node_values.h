@@ -36,7 +36,7 @@ struct ValueReads : ValueFacts {
 struct IncomingChunk {
   ObjectKey key;
   std::int64_t bytes = 0;
-  std::optional<DramTier::Reservation> slots;  // none: no room, or nothing will want it
+  std::optional<DramTier::Reservation> slots;  // none: see NodeValues::reserve(), or no room
   std::span<const ConstByteSpan> parts;        // where it is: in the slots, else anywhere
   std::uint64_t checksum = 0;                  // of the bytes that came
 };
@@ -76,7 +76,8 @@ class NodeValues {
 
   // Room for the chunks of `request`, in order, before their bytes come: neither parts nor
   // checksum are set. A value counts only once put() says so. What put() would refuse, or has
-  // already, gets none, so that nothing is evicted for it.
+  // already, gets none, so that nothing is evicted for it. Nor does what is put durably, where
+  // clients may write into memory: the disk must get the bytes that were verified.
   std::vector<IncomingChunk> reserve(const PutValues& request);
   // The same, where their sender has put them already: each from the start of a slot on. Slots that
   // are left come back. kInvalidArgument when there are too few.
