@@ -170,12 +170,6 @@ Result<std::vector<IncomingChunk>> NodeValues::adopt(const PutValues& request,
   return chunks;
 }
 
-Task<DramTier::Reservation> NodeValues::reserve_slots(std::int64_t bytes) {
-  Result<DramTier::Reservation> slots = memory_.reserve_slots(memory_.slots_of(bytes));
-  ICE_CO_TRY(co_await remove_doomed());
-  co_return slots;
-}
-
 Task<PutValuesReply> NodeValues::put(const PutValues& request, std::span<IncomingChunk> chunks) {
   PutValuesReply reply;
   Namespace* const space = co_await enter(request.scope, reply.head);
@@ -278,8 +272,11 @@ Result<NodeValues::Upload*> NodeValues::upload_of(const ValueHash& hash, const P
 
 Task<> NodeValues::store_chunks(const ValueHash& hash, const PutValue& item,
                                 const PutValues& request, std::span<IncomingChunk> chunks) {
+  const bool durable = request.options.level == WriteLevel::kDurable;
   for (std::size_t i = 0; i < chunks.size(); ++i) {
     IncomingChunk& chunk = chunks[i];
+    const bool adopted = chunk.parts.empty() && chunk.bytes > 0;  // it has nothing but its slots
+    ICE_CHECK(!adopted || (chunk.slots.has_value() && !durable));
     const ObjectInfo info{.bytes = chunk.bytes,
                           .checksum = item.checksums[i],
                           .retention = uploads_.at(hash).retention};
@@ -287,9 +284,7 @@ Task<> NodeValues::store_chunks(const ValueHash& hash, const PutValue& item,
       co_return Status(Code::kDataLoss, "checksum mismatch, object " + to_string(chunk.key),
                        MissReason::kIntegrity);
     }
-    if (request.options.level == WriteLevel::kDurable) {
-      ICE_CO_TRY(co_await disk_->put(chunk.key, chunk.parts, info));
-    }
+    if (durable) ICE_CO_TRY(co_await disk_->put(chunk.key, chunk.parts, info));
     if (chunk.slots.has_value()) {
       ICE_CO_TRY(memory_.store(std::move(*chunk.slots), info).status());
     } else {

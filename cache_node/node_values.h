@@ -83,9 +83,14 @@ class NodeValues {
   // are left come back. kInvalidArgument when there are too few.
   static Result<std::vector<IncomingChunk>> adopt(const PutValues& request,
                                                   DramTier::Reservation slots);
-  // Slots for that, before anybody knows of what. Errors as DramTier's.
-  Task<DramTier::Reservation> reserve_slots(std::int64_t bytes);
-  std::int64_t slot_bytes() const { return memory_.slot_bytes(); }
+  // Slots for that, before anybody knows of what. Errors as DramTier's. remove_doomed() afterwards.
+  Result<DramTier::Reservation> reserve_slots(std::int64_t bytes) {
+    return memory_.reserve_slots(memory_.slots_of(bytes));
+  }
+  // That so many bytes take.
+  std::int64_t slots_bytes(std::int64_t bytes) const {
+    return memory_.slots_of(bytes) * memory_.slot_bytes();
+  }
   // Takes the slots of chunks that came as they were sent. The parts of the request are not looked
   // at: what counts are those of `chunks`.
   Task<PutValuesReply> put(const PutValues& request, std::span<IncomingChunk> chunks);

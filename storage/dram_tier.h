@@ -148,6 +148,7 @@ class DramTier::Reservation {
   ~Reservation();
 
   const ObjectKey& key() const { return key_; }
+  std::int64_t slot_count() const { return tier_->slots_of(bytes_); }
   // Appends where the object goes: not initialised, together as long as it is.
   void append_runs(std::vector<ByteSpan>& runs) const;
   // The slots in front, for an object; none when there are too few. What is left is shorter.
