@@ -142,7 +142,8 @@ std::vector<IncomingChunk> NodeValues::chunks_of(const PutValues& request) {
 
 std::vector<IncomingChunk> NodeValues::reserve(const PutValues& request) {
   std::vector<IncomingChunk> chunks = chunks_of(request);
-  if (hopeless(request)) return chunks;
+  const bool durable = request.options.level == WriteLevel::kDurable;
+  if (hopeless(request) || (durable && memory_.shared())) return chunks;
   std::span<IncomingChunk> left = chunks;
   for (const PutValue& item : request.values) {
     const std::span<IncomingChunk> mine = left.first(item.checksums.size());
@@ -167,12 +168,6 @@ Result<std::vector<IncomingChunk>> NodeValues::adopt(const PutValues& request,
     return Status(Code::kInvalidArgument, "values are longer than their room");
   }
   return chunks;
-}
-
-Task<DramTier::Reservation> NodeValues::reserve_slots(std::int64_t bytes) {
-  Result<DramTier::Reservation> slots = memory_.reserve_slots(memory_.slots_of(bytes));
-  ICE_CO_TRY(co_await remove_doomed());
-  co_return slots;
 }
 
 Task<PutValuesReply> NodeValues::put(const PutValues& request, std::span<IncomingChunk> chunks) {
@@ -215,9 +210,14 @@ Task<PutOutcome> NodeValues::put_one(Namespace& space, const PutValue& item,
   if (nameless(hash)) ICE_CO_TRY(co_await load_name(hash));
   const Result<Value*> there = live_now(space, item.key, hash);
   if (there.has_value()) {
-    already_there.add();
-    if (durable && !(*there)->on_disk) ICE_CO_TRY(co_await copy_to_disk(hash));
-    co_return PutOutcome::kAlreadyThere;
+    Status kept;
+    if (durable && !(*there)->on_disk) kept = co_await copy_to_disk(hash);
+    if (!kept.ok() && values_.contains(hash)) co_return kept;
+    if (kept.ok()) {
+      already_there.add();
+      co_return PutOutcome::kAlreadyThere;
+    }
+    // It was damaged, or has left memory meanwhile: what came takes its place.
   }
   if (over_quota(item, request.options)) {
     co_return Status(Code::kResourceExhausted,
@@ -272,8 +272,11 @@ Result<NodeValues::Upload*> NodeValues::upload_of(const ValueHash& hash, const P
 
 Task<> NodeValues::store_chunks(const ValueHash& hash, const PutValue& item,
                                 const PutValues& request, std::span<IncomingChunk> chunks) {
+  const bool durable = request.options.level == WriteLevel::kDurable;
   for (std::size_t i = 0; i < chunks.size(); ++i) {
     IncomingChunk& chunk = chunks[i];
+    const bool adopted = chunk.parts.empty() && chunk.bytes > 0;  // it has nothing but its slots
+    ICE_CHECK(!adopted || (chunk.slots.has_value() && !durable));
     const ObjectInfo info{.bytes = chunk.bytes,
                           .checksum = item.checksums[i],
                           .retention = uploads_.at(hash).retention};
@@ -281,9 +284,7 @@ Task<> NodeValues::store_chunks(const ValueHash& hash, const PutValue& item,
       co_return Status(Code::kDataLoss, "checksum mismatch, object " + to_string(chunk.key),
                        MissReason::kIntegrity);
     }
-    if (request.options.level == WriteLevel::kDurable) {
-      ICE_CO_TRY(co_await disk_->put(chunk.key, chunk.parts, info));
-    }
+    if (durable) ICE_CO_TRY(co_await disk_->put(chunk.key, chunk.parts, info));
     if (chunk.slots.has_value()) {
       ICE_CO_TRY(memory_.store(std::move(*chunk.slots), info).status());
     } else {
@@ -303,7 +304,7 @@ Task<> NodeValues::store_chunks(const ValueHash& hash, const PutValue& item,
   co_return Status();
 }
 
-// A chunk that was given no room before it came.
+// A chunk that was given no room before it came: its parts are nobody else's.
 Task<> NodeValues::store_late(IncomingChunk& chunk, ObjectInfo info, WriteLevel level) {
   Status kept = (co_await memory_.put(chunk.key, chunk.parts, info)).status();
   while (kept.code() == Code::kResourceExhausted) {

@@ -36,7 +36,7 @@ struct ValueReads : ValueFacts {
 struct IncomingChunk {
   ObjectKey key;
   std::int64_t bytes = 0;
-  std::optional<DramTier::Reservation> slots;  // none: no room, or nothing will want it
+  std::optional<DramTier::Reservation> slots;  // none: see NodeValues::reserve(), or no room
   std::span<const ConstByteSpan> parts;        // where it is: in the slots, else anywhere
   std::uint64_t checksum = 0;                  // of the bytes that came
 };
@@ -76,15 +76,21 @@ class NodeValues {
 
   // Room for the chunks of `request`, in order, before their bytes come: neither parts nor
   // checksum are set. A value counts only once put() says so. What put() would refuse, or has
-  // already, gets none, so that nothing is evicted for it.
+  // already, gets none, so that nothing is evicted for it. Nor does what is put durably, where
+  // clients may write into memory: the disk must get the bytes that were verified.
   std::vector<IncomingChunk> reserve(const PutValues& request);
   // The same, where their sender has put them already: each from the start of a slot on. Slots that
   // are left come back. kInvalidArgument when there are too few.
   static Result<std::vector<IncomingChunk>> adopt(const PutValues& request,
                                                   DramTier::Reservation slots);
-  // Slots for that, before anybody knows of what. Errors as DramTier's.
-  Task<DramTier::Reservation> reserve_slots(std::int64_t bytes);
-  std::int64_t slot_bytes() const { return memory_.slot_bytes(); }
+  // Slots for that, before anybody knows of what. Errors as DramTier's. remove_doomed() afterwards.
+  Result<DramTier::Reservation> reserve_slots(std::int64_t bytes) {
+    return memory_.reserve_slots(memory_.slots_of(bytes));
+  }
+  // That so many bytes take.
+  std::int64_t slots_bytes(std::int64_t bytes) const {
+    return memory_.slots_of(bytes) * memory_.slot_bytes();
+  }
   // Takes the slots of chunks that came as they were sent. The parts of the request are not looked
   // at: what counts are those of `chunks`.
   Task<PutValuesReply> put(const PutValues& request, std::span<IncomingChunk> chunks);

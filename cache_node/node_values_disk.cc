@@ -244,16 +244,19 @@ Task<> NodeValues::copy_chunks(const ValueHash& hash, std::int64_t chunk_count) 
     const ObjectKey key = value_chunk_key(hash, chunk_count, chunk);
     if (disk_->find(key).has_value()) continue;
     const std::optional<ObjectInfo> info = memory_.find(key);
-    const std::optional<ObjectBytes> bytes = memory_.lease(key);
+    std::optional<ObjectBytes> bytes = memory_.lease(key);
     if (!bytes.has_value()) co_return Status::miss(MissReason::kEvicted, "value to be copied");
-    // Clients write into memory: nothing there has been looked at.
-    const Status verified = verify_object(key, *info, bytes->pieces());
+    // Clients write into memory: what is verified is what the disk gets.
+    const Bytes copy = bytes->copy();
+    const ConstByteSpan part = copy;
+    bytes.reset();
+    const Status verified = verify_object(key, *info, std::span(&part, 1));
     if (!verified.ok()) {
       const auto value = values_.find(hash);
       if (value != values_.end()) drop(value, MissReason::kIntegrity);
       co_return verified;
     }
-    ICE_CO_TRY(co_await disk_->put(key, bytes->pieces(), *info));
+    ICE_CO_TRY(co_await disk_->put(key, std::span(&part, 1), *info));
   }
   co_return Status();
 }

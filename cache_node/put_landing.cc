@@ -26,14 +26,16 @@ PutOptions options_of(const proto::PutValuesRequest& request) {
 Result<std::unique_ptr<PutLanding>> PutLanding::open(proto::PutValuesRequest message,
                                                      std::int64_t payload_bytes, NodeValues& values,
                                                      std::optional<DramTier::Reservation> room) {
+  std::optional<std::int64_t> room_slots;
+  if (room.has_value()) room_slots = room->slot_count();
   std::unique_ptr<PutLanding> landing(
-      new PutLanding(std::move(message), payload_bytes, room.has_value()));
+      new PutLanding(std::move(message), payload_bytes, room_slots));
   ICE_TRY(landing->decode());
   if (room.has_value()) {
     ICE_TRY(landing->chunks_, NodeValues::adopt(landing->request_, std::move(*room)));
   } else {
     landing->chunks_ = values.reserve(landing->request_);
-    landing->place();
+    landing->lay_out();
   }
   landing->write_to_runs();
   return landing;
@@ -45,7 +47,7 @@ Status PutLanding::decode() {
   request_.upload = message_.upload();
   request_.options = options_of(message_);
   ICE_TRY(request_.options.validate());
-  if (placed_ && request_.options.level == WriteLevel::kDurable) {
+  if (room_slots_.has_value() && request_.options.level == WriteLevel::kDurable) {
     return invalid("a durable put whose values do not come with it");
   }
   return decode_values(keys);
@@ -74,7 +76,12 @@ Status PutLanding::decode_values(std::span<const std::string_view> keys) {
       return invalid("put of values: chunks that the value does not have");
     }
     chunk_count += chunks;
-    payload_bytes -= (placed_ ? 0 : chunk_bytes(value, chunks)) + chunks * kChecksumBytes;
+    // Each takes a slot at least: nothing is made for what cannot be there.
+    if (room_slots_.has_value() && chunk_count > static_cast<std::uint64_t>(*room_slots_)) {
+      return invalid("values are longer than their room");
+    }
+    const std::int64_t bytes_to_come = room_slots_.has_value() ? 0 : chunk_bytes(value, chunks);
+    payload_bytes -= bytes_to_come + chunks * kChecksumBytes;
     if (payload_bytes < 0) return invalid("values are longer than the payload");
     request_.values.push_back(value);
   }
@@ -88,7 +95,7 @@ Status PutLanding::decode_values(std::span<const std::string_view> keys) {
   return Status();
 }
 
-void PutLanding::place() {
+void PutLanding::lay_out() {
   std::int64_t aside_bytes = 0;
   for (const IncomingChunk& chunk : chunks_) {
     if (!chunk.slots.has_value()) aside_bytes += chunk.bytes;
@@ -138,7 +145,8 @@ void PutLanding::add(ConstByteSpan bytes) {
 }
 
 std::span<IncomingChunk> PutLanding::chunks() {
-  const std::span<const std::uint64_t> sums = placed_ ? std::span(checksums_) : sums_.sums();
+  std::span<const std::uint64_t> sums = sums_.sums();
+  if (room_slots_.has_value()) sums = checksums_;
   for (std::size_t i = 0; i < chunks_.size(); ++i) chunks_[i].checksum = sums[i];
   return chunks_;
 }

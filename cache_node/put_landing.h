@@ -33,16 +33,19 @@ class PutLanding final : public Landing {
   std::span<IncomingChunk> chunks();
 
  private:
-  PutLanding(proto::PutValuesRequest message, std::int64_t size, bool placed)
-      : message_(std::move(message)), size_(size), placed_(placed) {}
+  PutLanding(proto::PutValuesRequest message, std::int64_t size,
+             std::optional<std::int64_t> room_slots)
+      : message_(std::move(message)), size_(size), room_slots_(room_slots) {}
   Status decode();
   Status decode_values(std::span<const std::string_view> keys);
-  void place();
+  // Where each chunk goes.
+  void lay_out();
   void write_to_runs();
 
   const proto::PutValuesRequest message_;  // the keys of the request lie in it
   const std::int64_t size_;                // bytes
-  const bool placed_;                      // the chunks are there: only their checksums come
+  // Of a room where the chunks are: then only their checksums come.
+  const std::optional<std::int64_t> room_slots_;
   PutValues request_;
   std::vector<std::uint64_t> checksums_;  // of the request: the last run
   std::vector<IncomingChunk> chunks_;

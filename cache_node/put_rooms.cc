@@ -6,17 +6,27 @@
 
 namespace icefield {
 
-std::int64_t PutRooms::room_now(std::uint64_t connection) const {
-  if (count() >= options_.max_count) return 0;
+bool PutRooms::within_share(std::uint64_t connection, std::int64_t bytes) const {
   const auto mine = connection_bytes_.find(connection);
   const std::int64_t have = mine == connection_bytes_.end() ? 0 : mine->second;
-  return std::min(options_.max_bytes - bytes_, options_.max_connection_bytes - have);
+  return have + bytes <= options_.max_connection_bytes;
 }
 
-std::int64_t PutRooms::room_for(std::uint64_t connection, std::int64_t bytes,
-                                Clock::TimePoint now) {
-  if (room_now(connection) < bytes) take_back_older(now - options_.idle_limit);
-  return std::min(room_now(connection), bytes);
+bool PutRooms::within_bounds(std::uint64_t connection, std::int64_t bytes) const {
+  return within_share(connection, bytes) && bytes_ + bytes <= options_.max_bytes &&
+         count() < options_.max_count;
+}
+
+bool PutRooms::make_room(std::uint64_t connection, std::int64_t bytes, Clock::TimePoint now) {
+  if (within_bounds(connection, bytes)) return true;
+  if (bytes > largest()) return false;
+  const Clock::TimePoint limit = now - options_.idle_limit;
+  take_back_older(limit, [&](const Room& room) {
+    return room.connection == connection && !within_share(connection, bytes);
+  });
+  if (!within_share(connection, bytes)) return false;  // others' would be no help
+  take_back_older(limit, [&](const Room&) { return !within_bounds(connection, bytes); });
+  return within_bounds(connection, bytes);
 }
 
 std::uint64_t PutRooms::add(std::uint64_t connection, DramTier::Reservation slots,
@@ -29,6 +39,7 @@ std::uint64_t PutRooms::add(std::uint64_t connection, DramTier::Reservation slot
             .ticket = runs.front().data(),
             .slots = std::move(slots)};
   for (const ByteSpan run : runs) room.bytes += std::ssize(run);
+  ICE_CHECK(within_bounds(connection, room.bytes));
   put_ticket(room.ticket, number);
   bytes_ += room.bytes;
   connection_bytes_[connection] += room.bytes;
@@ -76,22 +87,27 @@ void PutRooms::end_all(std::uint64_t connection, Clock::TimePoint now) {
   }
 }
 
-void PutRooms::take_back_older(Clock::TimePoint limit) {
-  while (!idle_.empty() && idle_.begin()->second.since <= limit) {
-    auto oldest = idle_.extract(idle_.begin());
-    const Room& room = oldest.mapped();
-    if (!take_ticket(room.ticket, oldest.key())) {
-      held_.insert(std::move(oldest));
-      continue;
+template <class Wanted>
+void PutRooms::take_back_older(Clock::TimePoint limit, Wanted wanted) {
+  for (auto at = idle_.begin(); at != idle_.end() && at->second.since <= limit;) {
+    const auto next = std::next(at);
+    if (wanted(at->second)) {
+      auto taken = idle_.extract(at);
+      const Room& room = taken.mapped();
+      if (take_ticket(room.ticket, taken.key())) {
+        leave(room);
+        bytes_ -= room.bytes;
+        taken_back.add();
+      } else {
+        held_.insert(std::move(taken));
+      }
     }
-    leave(room);
-    bytes_ -= room.bytes;
-    taken_back.add();
+    at = next;
   }
 }
 
 void PutRooms::expire(Clock::TimePoint now) {
-  take_back_older(now - options_.time_limit);
+  take_back_older(now - options_.time_limit, [](const Room&) { return true; });
   while (!broken_.empty() && broken_.front().since <= now - options_.quarantine_limit) {
     bytes_ -= broken_.front().bytes;
     broken_.pop_front();

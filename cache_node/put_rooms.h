@@ -11,6 +11,7 @@
 #include "common/clock.h"
 #include "common/metrics.h"
 #include "storage/dram_tier.h"
+#include "transport/placing.h"
 
 namespace icefield {
 
@@ -22,7 +23,7 @@ namespace icefield {
 // held stays out of use for a while.
 //
 // Rooms are bounded, for each connection and all of them. Those that lie idle are taken back when
-// another wants one, and after a longer time anyway.
+// somebody wants room and finds none, as many as it takes, and after a longer time anyway.
 //
 // A pure state machine: time is an argument. Threads: the node's shard.
 class PutRooms {
@@ -33,16 +34,20 @@ class PutRooms {
     std::int64_t max_count = 4096;
     std::chrono::milliseconds idle_limit{1000};         // then another may have it
     std::chrono::milliseconds time_limit{10'000};       // then nobody waits for it any more
-    std::chrono::milliseconds quarantine_limit{10'000};  // then a copy that broke off is over
+    // Then a copy that broke off is over: the copying one has noticed.
+    std::chrono::milliseconds quarantine_limit = 2 * Placing::kLongestPause;
     std::uint64_t first_number = 1;  // at random: those of a node that was there before say nothing
   };
   explicit PutRooms(Options options) : options_(options), next_number_(options.first_number) {
     ICE_CHECK(next_number_ > 0);
   }
 
-  // How many of so many bytes one more may have, once idle ones have been taken back if need be.
-  std::int64_t room_for(std::uint64_t connection, std::int64_t bytes, Clock::TimePoint now);
-  // The number of a room. There must be room, and the slots lie in a region.
+  // Whether one more of so many bytes is within the bounds, once idle ones have been taken back if
+  // need be.
+  bool make_room(std::uint64_t connection, std::int64_t bytes, Clock::TimePoint now);
+  // More is never within the bounds.
+  std::int64_t largest() const { return options_.max_connection_bytes; }
+  // The number of a room. It must be within the bounds, and its slots lie in a region.
   std::uint64_t add(std::uint64_t connection, DramTier::Reservation slots, Clock::TimePoint now);
   // What the put of a connection has written; none when it has no such room (any more).
   std::optional<DramTier::Reservation> take(std::uint64_t connection, std::uint64_t number);
@@ -60,15 +65,19 @@ class PutRooms {
  private:
   struct Room {
     std::uint64_t connection = 0;
-    Clock::TimePoint since;
+    Clock::TimePoint since;  // it was granted, or its connection has ended
     std::int64_t bytes = 0;
     std::byte* ticket = nullptr;
     DramTier::Reservation slots;
   };
   using Rooms = std::map<std::uint64_t, Room>;  // by number, and so by time
 
-  std::int64_t room_now(std::uint64_t connection) const;
-  void take_back_older(Clock::TimePoint limit);
+  // Of its connection.
+  bool within_share(std::uint64_t connection, std::int64_t bytes) const;
+  bool within_bounds(std::uint64_t connection, std::int64_t bytes) const;
+  // Those that have been idle since then and that somebody wants.
+  template <class Wanted>
+  void take_back_older(Clock::TimePoint limit, Wanted wanted);
   // The room is its connection's no more; its bytes count until it goes.
   void leave(const Room& room);
 
@@ -76,7 +85,7 @@ class PutRooms {
   std::uint64_t next_number_;
   Rooms idle_;  // or held, and it was not looked at since
   Rooms held_;  // their tickets are gone
-  std::deque<Room> broken_;  // held, when their connections ended; then since that
+  std::deque<Room> broken_;  // held, when their connections ended
   std::unordered_map<std::uint64_t, std::int64_t> connection_bytes_;
   std::int64_t bytes_ = 0;
 };

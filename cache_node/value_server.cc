@@ -54,10 +54,9 @@ ValueServer::ValueServer(NodeValues& values, const Clock& clock, Region slab)
 template <class Message>
 Result<Message> ValueServer::admit(const Caller& caller, std::string_view header) {
   ICE_TRY(Message message, parse_message<Message>(header));
-  for (const std::uint64_t lease : message.scope().ended_leases()) {
-    leases_.end(caller.connection().number, lease);
-    rooms_.end(caller.connection().number, lease);
-  }
+  const std::uint64_t connection = caller.connection().number;
+  for (const std::uint64_t lease : message.scope().ended_leases()) leases_.end(connection, lease);
+  for (const std::uint64_t room : message.scope().ended_rooms()) rooms_.end(connection, room);
   ICE_TRY(validate_namespace(message.scope().name_space()));
   ICE_TRY(check_grant(caller, message.scope().name_space()));
   return message;
@@ -97,7 +96,6 @@ Task<ServiceReply> ValueServer::put(const Caller& caller, const std::string& hea
       room = rooms_.take(caller.connection().number, message.room());
       reply.set_room_gone(!room.has_value());
       if (reply.room_gone()) co_return reply_with(reply);
-      placed_puts.add();
     }
     ICE_CO_TRY(auto landing, PutLanding::open(std::move(message), payload.size(), values_,
                                               std::move(room)));
@@ -106,6 +104,7 @@ Task<ServiceReply> ValueServer::put(const Caller& caller, const std::string& hea
   }
   auto& landing = static_cast<PutLanding&>(*payload.landing);
   ICE_CO_TRY(const PutValuesReply done, co_await values_.put(landing.request(), landing.chunks()));
+  if (landing.message().room() != 0) placed_puts.add();
   put_head(done.head, reply.mutable_head());
   for (std::size_t i = 0; i < done.outcomes.size(); ++i) {
     const Result<PutOutcome>& outcome = done.outcomes[i];
@@ -115,24 +114,28 @@ Task<ServiceReply> ValueServer::put(const Caller& caller, const std::string& hea
       reply.add_already_there(static_cast<std::uint32_t>(i));
     }
   }
-  const bool wants = landing.message().room_wanted() >= static_cast<std::uint64_t>(kPlacedBytes);
-  if (wants && may_reach(caller)) {
-    ICE_CO_TRY(co_await grant(caller, landing.message(), reply));
-  }
+  ICE_CO_TRY(co_await grant(caller, landing, reply));
   co_return reply_with(reply);
 }
 
-Task<> ValueServer::grant(const Caller& caller, const proto::PutValuesRequest& request,
+Task<> ValueServer::grant(const Caller& caller, PutLanding& landing,
                           proto::PutValuesReply& reply) {
-  constexpr auto kMost = static_cast<std::uint64_t>(kMaxRequestBytes);
-  const std::int64_t slot_bytes = values_.slot_bytes();
-  const std::int64_t wanted =
-      round_up(static_cast<std::int64_t>(std::min(request.room_wanted(), kMost)), slot_bytes);
+  const proto::PutValuesRequest& request = landing.message();
+  const auto largest = static_cast<std::uint64_t>(rooms_.largest());
+  std::int64_t wanted = 0;
+  if (request.room_wanted() <= largest) {
+    wanted = values_.slots_bytes(static_cast<std::int64_t>(request.room_wanted()));
+  } else {
+    for (const IncomingChunk& chunk : landing.chunks()) wanted += values_.slots_bytes(chunk.bytes);
+  }
+  const bool too_little = wanted < kPlacedBytes ||
+                          request.room_wanted() < static_cast<std::uint64_t>(kPlacedBytes);
+  const bool unreachable = request.unreachable() && request.region() == region_;
+  if (too_little || unreachable || !may_reach(caller)) co_return Status();
+  // From here on to its number nobody else has a turn, so the bounds hold.
   const std::uint64_t connection = caller.connection().number;
-  const std::int64_t bytes =
-      rooms_.room_for(connection, wanted, clock_.now()) / slot_bytes * slot_bytes;
-  if (bytes < kPlacedBytes) co_return Status();
-  Result<DramTier::Reservation> slots = co_await values_.reserve_slots(bytes);
+  if (!rooms_.make_room(connection, wanted, clock_.now())) co_return Status();
+  Result<DramTier::Reservation> slots = values_.reserve_slots(wanted);
   if (!slots.has_value()) co_return Status();  // none, and the put is done all the same
   proto::PutRoom& out = *reply.mutable_room();
   std::vector<ByteSpan> runs;
@@ -141,9 +144,10 @@ Task<> ValueServer::grant(const Caller& caller, const proto::PutValuesRequest& r
     out.add_offsets(static_cast<std::uint64_t>(run.data() - slab_.bytes.data()));
     out.add_lengths(run.size());
   }
-  out.set_slot_bytes(static_cast<std::uint64_t>(slot_bytes));
+  out.set_slot_bytes(static_cast<std::uint64_t>(values_.slots_bytes(1)));
   if (request.region() != region_) out.set_region_key(slab_.key);
   out.set_number(rooms_.add(connection, std::move(*slots), clock_.now()));
+  (void)co_await values_.remove_doomed();  // what becomes of others does not undo the put
   co_return Status();
 }
 

@@ -9,6 +9,8 @@
 
 namespace icefield {
 
+class PutLanding;
+
 namespace proto {
 class GetValuesReply;
 class GetValuesRequest;
@@ -72,9 +74,9 @@ class ValueServer {
   bool may_reach(const Caller& caller) const {
     return shared() && caller.connection().one_sided && caller.may_use_all();
   }
-  // Room for a put to come, of the size that the request says, or what there is.
-  Task<> grant(const Caller& caller, const proto::PutValuesRequest& request,
-               proto::PutValuesReply& reply);
+  // Room for a put to come, of the size that the request says; where nobody may have so much, of
+  // the size of this one.
+  Task<> grant(const Caller& caller, PutLanding& landing, proto::PutValuesReply& reply);
   // Says where the payload of `reads` is and takes its leases; false when it has to be sent.
   bool place(const Caller& caller, const proto::GetValuesRequest& request, ValueReads& reads,
              proto::GetValuesReply& answer);

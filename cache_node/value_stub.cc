@@ -63,12 +63,6 @@ std::int64_t slots_bytes(std::int64_t chunk_bytes, std::int64_t slot_bytes) {
   return round_up(std::max<std::int64_t>(chunk_bytes, 1), slot_bytes);
 }
 
-// Nothing of the payload has left: it goes by message.
-bool not_placed(Code code) {
-  return code == Code::kAborted || code == Code::kFailedPrecondition ||
-         code == Code::kInvalidArgument || code == Code::kResourceExhausted;
-}
-
 // All but the scope and what room is there.
 void put_values(const PutValues& request, proto::PutValuesRequest& message,
                 std::vector<ConstByteSpan>& payload) {
@@ -105,6 +99,8 @@ void ValueStub::put_scope(const ValueScope& scope, proto::ValueScope* out) {
   const std::lock_guard lock(mutex_);
   out->mutable_ended_leases()->Add(ended_leases_.begin(), ended_leases_.end());
   ended_leases_.clear();
+  out->mutable_ended_rooms()->Add(ended_rooms_.begin(), ended_rooms_.end());
+  ended_rooms_.clear();
 }
 
 void ValueStub::take_back(const proto::ValueScope& scope) {
@@ -112,6 +108,7 @@ void ValueStub::take_back(const proto::ValueScope& scope) {
   ended_leases_.insert(ended_leases_.end(), scope.ended_leases().begin(),
                        scope.ended_leases().end());
   if (ended_leases_.size() > kMostEndedLeases) ended_leases_.clear();
+  ended_rooms_.insert(ended_rooms_.end(), scope.ended_rooms().begin(), scope.ended_rooms().end());
 }
 
 std::shared_ptr<const ValueStub::KnownRegion> ValueStub::start_get(
@@ -132,6 +129,7 @@ std::shared_ptr<const ValueStub::KnownRegion> ValueStub::learn_region(const std:
     unreachable_ = 0;
     region_ = std::make_shared<const KnownRegion>(KnownRegion{.key = key, .hash = hash});
     rooms_.clear();  // another node's
+    ended_rooms_.clear();
   }
   return region_;
 }
@@ -162,18 +160,22 @@ Task<PutValuesReply> ValueStub::put(PutValues request, Deadline deadline) {
     const Result<Reply> reply =
         co_await transport_.call(node_, std::move(call), std::move(nothing), deadline);
     if (!reply.has_value()) {
-      const Code code = reply.error().code();
-      if (room.has_value()) lose_room(*room, code);
-      if (code != Code::kAborted) message.clear_room_wanted();
-      if (std::exchange(room, std::nullopt).has_value() && not_placed(code)) continue;
       take_back(message.scope());
+      const std::lock_guard lock(mutex_);
+      if (room.has_value()) end_room(*room);
       co_return reply.error();
     }
-    ICE_CO_TRY(const auto answer, parse_message<proto::PutValuesReply>(reply->header));
-    if (answer.room().number() != 0) keep_room(answer.room(), known);
-    if (!answer.room_gone()) co_return parse_put(answer, request.values.size());
+    Status lost = reply->unplaced;
+    if (lost.ok()) {
+      ICE_CO_TRY(const auto answer, parse_message<proto::PutValuesReply>(reply->header));
+      if (answer.room().number() != 0) keep_room(answer.room(), known);
+      if (!answer.room_gone()) co_return parse_put(answer, request.values.size());
+      lost = Status(Code::kAborted, "the node has taken the room back");
+      message.mutable_scope()->clear_ended_leases();  // it has heard of those
+      message.mutable_scope()->clear_ended_rooms();
+    }
     if (!room.has_value()) co_return impossible("of a room that was not named");
-    lose_room(*room, Code::kAborted);
+    lose_room(*room, lost.code(), message, known);
     room.reset();
   }
 }
@@ -191,15 +193,14 @@ std::optional<ValueStub::Room> ValueStub::start_put(const PutValues& request,
   const bool large = bytes >= std::max(kPlacedBytes, chunks * kPlacedRunBytes);
   if (!large || request.options.level == WriteLevel::kDurable) return std::nullopt;
   const std::lock_guard lock(mutex_);
+  std::int64_t wanted = 0;
+  for_each_chunk(request, [&](std::int64_t size) { wanted += slots_bytes(size, slot_bytes_); });
+  message.set_room_wanted(static_cast<std::uint64_t>(room_wanted(wanted)));
+  name_region(message, known);
   if (unreachable_ > 0) {
     --unreachable_;
     return std::nullopt;
   }
-  std::int64_t wanted = 0;
-  for_each_chunk(request, [&](std::int64_t size) { wanted += slots_bytes(size, slot_bytes_); });
-  message.set_room_wanted(static_cast<std::uint64_t>(room_wanted(wanted)));
-  known = region_;
-  message.set_region(known->hash);
   const auto fits = [&](const Room& room) {
     return room.bytes >= wanted && room.slot_bytes == slot_bytes_;
   };
@@ -208,6 +209,13 @@ std::optional<ValueStub::Room> ValueStub::start_put(const PutValues& request,
   std::optional<Room> room = std::move(*newest);
   rooms_.erase(std::next(newest).base());
   return room;
+}
+
+void ValueStub::name_region(proto::PutValuesRequest& message,
+                            std::shared_ptr<const KnownRegion>& known) {
+  known = region_;
+  message.set_region(known->hash);
+  message.set_unreachable(unreachable_ > 0);
 }
 
 std::int64_t ValueStub::room_wanted(std::int64_t bytes) {
@@ -257,26 +265,33 @@ void ValueStub::keep_room(const proto::PutRoom& granted, std::shared_ptr<const K
   room.slot_bytes = static_cast<std::int64_t>(granted.slot_bytes());
   const std::lock_guard lock(mutex_);
   if (!granted.region_key().empty()) room.region = learn_region(granted.region_key());
-  if (room.region == nullptr) return;  // it was not asked for
+  if (room.region != region_) return;  // it was not asked for, or that node has gone
   slot_bytes_ = room.slot_bytes;
   rooms_.push_back(std::move(room));
   if (rooms_.size() <= kMostRooms) return;
-  ended_leases_.push_back(rooms_.front().number);
+  end_room(rooms_.front());
   rooms_.erase(rooms_.begin());
 }
 
 // Where the node took back one, it has those that are older, too.
-void ValueStub::lose_room(const Room& room, Code why) {
+void ValueStub::lose_room(const Room& room, Code why, proto::PutValuesRequest& message,
+                          std::shared_ptr<const KnownRegion>& known) {
   const std::lock_guard lock(mutex_);
-  const bool unreachable = not_placed(why) && why != Code::kAborted;
-  if (unreachable && region_->hash == room.region->hash) unreachable_ = kUnreachableCalls;
-  ended_leases_.push_back(room.number);
-  if (!not_placed(why)) return;
-  const auto lost = [&](const Room& other) { return unreachable || other.number < room.number; };
-  for (const Room& other : rooms_) {
-    if (lost(other)) ended_leases_.push_back(other.number);
+  const bool unreachable = why != Code::kAborted;
+  if (region_ == room.region) {
+    if (unreachable) unreachable_ = kUnreachableCalls;
+    const auto lost = [&](const Room& other) { return unreachable || other.number < room.number; };
+    end_room(room);
+    for (const Room& other : rooms_) {
+      if (lost(other)) end_room(other);
+    }
+    std::erase_if(rooms_, lost);
   }
-  std::erase_if(rooms_, lost);
+  name_region(message, known);
+}
+
+void ValueStub::end_room(const Room& room) {
+  if (room.region == region_) ended_rooms_.push_back(room.number);
 }
 
 Result<PutValuesReply> ValueStub::parse_put(const proto::PutValuesReply& answer,

@@ -99,9 +99,15 @@ class ValueStub {
   // region that the message names.
   std::optional<Room> start_put(const PutValues& request, proto::PutValuesRequest& message,
                                 std::shared_ptr<const KnownRegion>& known);
+  // With mutex_. Says what a request to put knows of the region.
+  void name_region(proto::PutValuesRequest& message, std::shared_ptr<const KnownRegion>& known);
   void keep_room(const proto::PutRoom& granted, std::shared_ptr<const KnownRegion> known);
-  // Of a put that has ended otherwise than by a reply, or that the node does not know any more.
-  void lose_room(const Room& room, Code why);
+  // Of a put that goes by message after all: the node has taken the room back (kAborted), or it is
+  // out of reach.
+  void lose_room(const Room& room, Code why, proto::PutValuesRequest& message,
+                 std::shared_ptr<const KnownRegion>& known);
+  // With mutex_. Nothing is written there any more.
+  void end_room(const Room& room);
   // With mutex_. How much the next put may want, this one wanted so much.
   std::int64_t room_wanted(std::int64_t bytes);
   static RegionRoom place_of(Room& room, const PutValues& request);
@@ -116,7 +122,7 @@ class ValueStub {
                             GetArrival& arrival, Deadline deadline);
   // What starts every request.
   void put_scope(const ValueScope& scope, proto::ValueScope* out);
-  // The leases that a request was to end, which nobody has answered.
+  // The leases and rooms that a request was to end, which nobody has answered.
   void take_back(const proto::ValueScope& scope);
   // As put_scope(), and whether and where the node may leave the payload.
   std::shared_ptr<const KnownRegion> start_get(const GetValues& request,
@@ -132,6 +138,7 @@ class ValueStub {
   std::shared_ptr<const KnownRegion> region_ = std::make_shared<const KnownRegion>();
   int unreachable_ = 0;                      // so many more calls until the region is tried again
   std::vector<std::uint64_t> ended_leases_;  // not told yet
+  std::vector<std::uint64_t> ended_rooms_;   // as well: few, the node grants no more until it knows
   std::vector<Room> rooms_;                  // the newest last; few
   std::int64_t room_puts_ = 0;               // those that had room, or would have liked it
   std::int64_t largest_put_ = 0;             // of them, since they were a multiple of kRecentPuts

@@ -70,6 +70,8 @@ class DramTier final : public Tier {
   // The bytes of an object, kept in place, which is no use of it; none when it is not there.
   std::optional<ObjectBytes> lease(const ObjectKey& key);
 
+  // The slab is a region: others may write there, whatever stands in it.
+  bool shared() const { return !options_.memory.empty(); }
   // What an object takes at least, and a multiple of.
   std::int64_t slot_bytes() const { return options_.slot_bytes; }
   std::int64_t slots_of(std::int64_t bytes) const;
@@ -146,6 +148,7 @@ class DramTier::Reservation {
   ~Reservation();
 
   const ObjectKey& key() const { return key_; }
+  std::int64_t slot_count() const { return tier_->slots_of(bytes_); }
   // Appends where the object goes: not initialised, together as long as it is.
   void append_runs(std::vector<ByteSpan>& runs) const;
   // The slots in front, for an object; none when there are too few. What is left is shorter.

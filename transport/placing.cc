@@ -16,6 +16,7 @@ Status Placing::begin() {
   if (!take_ticket(region_.data() + ticket, room.ticket)) {
     return Status(Code::kAborted, "the peer has taken the room back");
   }
+  latest_ = clock_.now();
   for (const auto& [offset, size] : room.to.runs) {
     runs_.push_back(
         region_.subspan(static_cast<std::size_t>(offset), static_cast<std::size_t>(size)));
@@ -24,7 +25,12 @@ Status Placing::begin() {
   return Status();
 }
 
-std::int64_t Placing::step() {
+bool Placing::unplaced(const Status& placed) {
+  return placed.code() == Code::kAborted || placed.code() == Code::kFailedPrecondition ||
+         placed.code() == Code::kInvalidArgument || placed.code() == Code::kResourceExhausted;
+}
+
+Result<std::int64_t> Placing::step() {
   if (done()) return 0;
   std::vector<ConstByteSpan>& payload = request_.payload;
   while (payload[span_].empty()) ++span_;
@@ -32,6 +38,10 @@ std::int64_t Placing::step() {
   const ConstByteSpan slice = payload[span_].first(std::min(payload[span_].size(), most));
   done_ += std::ssize(slice);
   if (request_.departure != nullptr) request_.departure->leaving(done_);
+  const Clock::TimePoint before = std::exchange(latest_, clock_.now());
+  if (latest_ - before > kLongestPause) {
+    return Status(Code::kUnavailable, "held up in the middle of a copy");
+  }
   writer_.put(slice);
   payload[span_] = payload[span_].subspan(slice.size());
   return std::ssize(slice);

@@ -67,8 +67,8 @@ struct Request {
   MethodId method;
   std::string header;
   std::vector<ConstByteSpan> payload;
-  // None: all of the payload comes with the request. Else what is behind as many bytes as the room
-  // has; those are in place when the service is asked.
+  // None: all of the payload comes with the request. Else its front, as many bytes as the room has,
+  // is written there before, and what is left comes with the request.
   std::optional<RegionRoom> room;
   Departure* departure = nullptr;  // null: the payload is as it is
   Arrival* arrival = nullptr;      // null: nobody looks before the call returns
@@ -77,9 +77,13 @@ struct Request {
 struct Reply {
   Reply(std::string header_in, Buffer payload_in)
       : header(std::move(header_in)), payload(std::move(payload_in)) {}
+  explicit Reply(Status unplaced_in) : unplaced(std::move(unplaced_in)) {}
 
   std::string header;
   Buffer payload;  // the buffer that the call was given, filled
+  // Not ok: the room of the request is not there or out of reach, so nothing has left, and nobody
+  // has replied.
+  Status unplaced;
 };
 
 // Takes the payload of one request while it arrives, in the place of a buffer of the transport's.
@@ -176,9 +180,9 @@ class Service {
 
 // Errors  call: kUnavailable (nobody listens there, connection lost), kDeadlineExceeded,
 //         kInvalidArgument (request not understood), kResourceExhausted (reply larger than the
-//         buffer), kFailedPrecondition (the peer wants a token, or speaks another version). With
-//         room in a region, before anything has left: kAborted (the ticket is not there any
-//         more), kFailedPrecondition, kInvalidArgument (as for read).
+//         buffer), kFailedPrecondition (the peer wants a token, or speaks another version).
+//         Reply::unplaced: kAborted (the ticket is not there any more), kFailedPrecondition,
+//         kInvalidArgument (as for read), kResourceExhausted (many regions).
 //         listen: kAlreadyExists (somebody listens there), kInvalidArgument (not an address that
 //         this process can have, or one beyond this machine without a token).
 //         read: as call; kFailedPrecondition (the lanes to the peer have no one-sided reads),

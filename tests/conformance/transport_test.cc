@@ -141,10 +141,17 @@ class PlacedPayloads : public TransportConformance {
     request.payload = std::move(payload);
     request.departure = departure;
     request.room = RegionRoom{.to = {.key = region_.key, .runs = std::move(runs)},
-                                  .ticket_offset = ticket_offset,
-                                  .ticket = kTicket};
+                              .ticket_offset = ticket_offset,
+                              .ticket = kTicket};
     return run_task(client_, client_end().call(node_, std::move(request), Buffer(1'000'000),
                                                Deadline::never()));
+  }
+  // Why nothing has left.
+  Code unplaced(std::vector<RegionRun> runs, std::vector<ConstByteSpan> payload,
+                Departure* departure = nullptr, std::int64_t ticket_offset = 64) {
+    return place(std::move(runs), std::move(payload), departure, ticket_offset)
+        .value()
+        .unplaced.code();
   }
   ConstByteSpan at(std::size_t offset, std::size_t bytes) const {
     return ConstByteSpan(region_.bytes).subspan(offset, bytes);
@@ -183,17 +190,17 @@ TEST_P(PlacedPayloads, AreWhereTheyBelongWhenTheServiceIsAsked) {
 TEST_P(PlacedPayloads, NeedATicketWhichIsTakenOnce) {
   const Bytes bytes = random_bytes(rng_, 1000);
   Leaving departure;
-  EXPECT_EQ(place({{64, 1000}}, {bytes}, &departure).error().code(), Code::kAborted);
+  EXPECT_EQ(unplaced({{64, 1000}}, {bytes}, &departure), Code::kAborted);
   put_ticket(region_.bytes.data() + 64, kTicket + 1);
-  EXPECT_EQ(place({{64, 1000}}, {bytes}, &departure).error().code(), Code::kAborted);
+  EXPECT_EQ(unplaced({{64, 1000}}, {bytes}, &departure), Code::kAborted);
   EXPECT_EQ(departure.left, 0);
   put_ticket(region_.bytes.data() + 64, kTicket);
-  EXPECT_TRUE(place({{64, 1000}}, {bytes}, &departure).has_value());
-  EXPECT_EQ(place({{64, 1000}}, {bytes}).error().code(), Code::kAborted);
+  EXPECT_EQ(unplaced({{64, 1000}}, {bytes}, &departure), Code::kOk);
+  EXPECT_EQ(unplaced({{64, 1000}}, {bytes}), Code::kAborted);
   EXPECT_EQ(departure.left, 1000);
   put_ticket(region_.bytes.data() + 64, kTicket);
   EXPECT_TRUE(take_ticket(region_.bytes.data() + 64, kTicket)) << "the owner was faster";
-  EXPECT_EQ(place({{64, 1000}}, {bytes}).error().code(), Code::kAborted);
+  EXPECT_EQ(unplaced({{64, 1000}}, {bytes}), Code::kAborted);
   EXPECT_EQ(echo_.calls, 1);
 }
 
@@ -203,19 +210,19 @@ TEST_P(PlacedPayloads, OfPlacesThatAreNotThereAreRefused) {
   constexpr std::int64_t kHuge = std::int64_t{1} << 62;
   for (const RegionRun run : {RegionRun{3'999'999, 2}, {-1, 1}, {0, -1}, {1, kHuge}, {kHuge, 1},
                               {0, 1001}}) {
-    EXPECT_EQ(place({{0, 0}, run}, {bytes}).error().code(), Code::kInvalidArgument) << run.offset;
+    EXPECT_EQ(unplaced({{0, 0}, run}, {bytes}), Code::kInvalidArgument) << run.offset;
   }
   for (const std::int64_t ticket : {std::int64_t{-8}, std::int64_t{3'999'996}, std::int64_t{65},
                                     kHuge}) {
-    EXPECT_EQ(place({{64, 10}}, {bytes}, nullptr, ticket).error().code(), Code::kInvalidArgument);
+    EXPECT_EQ(unplaced({{64, 10}}, {bytes}, nullptr, ticket), Code::kInvalidArgument);
   }
   const std::string key = std::exchange(region_.key, "garbage");
-  EXPECT_EQ(place({{64, 10}}, {bytes}).error().code(), Code::kInvalidArgument);
+  EXPECT_EQ(unplaced({{64, 10}}, {bytes}), Code::kInvalidArgument);
   region_.key = key;
   EXPECT_EQ(echo_.calls, 0);
-  EXPECT_TRUE(place({{64, 10}}, {bytes}).has_value()) << "the ticket is still there";
+  EXPECT_EQ(unplaced({{64, 10}}, {bytes}), Code::kOk) << "the ticket is still there";
   put_ticket(region_.bytes.data() + 64, kTicket);
-  EXPECT_TRUE(place({}, {}).has_value());
+  EXPECT_EQ(unplaced({}, {}), Code::kOk);
 }
 
 INSTANTIATE_TEST_SUITE_P(Transports, PlacedPayloads, testing::ValuesIn(kTransportKinds),
@@ -228,8 +235,8 @@ TEST_P(TransportConformance, LanesWithoutSharedMemoryTakeNoPlacedPayload) {
   request.room = RegionRoom{.to = {.key = region.key, .runs = {}}};
   EXPECT_EQ(run_task(client_, client_end().call(node_, std::move(request), Buffer(0),
                                                 Deadline::never()))
-                .error()
-                .code(),
+                .value()
+                .unplaced.code(),
             Code::kFailedPrecondition);
 }
 

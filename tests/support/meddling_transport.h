@@ -16,6 +16,7 @@ class MeddlingTransport final : public Transport {
     if (request.room.has_value()) {
       ++room_calls;
       if (before_write) co_await before_write();
+      if (!unplaced.ok()) co_return Reply(unplaced);
       if (!failure.ok()) co_return failure;
     }
     co_return co_await next_.call(std::move(peer), std::move(request), std::move(into), deadline);
@@ -42,7 +43,8 @@ class MeddlingTransport final : public Transport {
   // Empty: nobody.
   std::function<asio::awaitable<void>()> before_read;
   std::function<asio::awaitable<void>()> before_write;
-  Status failure;  // of both
+  Status failure;   // of both
+  Status unplaced;  // of calls
 
  private:
   Transport& next_;

@@ -46,9 +46,10 @@ Result<ByteSpan> LoopbackTransport::find_region(const std::string& key) {
 
 Status LoopbackTransport::place(Request& request) {
   ICE_TRY(const ByteSpan region, find_region(request.room->to.key));
-  Placing placing(request, region);
+  const SystemClock clock;
+  Placing placing(request, region, clock);
   ICE_TRY(placing.begin());
-  while (!placing.done()) placing.step();
+  while (!placing.done()) ICE_TRY(placing.step().status());
   placing.finish();
   return Status();
 }
@@ -163,7 +164,11 @@ Task<Reply> LoopbackTransport::call(Address peer, Request request, Buffer into, 
     if (found != listeners_.end()) listener = found->second;
   }
   if (listener == nullptr) co_return Status(Code::kUnavailable, "nobody listens at " + peer);
-  if (request.room.has_value()) ICE_CO_TRY(place(request));
+  if (request.room.has_value()) {
+    Status placed = place(request);
+    if (Placing::unplaced(placed)) co_return Reply(std::move(placed));
+    ICE_CO_TRY(placed);
+  }
   Buffer payload(payload_bytes(request.payload));
   if (request.departure != nullptr && payload.capacity() > 0) {
     request.departure->leaving(payload.capacity());

@@ -42,7 +42,7 @@ class LoopbackTransport final : public Transport {
   struct Pending;
 
   Result<ByteSpan> find_region(const std::string& key);
-  // what goes to the room of a request of its payload.
+  // Writes what goes to the room of a request of its payload.
   Status place(Request& request);
   static Payload land(Listener& listener, MethodId method, std::string_view header, Buffer payload);
   static asio::awaitable<void> serve(std::shared_ptr<Listener> listener, MethodId method,

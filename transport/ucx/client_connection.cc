@@ -101,7 +101,11 @@ Task<> ClientConnection::shake_hands() {
 
 Task<Reply> ClientConnection::call(Request request, Buffer into, Deadline deadline) {
   const auto self = shared_from_this();
-  if (request.room.has_value()) ICE_CO_TRY(co_await place(request, deadline));
+  if (request.room.has_value()) {
+    Status placed = co_await place(request, deadline);
+    if (Placing::unplaced(placed)) co_return Reply(std::move(placed));
+    ICE_CO_TRY(placed);
+  }
   const std::int64_t bytes =
       payload_bytes(request.payload) + static_cast<std::int64_t>(request.header.size());
   ICE_CO_TRY(co_await wait_for_credit(bytes, deadline));
@@ -239,6 +243,7 @@ Task<Buffer> ClientConnection::read(RegionRuns from, Buffer into, Arrival* arriv
 
 void ClientConnection::populate_once(ConstByteSpan region, int advice) {
   if (!populated_.emplace(region.data(), advice).second) return;
+  if (advice == MADV_POPULATE_WRITE) populated_.emplace(region.data(), MADV_POPULATE_READ);
   scope_.spawn(populate(worker_.shard(), region, advice, failed_));
 }
 
@@ -253,12 +258,18 @@ Task<> ClientConnection::place(Request& request, Deadline deadline) {
   ICE_CO_TRY(const RegionKey key, RegionKey::parse(request.room->to.key));
   ICE_CO_TRY(const ByteSpan region, endpoint_->unpack_writable(key));
   populate_once(region, MADV_POPULATE_WRITE);
-  Placing placing(request, region);
+  const SystemClock clock;
+  if (deadline.passed(clock)) co_return Status(Code::kDeadlineExceeded, "nothing sent in time");
+  Placing placing(request, region, clock);
   ICE_CO_TRY(placing.begin());
-  for (std::int64_t turn = 0; !placing.done(); turn += placing.step()) {
-    if (turn < kTurnBytes) continue;
-    turn = 0;
-    ICE_CO_TRY(co_await yield(deadline));
+  std::int64_t turn = 0;
+  while (!placing.done()) {
+    if (turn >= kTurnBytes) {
+      turn = 0;
+      ICE_CO_TRY(co_await yield(deadline));
+    }
+    ICE_CO_TRY(const std::int64_t bytes, placing.step());
+    turn += bytes;
   }
   placing.finish();
   co_return Status();

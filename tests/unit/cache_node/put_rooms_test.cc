@@ -24,6 +24,9 @@ class PutRoomsTest : public testing::Test {
     tickets_[number] = runs.front().data();
     return number;
   }
+  bool make_room(std::uint64_t connection, std::int64_t slots) {
+    return rooms_.make_room(connection, slots * kSlot, now_);
+  }
   // As a client that is about to write.
   bool claim(std::uint64_t number) { return take_ticket(tickets_[number], number); }
   std::int64_t used() const { return tier_->usage().used_bytes / kSlot; }
@@ -56,22 +59,31 @@ TEST_F(PutRoomsTest, AreTakenOnceByTheirConnection) {
 }
 
 TEST_F(PutRoomsTest, AreBounded) {
-  EXPECT_EQ(rooms_.room_for(1, 3 * kSlot, now_), 3 * kSlot);
-  EXPECT_EQ(rooms_.room_for(1, 5 * kSlot, now_), 4 * kSlot);
+  EXPECT_TRUE(make_room(1, 3));
+  EXPECT_TRUE(make_room(1, 4));
+  EXPECT_FALSE(make_room(1, 5));
   add(1, 3);
-  EXPECT_EQ(rooms_.room_for(1, 2 * kSlot, now_), 1 * kSlot);
+  EXPECT_TRUE(make_room(1, 1));
+  EXPECT_FALSE(make_room(1, 2)) << "nothing rather than less";
   add(2, 4);
-  EXPECT_EQ(rooms_.room_for(3, 2 * kSlot, now_), 1 * kSlot);
+  EXPECT_TRUE(make_room(3, 1));
+  EXPECT_FALSE(make_room(3, 2));
   add(3, 1);
-  EXPECT_EQ(rooms_.room_for(3, 1, now_), 0);
+  EXPECT_FALSE(make_room(3, 1));
   rooms_.end_all(2, now_);
   add(3);
   add(3);
   add(3);
   add(4);
-  EXPECT_EQ(rooms_.room_for(4, 1, now_), 0) << "too many";
+  EXPECT_FALSE(make_room(4, 1)) << "too many";
   rooms_.end_all(3, now_);
-  EXPECT_EQ(rooms_.room_for(4, 1, now_), 1);
+  EXPECT_TRUE(make_room(4, 1));
+}
+
+TEST_F(PutRoomsTest, NobodyIsGivenMore) {
+  add(1, 4);
+  DramTier::Reservation slots = tier_->reserve_slots(1).value();
+  EXPECT_DEATH((void)rooms_.add(1, std::move(slots), now_), "within_bounds");
 }
 
 TEST_F(PutRoomsTest, IdleOnesGoToWhoWantsThem) {
@@ -79,13 +91,31 @@ TEST_F(PutRoomsTest, IdleOnesGoToWhoWantsThem) {
   const std::uint64_t held = add(2, 4);
   EXPECT_TRUE(claim(held));
   now_ += 999ms;
-  EXPECT_EQ(rooms_.room_for(3, kSlot, now_), 0);
+  EXPECT_FALSE(make_room(3, 1));
   now_ += 1ms;
-  EXPECT_EQ(rooms_.room_for(3, kSlot, now_), kSlot);
+  EXPECT_TRUE(make_room(3, 1));
   EXPECT_EQ(used(), 4) << "what is being written stays";
   EXPECT_EQ(rooms_.taken_back.value(), 1);
   EXPECT_TRUE(rooms_.take(2, held).has_value());
   EXPECT_EQ(used(), 0);
+}
+
+TEST_F(PutRoomsTest, NoMoreComesBackThanItTakes) {
+  for (int i = 0; i < 2; ++i) {
+    add(1, 2);
+    add(2, 2);
+  }
+  now_ += 1s;
+  EXPECT_FALSE(make_room(1, 5)) << "never, so nothing is taken back for it";
+  EXPECT_EQ(used(), 8);
+  EXPECT_TRUE(make_room(3, 1));
+  EXPECT_EQ(used(), 6) << "the oldest";
+  add(3, 2);
+  EXPECT_TRUE(make_room(2, 2)) << "its own: others' would be no help";
+  EXPECT_EQ(used(), 6);
+  add(2, 2);
+  EXPECT_FALSE(make_room(2, 4)) << "one of its own is not idle";
+  EXPECT_TRUE(make_room(1, 2)) << "has its share still";
 }
 
 TEST_F(PutRoomsTest, IdleOnesComeBackAfterATime) {
@@ -122,7 +152,7 @@ TEST_F(PutRoomsTest, EndWithTheirConnectionWhenNobodyWrites) {
   rooms_.end_all(1, now_);
   EXPECT_EQ(used(), 3) << "another's, and two that may be in the middle of a copy";
   EXPECT_FALSE(rooms_.take(1, again).has_value());
-  EXPECT_EQ(rooms_.room_for(1, 4 * kSlot, now_), 4 * kSlot) << "no burden to its next connection";
+  EXPECT_TRUE(make_room(1, 4)) << "no burden to its next connection";
   now_ += 9s;
   rooms_.expire(now_);
   EXPECT_EQ(used(), 3);
