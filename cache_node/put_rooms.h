@@ -32,8 +32,8 @@ class PutRooms {
     std::int64_t max_bytes = 0;             // of all rooms together
     std::int64_t max_connection_bytes = 0;  // of one connection's
     std::int64_t max_count = 4096;
-    std::chrono::milliseconds idle_limit{1000};         // then another may have it
-    std::chrono::milliseconds time_limit{10'000};       // then nobody waits for it any more
+    std::chrono::milliseconds idle_limit{1000};    // then another may have it
+    std::chrono::milliseconds time_limit{10'000};  // then nobody waits for it any more
     // Then a copy that broke off is over: the copying one has noticed.
     std::chrono::milliseconds quarantine_limit = 2 * Placing::kLongestPause;
     std::uint64_t first_number = 1;  // at random: those of a node that was there before say nothing
@@ -83,8 +83,8 @@ class PutRooms {
 
   const Options options_;
   std::uint64_t next_number_;
-  Rooms idle_;  // or held, and it was not looked at since
-  Rooms held_;  // their tickets are gone
+  Rooms idle_;               // or held, and it was not looked at since
+  Rooms held_;               // their tickets are gone
   std::deque<Room> broken_;  // held, when their connections ended
   std::unordered_map<std::uint64_t, std::int64_t> connection_bytes_;
   std::int64_t bytes_ = 0;

@@ -97,8 +97,8 @@ Task<ServiceReply> ValueServer::put(const Caller& caller, const std::string& hea
       reply.set_room_gone(!room.has_value());
       if (reply.room_gone()) co_return reply_with(reply);
     }
-    ICE_CO_TRY(auto landing, PutLanding::open(std::move(message), payload.size(), values_,
-                                              std::move(room)));
+    ICE_CO_TRY(auto landing,
+               PutLanding::open(std::move(message), payload.size(), values_, std::move(room)));
     landing->add(std::as_const(payload.buffer).bytes());
     payload.landing = std::move(landing);
   }
@@ -118,8 +118,7 @@ Task<ServiceReply> ValueServer::put(const Caller& caller, const std::string& hea
   co_return reply_with(reply);
 }
 
-Task<> ValueServer::grant(const Caller& caller, PutLanding& landing,
-                          proto::PutValuesReply& reply) {
+Task<> ValueServer::grant(const Caller& caller, PutLanding& landing, proto::PutValuesReply& reply) {
   const proto::PutValuesRequest& request = landing.message();
   const auto largest = static_cast<std::uint64_t>(rooms_.largest());
   std::int64_t wanted = 0;
@@ -128,8 +127,8 @@ Task<> ValueServer::grant(const Caller& caller, PutLanding& landing,
   } else {
     for (const IncomingChunk& chunk : landing.chunks()) wanted += values_.slots_bytes(chunk.bytes);
   }
-  const bool too_little = wanted < kPlacedBytes ||
-                          request.room_wanted() < static_cast<std::uint64_t>(kPlacedBytes);
+  const bool too_little =
+      wanted < kPlacedBytes || request.room_wanted() < static_cast<std::uint64_t>(kPlacedBytes);
   const bool unreachable = request.unreachable() && request.region() == region_;
   if (too_little || unreachable || !may_reach(caller)) co_return Status();
   // From here on to its number nobody else has a turn, so the bounds hold.
@@ -190,8 +189,7 @@ Task<ServiceReply> ValueServer::get(const Caller& caller, const std::string& hea
 
 bool ValueServer::place(const Caller& caller, const proto::GetValuesRequest& request,
                         ValueReads& reads, proto::GetValuesReply& answer) {
-  const bool may =
-      may_reach(caller) && !(request.unreachable() && request.region() == region_);
+  const bool may = may_reach(caller) && !(request.unreachable() && request.region() == region_);
   const std::int64_t runs = std::ssize(reads.payload);
   if (!may || reads.payload_bytes < std::max(kPlacedBytes, runs * kPlacedRunBytes)) return false;
   if (!leases_.has_room(reads.leased_bytes)) return false;

@@ -175,11 +175,11 @@ TEST_P(PlacedPayloads, AreWhereTheyBelongWhenTheServiceIsAsked) {
   const ConstByteSpan whole = bytes;
   put_ticket(region_.bytes.data() + 64, kTicket);
   Leaving departure;
-  const auto reply =
-      place({{.offset = 64, .bytes = 2'500'000}, {.offset = 9, .bytes = 0},
-             {.offset = 2'600'001, .bytes = 500'000}},
-            {whole.first(1), {}, whole.subspan(1, 2'700'000), whole.subspan(2'700'001)},
-            &departure);
+  const auto reply = place(
+      {{.offset = 64, .bytes = 2'500'000},
+       {.offset = 9, .bytes = 0},
+       {.offset = 2'600'001, .bytes = 500'000}},
+      {whole.first(1), {}, whole.subspan(1, 2'700'000), whole.subspan(2'700'001)}, &departure);
   ASSERT_TRUE(reply.has_value()) << reply.error().to_string();
   EXPECT_EQ(departure.left, 3'000'100);
   EXPECT_TRUE(std::ranges::equal(at(64, 2'500'000), whole.first(2'500'000)));
@@ -208,12 +208,12 @@ TEST_P(PlacedPayloads, OfPlacesThatAreNotThereAreRefused) {
   const Bytes bytes = random_bytes(rng_, 1000);
   put_ticket(region_.bytes.data() + 64, kTicket);
   constexpr std::int64_t kHuge = std::int64_t{1} << 62;
-  for (const RegionRun run : {RegionRun{3'999'999, 2}, {-1, 1}, {0, -1}, {1, kHuge}, {kHuge, 1},
-                              {0, 1001}}) {
+  for (const RegionRun run :
+       {RegionRun{3'999'999, 2}, {-1, 1}, {0, -1}, {1, kHuge}, {kHuge, 1}, {0, 1001}}) {
     EXPECT_EQ(unplaced({{0, 0}, run}, {bytes}), Code::kInvalidArgument) << run.offset;
   }
-  for (const std::int64_t ticket : {std::int64_t{-8}, std::int64_t{3'999'996}, std::int64_t{65},
-                                    kHuge}) {
+  for (const std::int64_t ticket :
+       {std::int64_t{-8}, std::int64_t{3'999'996}, std::int64_t{65}, kHuge}) {
     EXPECT_EQ(unplaced({{64, 10}}, {bytes}, nullptr, ticket), Code::kInvalidArgument);
   }
   const std::string key = std::exchange(region_.key, "garbage");
@@ -233,11 +233,11 @@ TEST_P(TransportConformance, LanesWithoutSharedMemoryTakeNoPlacedPayload) {
   const Region region = sync_wait(server_.executor(), ends_.server->allocate_region(1000)).value();
   Request request(1, "hello");
   request.room = RegionRoom{.to = {.key = region.key, .runs = {}}};
-  EXPECT_EQ(run_task(client_, client_end().call(node_, std::move(request), Buffer(0),
-                                                Deadline::never()))
-                .value()
-                .unplaced.code(),
-            Code::kFailedPrecondition);
+  EXPECT_EQ(
+      run_task(client_, client_end().call(node_, std::move(request), Buffer(0), Deadline::never()))
+          .value()
+          .unplaced.code(),
+      Code::kFailedPrecondition);
 }
 
 TEST_P(TransportConformance, ReplyLargerThanTheBufferIsRefused) {

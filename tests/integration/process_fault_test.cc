@@ -1,6 +1,7 @@
-// Nodes that die, freeze and come back under load from two clients: every call returns by its
-// deadline with a status that says what to do, service resumes without help, nothing leaks (the
-// destructors of tiers and endpoints check it) and a node that lived through it stops cleanly.
+// Nodes that die, freeze and come back under load from two clients, and clients that die: every
+// call returns by its deadline with a status that says what to do, service resumes without help,
+// nothing leaks (the destructors of tiers and endpoints check it) and a node that lived through it
+// stops cleanly.
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <unistd.h>
@@ -78,9 +79,7 @@ class Load {
   }
   int wrong_bytes() const { return wrong_bytes_; }
   // Gets that the node left clients to read by themselves.
-  std::int64_t placed() {
-    return counter(*client_, "icefield_cache_node_value_gets_placed_total");
-  }
+  std::int64_t placed() { return counter(*client_, "icefield_cache_node_value_gets_placed_total"); }
 
  private:
   void run() {

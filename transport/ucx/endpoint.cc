@@ -340,8 +340,8 @@ Result<Endpoint::Remote> Endpoint::unpack(const RegionKey& key) {
       region.mapped = memory.data();
       // What writes there by mistake is stopped, until somebody does so on purpose. Where the owner
       // is another process: in its own, UCX may give the region itself.
-      region.writable = reinterpret_cast<std::uint64_t>(mapped) == region.address ||
-                        !protect(memory, PROT_READ);
+      region.writable =
+          reinterpret_cast<std::uint64_t>(mapped) == region.address || !protect(memory, PROT_READ);
     } else if (!shares_memory()) {
       status = UCS_OK;  // between machines it is nobody's memory here, and lanes read it
     } else {
@@ -358,8 +358,7 @@ Result<Endpoint::Remote> Endpoint::unpack(const RegionKey& key) {
 Result<ByteSpan> Endpoint::unpack_writable(const RegionKey& key) {
   ICE_TRY(const Remote region, unpack(key));
   const ByteSpan memory(region.mapped, static_cast<std::size_t>(key.bytes));
-  if (region.mapped == nullptr ||
-      !(region.writable || protect(memory, PROT_READ | PROT_WRITE))) {
+  if (region.mapped == nullptr || !(region.writable || protect(memory, PROT_READ | PROT_WRITE))) {
     return Status(Code::kFailedPrecondition, "the region cannot be written");
   }
   regions_.at(key.packed).writable = true;

@@ -57,9 +57,8 @@ asio::awaitable<bool> hears(UcxWorker& worker) {
   FragmentHeader fragment;
   fragment.connection = ear.id();
   Shard mouth;  // UCX takes tens of milliseconds to get ready and to clean up
-  auto speaking = asio::co_spawn(mouth.executor(),
-                                 speak(mouth.executor(), worker.address(), fragment),
-                                 asio::use_awaitable);
+  auto speaking = asio::co_spawn(
+      mouth.executor(), speak(mouth.executor(), worker.address(), fragment), asio::use_awaitable);
   const Status spoken = co_await std::move(speaking);
   const bool heard = !spoken.ok() || co_await ear.listen(Deadline::after(SystemClock(), kPatience));
   mouth.stop();

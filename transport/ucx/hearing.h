@@ -9,8 +9,8 @@ namespace icefield::ucx {
 //
 // A peer that is killed (SIGKILL) while it writes there leaves an entry that is taken and never
 // filled. UCX waits for that one for ever, and everything of everybody stays behind it; no error
-// says so. Found out by a message to ourselves: as long as a peer that lives may be between two
-// instructions, and true when that cannot be tried.
+// says so. Found out by a message to ourselves, which gets a quarter of a second: a peer that lives
+// may be in the middle of its entry. True when that cannot be tried.
 //
 // Threads  The worker's shard.
 asio::awaitable<bool> hears(UcxWorker& worker);

@@ -5,35 +5,22 @@
 #include <boost/asio/detached.hpp>
 
 #include "cache_node/node_messages.h"
-#include "tests/support/meddling_transport.h"
-#include "tests/support/objects.h"
+#include "tests/support/placed_values.h"
 #include "tests/support/temp_dir.h"
-#include "tests/support/value_cluster.h"
 
 namespace icefield {
 namespace {
 
 using namespace std::chrono_literals;
 
-constexpr std::int64_t kValueBytes = 100'000;
 constexpr std::int64_t kSlot = 16 << 10;
 constexpr PutOptions kDurable{.level = WriteLevel::kDurable};
 
-class PlacedPuts : public testing::Test {
+class PlacedPuts : public PlacedValues {
  protected:
   explicit PlacedPuts(TestNode::Options node = {.dram_bytes = 64 << 20, .shared = true})
-      : cluster_(std::move(node), 1),
-        transport_(cluster_.transport()),
-        nodes_(transport_, {{.name = ValueCluster::name(0)}}),
-        store_(cluster_.clock(), rng_, nodes_, {}) {}
+      : PlacedValues(std::move(node)) {}
 
-  const Bytes& value(const std::string& key, std::int64_t bytes = kValueBytes) {
-    return values_[key] = random_bytes(rng_, static_cast<std::size_t>(bytes));
-  }
-  Result<PutOutcome> put(const std::string& key, std::int64_t bytes = kValueBytes,
-                         PutOptions options = {}, ValueCall call = {}) {
-    return cluster_.run(store_.put(key, value(key, bytes), options, call));
-  }
   // Whether it was stored, one-sided or not.
   testing::AssertionResult puts(const std::string& key, bool placed,
                                 std::int64_t bytes = kValueBytes) {
@@ -44,36 +31,6 @@ class PlacedPuts : public testing::Test {
     if (was_placed == placed && *outcome == PutOutcome::kStored) return testing::AssertionSuccess();
     return testing::AssertionFailure() << (was_placed ? "one-sided" : "by message");
   }
-  Result<Buffer> get(const std::string& key) {
-    return cluster_.run(store_.get(key, Buffer(std::ssize(values_[key])), {}));
-  }
-  testing::AssertionResult comes_back(const std::string& key) {
-    const Result<Buffer> got = get(key);
-    if (!got.has_value()) return testing::AssertionFailure() << got.error().to_string();
-    if (!std::ranges::equal(got->bytes(), values_[key])) {
-      return testing::AssertionFailure() << "other bytes";
-    }
-    return testing::AssertionSuccess();
-  }
-  const ValueServer& server() { return node().server().values(); }
-  TestNode& node() { return cluster_.node(0); }
-  std::int64_t used() { return node().memory().usage().used_bytes; }
-  // Where a value is in memory.
-  std::span<std::byte>::iterator find(const std::string& key) {
-    const ByteSpan memory = node().memory().memory();
-    const Bytes& bytes = values_[key];
-    return std::search(memory.begin(), memory.end(), bytes.begin(), bytes.begin() + 64);
-  }
-  void end_connection() {
-    node().server().closed(Caller().over({.one_sided = true}));  // the loopback's only one
-  }
-
-  SeededRng rng_{5};
-  ValueCluster cluster_;
-  MeddlingTransport transport_;
-  Nodes nodes_;
-  ValueStore store_;
-  std::map<std::string, Bytes> values_;
 };
 
 // The service under another name, whose puts somebody sees once all of them is there. What is not
@@ -81,8 +38,7 @@ class PlacedPuts : public testing::Test {
 class Watched final : public Service {
  public:
   static constexpr const char* kName = "watched";
-  using Look =
-      std::function<Status(const Caller&, const proto::PutValuesRequest&, const Payload&)>;
+  using Look = std::function<Status(const Caller&, const proto::PutValuesRequest&, const Payload&)>;
 
   Watched(ValueCluster& cluster, Service& next, Look look)
       : cluster_(cluster), next_(next), look_(std::move(look)) {
@@ -212,8 +168,7 @@ TEST_F(PlacedPuts, TimesToLiveAndFlushesHoldAsEver) {
 
 TEST_F(PlacedPuts, DurableOnesComeWithTheirMessage) {
   EXPECT_TRUE(puts("a", false));
-  EXPECT_EQ(put("b", kValueBytes, kDurable).error().code(),
-            Code::kFailedPrecondition);
+  EXPECT_EQ(put("b", kValueBytes, kDurable).error().code(), Code::kFailedPrecondition);
   EXPECT_EQ(transport_.room_calls, 0);
 }
 
@@ -398,11 +353,11 @@ TEST_F(PlacedPuts, WhoMayNotUseEverythingGetsNoRoom) {
     Buffer checksum(8);
     checksum.resize(8);
     std::ranges::fill(checksum.bytes(), std::byte{0});
-    EXPECT_TRUE(cluster_
-                    .run(node().server().handle(caller,
-                                                static_cast<MethodId>(NodeMethod::kPutValues),
-                                                request.SerializeAsString(), std::move(checksum)))
-                    .has_value());
+    EXPECT_TRUE(
+        cluster_
+            .run(node().server().handle(caller, static_cast<MethodId>(NodeMethod::kPutValues),
+                                        request.SerializeAsString(), std::move(checksum)))
+            .has_value());
     EXPECT_EQ(server().rooms().count(), 0);
   }
 }
@@ -498,161 +453,6 @@ TEST_F(PlacedPutsOnDisk, SideBySidePutsKeepWithinTheBounds) {
     (void)get("0");
   }
   EXPECT_LE(server().rooms().bytes(), 1 << 20);
-}
-
-// ---- what comes from a network
-
-class RoomsFuzz : public PlacedPuts {};
-
-// A node whose replies somebody has changed.
-class ForgingService final : public Service {
- public:
-  ForgingService(Service& next, Rng& rng) : next_(next), rng_(rng) {}
-  Task<ServiceReply> handle(const Caller& caller, MethodId method, std::string header,
-                            Payload payload) override {
-    ICE_CO_TRY(ServiceReply reply,
-               co_await next_.handle(caller, method, std::move(header), std::move(payload)));
-    if (static_cast<NodeMethod>(method) != NodeMethod::kPutValues) co_return reply;
-    proto::PutValuesReply answer;
-    ICE_CHECK(answer.ParseFromString(reply.header));
-    if (answer.has_room()) forge(*answer.mutable_room());
-    reply.header = answer.SerializeAsString();
-    co_return reply;
-  }
-
- private:
-  void forge(proto::PutRoom& room) {
-    const std::uint64_t odd[] = {0, 1, 1 << 14, 1 << 23, 1ull << 40, 1ull << 63, UINT64_MAX};
-    const std::uint64_t value = odd[rng_.below(std::size(odd))];
-    switch (rng_.below(9)) {
-      case 0: room.set_offsets(0, value); break;
-      case 1: room.set_lengths(0, value); break;
-      case 2: room.clear_lengths(); break;
-      case 3: room.add_offsets(value), room.add_lengths(value); break;
-      case 4: room.set_region_key(std::string(rng_.below(200), 'x')); break;
-      case 5: room.set_slot_bytes(value); break;
-      case 6: room.set_number(room.number() + 1); break;
-    }
-  }
-
-  Service& next_;
-  Rng& rng_;
-};
-
-TEST_F(RoomsFuzz, ForgedRoomsNeverGiveWrongBytes) {
-  ForgingService forging(node().service(), rng_);
-  ASSERT_TRUE(
-      cluster_.run(cluster_.transport().listen("forger", cluster_.io().get_executor(), forging))
-          .has_value());
-  const std::vector<Member> members = {{.name = "forger"}};
-  std::unique_ptr<Nodes> nodes;
-  std::unique_ptr<ValueStore> store;
-  int right = 0;
-  for (int i = 0; i < 2000; ++i) {
-    if (i % 10 == 0) {
-      nodes = std::make_unique<Nodes>(transport_, members);
-      store = std::make_unique<ValueStore>(cluster_.clock(), rng_, *nodes, ValueStore::Options());
-      cluster_.clock().advance(1s);
-    }
-    const std::string key = std::to_string(i);
-    const Bytes& bytes = value(key, 16'384 + static_cast<std::int64_t>(rng_.below(60'000)));
-    const Result<PutOutcome> outcome = cluster_.run(store->put(key, bytes, {}, {}));
-    const bool refused = outcome.status().code() == Code::kInvalidArgument;
-    ASSERT_TRUE(outcome.has_value() || refused) << outcome.error().to_string();
-    const Result<Buffer> got = get(key);
-    right += got.has_value() ? 1 : 0;
-    if (got.has_value()) {
-      ASSERT_TRUE(std::ranges::equal(got->bytes(), bytes));
-    } else {
-      ASSERT_EQ(got.error().code(), Code::kNotFound) << got.error().to_string();
-    }
-    values_.erase(key);
-  }
-  EXPECT_GT(right, 1500);
-  EXPECT_GT(server().placed_puts.value(), 200);
-  EXPECT_TRUE(cluster_.run(cluster_.transport().stop("forger")).ok());
-}
-
-TEST_F(RoomsFuzz, MoreChunksThanTheirRoomHasSlotsAreRefused) {
-  const Caller caller = Caller().over({.number = 3, .one_sided = true});
-  const auto ask = [&](std::uint32_t chunks, std::uint64_t room) {
-    proto::PutValuesRequest request;
-    request.mutable_keys()->set_text("k");
-    request.mutable_keys()->add_lengths(1);
-    request.add_value_bytes(std::uint64_t{chunks} << 20);
-    request.add_first_chunks(0);
-    request.add_chunk_counts(chunks);
-    request.set_room(room);
-    request.set_room_wanted(30'000);
-    Buffer payload((room != 0 ? 8 : (1 << 20) + 8) * static_cast<std::int64_t>(chunks));
-    payload.resize(payload.capacity());
-    std::ranges::fill(payload.bytes(), std::byte{0});
-    return cluster_.run(node().server().handle(caller,
-                                               static_cast<MethodId>(NodeMethod::kPutValues),
-                                               request.SerializeAsString(), std::move(payload)));
-  };
-  proto::PutValuesReply answer;
-  ASSERT_TRUE(answer.ParseFromString(ask(1, 0).value().header));
-  ASSERT_NE(answer.room().number(), 0);
-  EXPECT_EQ(ask(2000, answer.room().number()).error().code(), Code::kInvalidArgument);
-  EXPECT_EQ(server().rooms().count(), 0) << "given back";
-}
-
-TEST_F(RoomsFuzz, ForgedRequestsHarmNobody) {
-  EXPECT_TRUE(puts("k", false));
-  const auto odd = [this](std::uint64_t usual) {
-    return rng_.below(4) > 0 ? usual : rng_.next() >> rng_.below(64);
-  };
-  std::vector<std::uint64_t> known = {0};
-  int refused = 0;
-  for (int i = 0; i < 5000; ++i) {
-    const std::uint64_t connection = rng_.below(8) > 0 ? 0 : rng_.below(3);
-    const Caller caller = Caller().over({.number = connection, .one_sided = rng_.below(4) > 0});
-    const std::string key = std::to_string(i);
-    proto::PutValuesRequest request;
-    request.mutable_keys()->set_text(key);
-    request.mutable_keys()->add_lengths(static_cast<std::uint32_t>(key.size()));
-    request.add_value_bytes(odd(rng_.below(3) == 0 ? 0 : rng_.below(30'000)));
-    request.add_first_chunks(static_cast<std::uint32_t>(odd(0)));
-    const std::uint32_t many = rng_.below(50) == 0 ? 2000 : 1;
-    request.add_chunk_counts(static_cast<std::uint32_t>(odd(many)));
-    if (many > 1) request.set_value_bytes(0, std::uint64_t{many} << 20);
-    request.set_level(rng_.below(8) == 0 ? 1 : 0);
-    request.set_upload(odd(rng_.next()));
-    const std::uint64_t rooms[] = {0, known.back(), known[rng_.below(known.size())]};
-    request.set_room(odd(rooms[rng_.below(std::size(rooms))]));
-    request.set_room_wanted(odd(30'000));
-    request.set_region(rng_.next());
-    for (std::uint64_t n = rng_.below(3); n > 0; --n) {
-      request.mutable_scope()->add_ended_rooms(odd(known[rng_.below(known.size())]));
-    }
-    std::string header = request.SerializeAsString();
-    if (rng_.below(8) == 0) header[rng_.below(header.size())] ^= 4;
-    Buffer payload(8 * static_cast<std::int64_t>(rng_.below(8) > 0 ? many : rng_.below(3)));
-    payload.resize(payload.capacity());
-    std::ranges::fill(payload.bytes(), std::byte{0});
-    const auto reply = cluster_.run(node().server().handle(
-        caller, static_cast<MethodId>(NodeMethod::kPutValues), header, std::move(payload)));
-    if (!reply.has_value()) {
-      ++refused;
-      ASSERT_EQ(reply.error().code(), Code::kInvalidArgument) << reply.error().to_string();
-      continue;
-    }
-    proto::PutValuesReply answer;
-    ASSERT_TRUE(answer.ParseFromString(reply->header));
-    if (answer.room().number() != 0) known.push_back(answer.room().number());
-    if (known.size() > 20) known.erase(known.begin() + 1);
-    if (i % 100 == 0) cluster_.clock().advance(1s);
-    ASSERT_LE(server().rooms().bytes(), 8 << 20);
-  }
-  EXPECT_GT(refused, 500);
-  EXPECT_GT(server().placed_puts.value(), 20);
-  EXPECT_TRUE(comes_back("k"));
-  for (std::uint64_t number = 0; number < 3; ++number) {
-    node().server().closed(Caller().over({.number = number}));
-  }
-  EXPECT_EQ(server().rooms().bytes(), 0);
-  EXPECT_EQ(server().rooms().count(), 0);
 }
 
 }  // namespace

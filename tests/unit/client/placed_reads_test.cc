@@ -3,54 +3,23 @@
 #include <gtest/gtest.h>
 
 #include "cache_node/node_messages.h"
-#include "tests/support/meddling_transport.h"
-#include "tests/support/objects.h"
-#include "tests/support/value_cluster.h"
+#include "tests/support/placed_values.h"
 
 namespace icefield {
 namespace {
 
 using namespace std::chrono_literals;
 
-constexpr std::int64_t kValueBytes = 100'000;
-
-class PlacedReads : public testing::Test {
+class PlacedReads : public PlacedValues {
  protected:
-  PlacedReads()
-      : cluster_({.dram_bytes = 32 << 20, .shared = true}, 1),
-        transport_(cluster_.transport()),
-        nodes_(transport_, {{.name = ValueCluster::name(0)}}),
-        store_(cluster_.clock(), rng_, nodes_, {}) {}
-
-  void put(const std::string& key, std::int64_t bytes = kValueBytes) {
-    values_[key] = random_bytes(rng_, static_cast<std::size_t>(bytes));
-    const auto stored = cluster_.run(store_.put(key, values_[key], {}, {}));
-    ASSERT_TRUE(stored.has_value()) << stored.error().to_string();
-  }
-  // Whether the value came back as it was put.
-  testing::AssertionResult comes_back(const std::string& key) {
-    const Bytes& value = values_[key];
-    const Result<Buffer> got = cluster_.run(store_.get(key, Buffer(std::ssize(value)), {}));
-    if (!got.has_value()) return testing::AssertionFailure() << got.error().to_string();
-    if (!std::ranges::equal(got->bytes(), value)) {
-      return testing::AssertionFailure() << "other bytes";
-    }
-    return testing::AssertionSuccess();
-  }
-  const ValueServer& server() { return cluster_.node(0).server().values(); }
+  PlacedReads() : PlacedValues({.dram_bytes = 32 << 20, .shared = true}) {}
 
   const std::vector<std::string_view> key_ = {"k"};
-  SeededRng rng_{5};
-  ValueCluster cluster_;
-  MeddlingTransport transport_;
-  Nodes nodes_;
-  ValueStore store_;
-  std::map<std::string, Bytes> values_;
 };
 
 TEST_F(PlacedReads, LargeValuesAreReadWhereTheyAre) {
-  put("small", 1000);
-  put("large");
+  ASSERT_TRUE(put("small", 1000).has_value());
+  ASSERT_TRUE(put("large").has_value());
   EXPECT_TRUE(comes_back("small"));
   EXPECT_EQ(transport_.reads, 0);
   const int calls = transport_.calls;
@@ -64,9 +33,9 @@ TEST_F(PlacedReads, LargeValuesAreReadWhereTheyAre) {
 }
 
 TEST_F(PlacedReads, BatchesAndRangesAreReadWhereTheyAre) {
-  put("a", 5 << 19);
-  put("b");
-  put("empty", 0);
+  ASSERT_TRUE(put("a", 5 << 19).has_value());
+  ASSERT_TRUE(put("b").has_value());
+  ASSERT_TRUE(put("empty", 0).has_value());
   const Buffer range = cluster_.run(store_.get_range("a", 1'000'001, 200'000, {})).value();
   EXPECT_TRUE(
       std::ranges::equal(range.bytes(), ConstByteSpan(values_["a"]).subspan(1'000'001, 200'000)));
@@ -82,7 +51,7 @@ TEST_F(PlacedReads, BatchesAndRangesAreReadWhereTheyAre) {
 }
 
 TEST_F(PlacedReads, BytesStayWhereTheyAreUntilTheyWereRead) {
-  put("k");
+  ASSERT_TRUE(put("k").has_value());
   // Removed, and as much put as memory holds, between the reply and the read.
   transport_.before_read = [&]() -> asio::awaitable<void> {
     ValueStore other(cluster_.clock(), rng_, cluster_.nodes(), {});
@@ -100,8 +69,8 @@ TEST_F(PlacedReads, BytesStayWhereTheyAreUntilTheyWereRead) {
 }
 
 TEST_F(PlacedReads, ALeaseThatRanOutCostsASecondLookAndNothingElse) {
-  put("k");
-  const ByteSpan memory = cluster_.node(0).memory().memory();
+  ASSERT_TRUE(put("k").has_value());
+  const ByteSpan memory = node().memory().memory();
   transport_.before_read = [&]() -> asio::awaitable<void> {
     cluster_.clock().advance(1s);
     ValueStore other(cluster_.clock(), rng_, cluster_.nodes(), {});
@@ -118,23 +87,23 @@ TEST_F(PlacedReads, ALeaseThatRanOutCostsASecondLookAndNothingElse) {
   EXPECT_TRUE(comes_back("k"));
   EXPECT_EQ(transport_.reads, 1) << "the second time by message";
   EXPECT_EQ(server().leases().lapsed.value(), 1);
-  EXPECT_EQ(cluster_.node(0).values().damaged.value(), 0);
+  EXPECT_EQ(node().values().damaged.value(), 0);
 }
 
 TEST_F(PlacedReads, DamageInMemoryIsFoundAndDropped) {
-  put("k");
-  const ByteSpan memory = cluster_.node(0).memory().memory();
+  ASSERT_TRUE(put("k").has_value());
+  const ByteSpan memory = node().memory().memory();
   const auto at =
       std::search(memory.begin(), memory.end(), values_["k"].begin(), values_["k"].begin() + 64);
   ASSERT_NE(at, memory.end());
   at[70'000] ^= std::byte{1};
   const Result<Buffer> got = cluster_.run(store_.get("k", Buffer(kValueBytes), {}));
   EXPECT_EQ(got.error().reason(), MissReason::kIntegrity);
-  EXPECT_EQ(cluster_.node(0).values().damaged.value(), 1);
+  EXPECT_EQ(node().values().damaged.value(), 1);
 }
 
 TEST_F(PlacedReads, ARegionOutOfReachIsTriedOnce) {
-  put("k");
+  ASSERT_TRUE(put("k").has_value());
   transport_.failure = Status(Code::kFailedPrecondition, "no lane reaches it");
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(comes_back("k"));
   EXPECT_EQ(transport_.reads, 1);
@@ -142,14 +111,14 @@ TEST_F(PlacedReads, ARegionOutOfReachIsTriedOnce) {
   cluster_.stop(0);
   cluster_.start(0);
   transport_.failure = Status();
-  put("k");
+  ASSERT_TRUE(put("k").has_value());
   EXPECT_TRUE(comes_back("k"));
   EXPECT_TRUE(comes_back("k"));
   EXPECT_EQ(transport_.reads, 3) << "the new one is in reach";
 }
 
 TEST_F(PlacedReads, ACancelledGetTouchesNothingOfAClientThatHasGone) {
-  put("k");
+  ASSERT_TRUE(put("k").has_value());
   const std::vector<Member> members = {{.name = ValueCluster::name(0)}};
   auto nodes = std::make_unique<Nodes>(transport_, members);
   auto store = std::make_unique<ValueStore>(cluster_.clock(), rng_, *nodes, ValueStore::Options());
@@ -172,7 +141,7 @@ TEST_F(PlacedReads, ACancelledGetTouchesNothingOfAClientThatHasGone) {
 }
 
 TEST_F(PlacedReads, AReadThatFailsIsMadeByMessageAndADeadlineIsADeadline) {
-  put("k");
+  ASSERT_TRUE(put("k").has_value());
   transport_.failure = Status(Code::kUnavailable, "connection lost");
   EXPECT_TRUE(comes_back("k"));
   transport_.failure = Status(Code::kDeadlineExceeded, "not done");
@@ -185,7 +154,7 @@ TEST_F(PlacedReads, AReadThatFailsIsMadeByMessageAndADeadlineIsADeadline) {
 
 TEST_F(PlacedReads, FirstPartsThatCannotBeReadLeaveRoomForTheRest) {
   ValueStore store(cluster_.clock(), rng_, nodes_, {.request_bytes = 2 << 20});
-  put("k", (7 << 20) + 1);
+  ASSERT_TRUE(put("k", (7 << 20) + 1).has_value());
   transport_.failure = Status(Code::kUnavailable, "connection lost");
   const Result<Buffer> got = cluster_.run(store.get("k", Buffer(8 << 20), {}));
   ASSERT_TRUE(got.has_value()) << got.error().to_string();
@@ -196,8 +165,8 @@ TEST_F(PlacedReads, FirstPartsThatCannotBeReadLeaveRoomForTheRest) {
 TEST_F(PlacedReads, LeasesCountWholeSlotsAndEmptyRangesNone) {
   std::vector<ValueToGet> items;
   for (int i = 0; i < 8; ++i) {
-    put("k" + std::to_string(i), 4 << 10);
-    put("e" + std::to_string(i), 0);
+    ASSERT_TRUE(put("k" + std::to_string(i), 4 << 10).has_value());
+    ASSERT_TRUE(put("e" + std::to_string(i), 0).has_value());
   }
   for (const auto& [key, value] : values_) {
     items.push_back({.key = key, .room = std::ssize(value)});
@@ -208,24 +177,23 @@ TEST_F(PlacedReads, LeasesCountWholeSlotsAndEmptyRangesNone) {
 }
 
 TEST_F(PlacedReads, EndedLeasesThatNobodyHeardOfAreToldAgain) {
-  put("k");
+  ASSERT_TRUE(put("k").has_value());
   EXPECT_TRUE(comes_back("k"));
   ASSERT_TRUE(cluster_.run(cluster_.transport().stop(ValueCluster::name(0))).ok());
   EXPECT_EQ(server().leases().count(), 0) << "with the connection";
   ASSERT_FALSE(cluster_.run(store_.exists(key_, {})).value()[0].has_value());
-  ASSERT_TRUE(
-      cluster_
-          .run(cluster_.transport().listen(ValueCluster::name(0), cluster_.io().get_executor(),
-                                           cluster_.node(0).service()))
-          .has_value());
+  ASSERT_TRUE(cluster_
+                  .run(cluster_.transport().listen(ValueCluster::name(0),
+                                                   cluster_.io().get_executor(), node().service()))
+                  .has_value());
   EXPECT_TRUE(comes_back("k"));
   EXPECT_EQ(server().leases().count(), 1);
 }
 
 TEST_F(PlacedReads, WhoNeverEndsALeaseDoesNotKeepMemoryFromOthers) {
   const NodeMethod method = NodeMethod::kGetValues;
-  for (int i = 0; i < 4; ++i) put("k" + std::to_string(i), 500'000);
-  NodeServer& node = cluster_.node(0).server();
+  for (int i = 0; i < 4; ++i) ASSERT_TRUE(put("k" + std::to_string(i), 500'000).has_value());
+  NodeServer& service = node().server();
   const Caller greedy = Caller().over({.number = 7, .one_sided = true});
   int placed = 0;
   for (int i = 0; i < 100; ++i) {
@@ -237,126 +205,35 @@ TEST_F(PlacedReads, WhoNeverEndsALeaseDoesNotKeepMemoryFromOthers) {
     request.add_rooms(1 << 20);
     request.set_locate(true);
     const ServiceReply reply = cluster_
-                                   .run(node.handle(greedy, static_cast<MethodId>(method),
-                                                    request.SerializeAsString(), Buffer(0)))
+                                   .run(service.handle(greedy, static_cast<MethodId>(method),
+                                                       request.SerializeAsString(), Buffer(0)))
                                    .value();
     const auto answer = parse_message<proto::GetValuesReply>(reply.header).value();
     placed += answer.has_placed() ? 1 : 0;
     EXPECT_EQ(payload_bytes(reply.payload), answer.has_placed() ? 0 : 500'000);
   }
   EXPECT_EQ(placed, 8) << "an eighth of memory";
-  for (int i = 0; i < 100; ++i) put("other " + std::to_string(i), 500'000);
+  for (int i = 0; i < 100; ++i) ASSERT_TRUE(put("other " + std::to_string(i), 500'000).has_value());
   EXPECT_EQ(server().leases().count(), 8);
 
   // Those that are over at the latest when somebody wants room: for as much as memory holds.
-  const auto used = [&] { return cluster_.node(0).memory().usage().used_bytes; };
   for (const auto& [key, value] : values_) {
     const std::vector<std::string_view> keys = {key};
     ASSERT_TRUE(cluster_.run(store_.remove(keys, {})).has_value());
   }
   EXPECT_GE(used(), 2'000'000) << "four values are leased twice";
   cluster_.clock().advance(1s);
-  put("last", 100);
+  ASSERT_TRUE(put("last", 100).has_value());
   EXPECT_EQ(used() - server().rooms().bytes(), 16 << 10);
   EXPECT_EQ(server().leases().lapsed.value(), 8);
 }
 
 TEST_F(PlacedReads, LeasesEndWithTheirConnection) {
-  put("k");
+  ASSERT_TRUE(put("k").has_value());
   EXPECT_TRUE(comes_back("k"));
   EXPECT_EQ(server().leases().count(), 1);
-  cluster_.node(0).server().closed(Caller().over({.one_sided = true}));
+  node().server().closed(Caller().over({.one_sided = true}));
   EXPECT_EQ(server().leases().count(), 0);
-}
-
-// What a node says of places is as good as anything else that comes from a network.
-class PlacesFuzz : public PlacedReads {};
-
-class ForgingService final : public Service {
- public:
-  ForgingService(Service& next, Rng& rng) : next_(next), rng_(rng) {}
-  Task<ServiceReply> handle(const Caller& caller, MethodId method, std::string header,
-                            Payload payload) override {
-    ICE_CO_TRY(ServiceReply reply,
-               co_await next_.handle(caller, method, std::move(header), std::move(payload)));
-    if (static_cast<NodeMethod>(method) != NodeMethod::kGetValues) co_return reply;
-    proto::GetValuesReply answer;
-    ICE_CHECK(answer.ParseFromString(reply.header));
-    if (answer.has_placed()) forge(*answer.mutable_placed(), reply);
-    reply.header = answer.SerializeAsString();
-    co_return reply;
-  }
-
- private:
-  void forge(proto::PlacedPayload& placed, ServiceReply& reply) {
-    const std::uint64_t odd[] = {0, 1, 1 << 14, 1 << 23, 1ull << 40, 1ull << 63, UINT64_MAX};
-    const std::uint64_t value = odd[rng_.below(std::size(odd))];
-    switch (rng_.below(8)) {
-      case 0: placed.set_offsets(0, value); break;
-      case 1: placed.set_lengths(0, value); break;
-      case 2: placed.clear_lengths(); break;
-      case 3: placed.add_offsets(value), placed.add_lengths(value); break;
-      case 4: placed.set_region_key(std::string(rng_.below(200), 'x')); break;
-      case 5: placed.clear_offsets(); break;
-      case 6: placed.set_lease(value); break;
-      case 7: reply.payload = {junk_}; break;  // as well
-    }
-  }
-
-  Service& next_;
-  Rng& rng_;
-  const Bytes junk_ = Bytes(kValueBytes, std::byte{1});
-};
-
-TEST_F(PlacesFuzz, ForgedPlacesNeverGiveWrongBytes) {
-  ForgingService forging(cluster_.node(0).service(), rng_);
-  ASSERT_TRUE(
-      cluster_.run(cluster_.transport().listen("forger", cluster_.io().get_executor(), forging))
-          .has_value());
-  Nodes nodes(transport_, {{.name = "forger"}});
-  put("k");
-  int right = 0;
-  for (int i = 0; i < 2000; ++i) {
-    ValueStore store(cluster_.clock(), rng_, nodes, {});
-    const Result<Buffer> got = cluster_.run(store.get("k", Buffer(kValueBytes), {}));
-    right += got.has_value() ? 1 : 0;
-    if (got.has_value()) {
-      ASSERT_TRUE(std::ranges::equal(got->bytes(), values_["k"]));
-    } else {
-      ASSERT_EQ(got.error().code(), Code::kNotFound) << got.error().to_string();
-    }
-    cluster_.clock().advance(1s);
-  }
-  EXPECT_GT(right, 1000) << "most are read again, by message";
-  EXPECT_TRUE(cluster_.run(cluster_.transport().stop("forger")).ok());
-}
-
-TEST_F(PlacesFuzz, ForgedRequestsHarmNobody) {
-  put("k");
-  NodeServer& node = cluster_.node(0).server();
-  for (int i = 0; i < 2000; ++i) {
-    const Caller caller = Caller().over({.number = rng_.below(3), .one_sided = rng_.below(2) == 0});
-    proto::GetValuesRequest request;
-    request.mutable_keys()->set_text("k");
-    request.mutable_keys()->add_lengths(1);
-    request.add_offsets(rng_.below(3) * kValuePieceBytes);
-    request.add_rooms(rng_.next());
-    request.set_locate(rng_.below(2) == 0);
-    request.set_region(rng_.next() >> rng_.below(64));
-    request.set_unreachable(rng_.below(2) == 0);
-    for (std::uint64_t n = rng_.below(4); n > 0; --n) {
-      request.mutable_scope()->add_ended_leases(rng_.next() >> rng_.below(64));
-    }
-    std::string bytes = request.SerializeAsString();
-    if (rng_.below(4) == 0) bytes[rng_.below(bytes.size())] ^= 4;
-    (void)cluster_.run(node.handle(caller, static_cast<MethodId>(NodeMethod::kGetValues),
-                                   std::move(bytes), Buffer(0)));
-  }
-  EXPECT_LE(server().leases().bytes(), 4 << 20);
-  EXPECT_TRUE(comes_back("k"));
-  cluster_.clock().advance(1s);
-  EXPECT_TRUE(comes_back("k"));
-  EXPECT_EQ(server().leases().count(), 1);
 }
 
 }  // namespace

@@ -76,6 +76,17 @@ void expect_equal(const PartialBuffer& a, const PartialBuffer& b, double toleran
   }
 }
 
+// Of the same selection.
+PartialBuffer attend_on_reference(const World& world, const GroupFixture& simd) {
+  GroupFixture on_reference(reference_kernels(), world.shape, world.table, world.rows, world.q,
+                            simd.exact_lse);
+  on_reference.cluster_logit = simd.cluster_logit;
+  on_reference.candidate = simd.candidate;
+  on_reference.token_logit = simd.token_logit;
+  on_reference.selected = simd.selected;
+  return on_reference.attend();
+}
+
 struct AttendCase {
   std::uint64_t seed;
   std::vector<std::int32_t> lengths;
@@ -89,31 +100,21 @@ TEST_P(Attend, SimdAgreesWithTheReferenceOnTheSameSelection) {
   GroupFixture simd = world.group(cpu_kernels());
   simd.select({.budget = std::min(c.budget, world.indexed()), .breadth = c.breadth});
   const PartialBuffer ours = simd.attend();
-  GroupFixture on_reference(reference_kernels(), world.shape, world.table, world.rows, world.q,
-                            simd.exact_lse);
-  on_reference.cluster_logit = simd.cluster_logit;
-  on_reference.candidate = simd.candidate;
-  on_reference.token_logit = simd.token_logit;
-  on_reference.selected = simd.selected;
-  expect_equal(ours, on_reference.attend(), 1e-5);
+  expect_equal(ours, attend_on_reference(world, simd), 1e-5);
 }
 
-// Drift is the small difference of large sums, which must not grow with the context.
+// Drift is a small difference of large sums, which must not grow with the context: among flat
+// logits, where the sums are largest beside it.
 TEST(AttendDrift, IsAsGoodInALongContext) {
   for (const std::int32_t group_rows : {2, 8}) {
-    const World world(77, std::vector<std::int32_t>(8, 4096), 64, group_rows);
+    World world(77, std::vector<std::int32_t>(8, 4096), 64, group_rows);
+    world.shape.beta /= 4;
     GroupFixture simd = world.group(cpu_kernels());
     simd.select({.budget = 64, .breadth = world.indexed()});
     const PartialBuffer ours = simd.attend();
-    GroupFixture on_reference(reference_kernels(), world.shape, world.table, world.rows, world.q,
-                              simd.exact_lse);
-    on_reference.cluster_logit = simd.cluster_logit;
-    on_reference.candidate = simd.candidate;
-    on_reference.token_logit = simd.token_logit;
-    on_reference.selected = simd.selected;
-    const PartialBuffer exact = on_reference.attend();
+    const PartialBuffer exact = attend_on_reference(world, simd);
     for (std::size_t h = 0; h < ours.drift.size(); ++h) {
-      EXPECT_NEAR(ours.drift[h], exact.drift[h], 1e-6);
+      EXPECT_NEAR(ours.drift[h], exact.drift[h], 5e-7);
     }
   }
 }

@@ -29,8 +29,7 @@ struct End {
     shard.stop();
   }
   Result<Address> listen(Service& service) {
-    return sync_wait(shard.executor(),
-                     transport->listen("127.0.0.1:0", shard.executor(), service));
+    return sync_wait(shard.executor(), transport->listen("127.0.0.1:0", shard.executor(), service));
   }
   Status ask(const Address& peer, std::chrono::milliseconds patience) {
     const Deadline deadline = Deadline::after(SystemClock(), patience);
@@ -173,10 +172,9 @@ TEST(Hearing, ANodeGetsItBack) {
   EXPECT_EQ(client.ask(node, 100ms).code(), Code::kDeadlineExceeded);
   victim.die();
   expect_answer(client, node);
-  const Buffer read =
-      run_task(client.transport->read(node, {region.key, {{10, 10}}}, Buffer(10), nullptr,
-                                      Deadline::after(SystemClock(), 10s)))
-          .value();
+  const Buffer read = run_task(client.transport->read(node, {region.key, {{10, 10}}}, Buffer(10),
+                                                      nullptr, Deadline::after(SystemClock(), 10s)))
+                          .value();
   EXPECT_EQ(std::ranges::count(read.bytes(), std::byte{7}), 10) << "its regions stay";
 }
 
