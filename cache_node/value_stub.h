@@ -2,21 +2,18 @@
 #pragma once
 
 #include <atomic>
-#include <mutex>
 #include <optional>
 
 #include "cache_node/messages.h"
+#include "cache_node/node_memory.h"
 #include "cache_node/value_messages.h"
 #include "transport/transport.h"
 
 namespace icefield {
 
 namespace proto {
-class GetValuesRequest;
 class PlacedPayload;
-class PutRoom;
 class PutValuesReply;
-class PutValuesRequest;
 class ValueScope;
 }  // namespace proto
 
@@ -77,56 +74,18 @@ class ValueStub {
 
  private:
   class GetArrival;
-  // What was read of a node before it was started again is another region.
-  struct KnownRegion {
-    std::string key;
-    std::uint64_t hash = 0;  // 0: none
-  };
   // The payload of a get, and what came of it when it was read one-sided.
   struct Fetched {
     Buffer payload;
     Status unread;
   };
-  // Granted for a put to come.
-  struct Room {
-    std::uint64_t number = 0;
-    std::shared_ptr<const KnownRegion> region;
-    std::vector<RegionRun> runs;  // whole slots
-    std::int64_t bytes = 0;       // of all runs
-    std::int64_t slot_bytes = 0;
-  };
-  // Asks for room and takes what there is for the put; none: it goes by message. `known` is the
-  // region that the message names.
-  std::optional<Room> start_put(const PutValues& request, proto::PutValuesRequest& message,
-                                std::shared_ptr<const KnownRegion>& known);
-  // With mutex_. Says what a request to put knows of the region.
-  void name_region(proto::PutValuesRequest& message, std::shared_ptr<const KnownRegion>& known);
-  void keep_room(const proto::PutRoom& granted, std::shared_ptr<const KnownRegion> known);
-  // Of a put that goes by message after all: the node has taken the room back (kAborted), or it is
-  // out of reach.
-  void lose_room(const Room& room, Code why, proto::PutValuesRequest& message,
-                 std::shared_ptr<const KnownRegion>& known);
-  // With mutex_. Nothing is written there any more.
-  void end_room(const Room& room);
-  // With mutex_. How much the next put may want, this one wanted so much.
-  std::int64_t room_wanted(std::int64_t bytes);
-  static RegionRoom place_of(Room& room, const PutValues& request);
   Result<PutValuesReply> parse_put(const proto::PutValuesReply& answer, std::size_t count) const;
-  // With mutex_. The region that a reply names.
-  std::shared_ptr<const KnownRegion> learn_region(const std::string& key);
-
   Result<GetValuesReply> parse_get(std::string_view header, std::size_t count,
                                    std::optional<proto::PlacedPayload>& placed) const;
-  Task<Fetched> read_placed(const proto::PlacedPayload& placed,
-                            std::shared_ptr<const KnownRegion> region, Buffer into,
-                            GetArrival& arrival, Deadline deadline);
+  Task<Fetched> read_placed(const proto::PlacedPayload& placed, NodeMemory::Known region,
+                            Buffer into, GetArrival& arrival, Deadline deadline);
   // What starts every request.
   void put_scope(const ValueScope& scope, proto::ValueScope* out);
-  // The leases and rooms that a request was to end, which nobody has answered.
-  void take_back(const proto::ValueScope& scope);
-  // As put_scope(), and whether and where the node may leave the payload.
-  std::shared_ptr<const KnownRegion> start_get(const GetValues& request,
-                                               proto::GetValuesRequest& message);
   // Calls the node with a message that begins with a scope.
   template <class Message>
   Task<Reply> ask(NodeMethod method, const Message& message, Buffer into, Deadline deadline);
@@ -134,16 +93,7 @@ class ValueStub {
 
   Transport& transport_;
   const Address node_;
-  std::mutex mutex_;  // guards the rest; never held across a call
-  std::shared_ptr<const KnownRegion> region_ = std::make_shared<const KnownRegion>();
-  int unreachable_ = 0;                      // so many more calls until the region is tried again
-  std::vector<std::uint64_t> ended_leases_;  // not told yet
-  std::vector<std::uint64_t> ended_rooms_;   // as well: few, the node grants no more until it knows
-  std::vector<Room> rooms_;                  // the newest last; few
-  std::int64_t room_puts_ = 0;               // those that had room, or would have liked it
-  std::int64_t largest_put_ = 0;             // of them, since they were a multiple of kRecentPuts
-  std::int64_t largest_before_ = 0;          // of as many before
-  std::int64_t slot_bytes_ = 1;              // of the last room
+  NodeMemory memory_;
 };
 
 }  // namespace icefield
