@@ -79,6 +79,7 @@ asio::awaitable<void> AdminHttp::accept_all() {
       co_await pause.async_wait(asio::redirect_error(asio::use_awaitable, error));
       continue;
     }
+    if (!acceptor_.is_open()) co_return;  // stop() has been, and knows nothing of this one
     if (connections_.size() >= kMaxConnections) continue;  // closed with `socket`
     auto connection = std::make_shared<Connection>(std::move(socket));
     connections_.insert(connection);

@@ -49,6 +49,7 @@ asio::awaitable<void> Listener::accept_all() {
       }
       continue;
     }
+    if (!acceptor_.is_open()) co_return;  // stop() has been, and knows nothing of this one
     auto connection = std::make_shared<ServerConnection>(*worker_, std::move(socket), service_,
                                                          options_, incarnation_);
     connections_.insert(connection);

@@ -139,10 +139,7 @@ class UcxTransport::Impl {
   Task<> shutdown() {
     while (!listeners_.empty()) ICE_CO_TRY(co_await stop(listeners_.begin()->first));
     stopping_ = true;
-    for (auto& [address, peer] : peers_) {
-      if (peer.connection != nullptr) scope_.spawn(close(std::move(peer.connection)));
-      if (peer.attempt != nullptr) peer.attempt->abandon();
-    }
+    for (auto& [address, peer] : peers_) drop(peer, Status(Code::kUnavailable, "closed"));
     co_await scope_.join();
     co_await worker_->stop();
     co_return Status();
@@ -229,11 +226,17 @@ class UcxTransport::Impl {
       return;
     }
     for (auto& [address, listener] : listeners_) listener->end_connections(why);
-    for (auto& [address, peer] : peers_) {
-      if (peer.connection != nullptr) scope_.spawn(close(std::move(peer.connection)));
-      if (peer.attempt != nullptr) peer.attempt->abandon();
-    }
+    for (auto& [address, peer] : peers_) drop(peer, why);
     scope_.spawn(retire(std::exchange(worker_, std::move(*fresh))));
+  }
+
+  // Who waits for the connection may not have seen it yet.
+  void drop(Peer& peer, const Status& why) {
+    if (peer.connection != nullptr) {
+      peer.last_failure = why;
+      scope_.spawn(close(std::move(peer.connection)));
+    }
+    if (peer.attempt != nullptr) peer.attempt->abandon();
   }
 
   asio::awaitable<void> retire(std::unique_ptr<UcxWorker> worker) {
