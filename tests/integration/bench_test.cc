@@ -76,7 +76,7 @@ const SmallBench kBenches[] = {
       "pages_touched", "index_bytes_read", "metadata_fraction", "memcpy_gbps", "read_gbps",
       "fma_gflops"},
      {}},
-    {"faults", {"--calls=5", "--deadline_ms=5"}, {"overrun_ms"}, {}},
+    {"faults", {"--calls=5", "--kills=1", "--deadline_ms=20"}, {"overrun_ms", "recovery_ms"}, {}},
     {"integrity", {"--flips=500"}, {}, {}},
     {"nvme",
      {"--dir=TEMP", "--value_bytes=16384", "--total_bytes=4194304", "--rounds=1", "--seconds=1",
