@@ -12,8 +12,10 @@
 #include "storage/nvme_tier.h"
 #include "tools/command_line.h"
 #include "tools/report.h"
+#include "tools/wire_flips.h"
 
 DEFINE_int64(flips, 10000000, "bits to flip, each in an object that is then read");
+DEFINE_int64(wire_flips, 1000000, "bits to flip, each in what a put sends or a get receives");
 DEFINE_string(dir, "", "also: flips on disk, in a store made and removed below this directory");
 DEFINE_int64(disk_flips, 100000, "with --dir: bits to flip, each in an object of its own");
 DEFINE_int64(value_bytes, 700, "size of objects");
@@ -24,17 +26,12 @@ namespace icefield {
 namespace {
 
 constexpr char kUsage[] =
-    R"(icefield bench integrity — flips bits in both tiers and reads: none may get through
+    R"(icefield bench integrity — flips bits in both tiers and on the wire: none may get through
 
-  icefield bench integrity --flips=1000000 --dir=/tmp
+  icefield bench integrity --flips=1000000 --wire_flips=1000000 --dir=/tmp
 )";
 
-struct Outcome {
-  std::int64_t detected = 0;
-  std::int64_t returned = 0;
-};
-
-Task<Outcome> flip_bits(DramTier& tier) {
+Task<FlipOutcome> flip_bits(DramTier& tier) {
   SeededRng rng(FLAGS_seed);
   ObjectKey key;
   store(key.segment.bytes.data(), rng.next());
@@ -42,7 +39,7 @@ Task<Outcome> flip_bits(DramTier& tier) {
   for (std::byte& b : bytes) b = static_cast<std::byte>(rng.next());
   const std::vector<ConstByteSpan> pieces = {bytes};
   const ObjectInfo info{.bytes = FLAGS_value_bytes, .checksum = xxh3(bytes, checksum_seed(key))};
-  Outcome outcome;
+  FlipOutcome outcome;
   for (std::int64_t flip = 0; flip < FLAGS_flips; ++flip) {
     ICE_CO_TRY(co_await tier.put(key, pieces, info));
     // The only object takes the front of the slab.
@@ -78,8 +75,8 @@ Task<> put_all(NvmeTier& tier) {
   co_return co_await tier.flush();
 }
 
-Task<Outcome> get_all(NvmeTier& tier) {
-  Outcome outcome;
+Task<FlipOutcome> get_all(NvmeTier& tier) {
+  FlipOutcome outcome;
   for (std::int64_t i = 0; i < FLAGS_disk_flips; ++i) {
     const Result<ObjectBytes> got = co_await tier.get(key_of(i), Verify::kByTier);
     if (!got.has_value() && got.error().code() != Code::kDataLoss) co_return got.error();
@@ -106,7 +103,7 @@ void flip_values(const std::string& store_path) {
   }
 }
 
-Result<Outcome> flip_on_disk(const std::string& store_path) {
+Result<FlipOutcome> flip_on_disk(const std::string& store_path) {
   Shard shard;
   {
     ICE_TRY(const auto tier, NvmeTier::open({.path = store_path}));
@@ -117,37 +114,38 @@ Result<Outcome> flip_on_disk(const std::string& store_path) {
   return sync_wait(shard.executor(), get_all(*tier));
 }
 
-Result<Outcome> flip_below(const std::string& parent) {
+Result<FlipOutcome> flip_below(const std::string& parent) {
   std::string dir = parent + "/icefield-bench-XXXXXX";
   if (::mkdtemp(dir.data()) == nullptr) {
     return Status(Code::kInvalidArgument, "no directory can be made in " + parent);
   }
-  Result<Outcome> outcome = flip_on_disk(dir + "/store");
+  Result<FlipOutcome> outcome = flip_on_disk(dir + "/store");
   std::error_code ignored;
   std::filesystem::remove_all(dir, ignored);
   return outcome;
 }
 
-Result<Outcome> flip_in_memory() {
+Result<FlipOutcome> flip_in_memory() {
   ICE_TRY(const auto tier, DramTier::open({.capacity_bytes = 1 << 20, .slot_bytes = 4096}));
   Shard shard;
   return sync_wait(shard.executor(), flip_bits(*tier));
 }
 
-void add_outcome(Report& report, const char* tier, std::int64_t flips, const Outcome& outcome) {
-  const nlohmann::ordered_json params = {{"tier", tier}, {"flips", flips}};
+void add_outcome(Report& report, const char* where, std::int64_t flips,
+                 const FlipOutcome& outcome) {
+  const nlohmann::ordered_json params = {{"where", where}, {"flips", flips}};
   for (const auto& [name, count] : {std::pair("flips_detected", outcome.detected),
                                     std::pair("flips_returned", outcome.returned)}) {
     report.add(
         {.name = name, .params = params, .value = static_cast<double>(count), .unit = "flips"});
   }
   if (FLAGS_json) return;
-  std::cout << tier << ": " << flips << " bits flipped, " << outcome.detected << " detected, "
+  std::cout << where << ": " << flips << " bits flipped, " << outcome.detected << " detected, "
             << outcome.returned << " returned\n";
 }
 
 Status run() {
-  if (FLAGS_flips < 1 || FLAGS_disk_flips < 1 || FLAGS_value_bytes < 1 ||
+  if (FLAGS_flips < 1 || FLAGS_wire_flips < 1 || FLAGS_disk_flips < 1 || FLAGS_value_bytes < 1 ||
       FLAGS_value_bytes > 4096) {
     return Status(Code::kInvalidArgument, "flips from 1 on, --value_bytes from 1 to 4096");
   }
@@ -156,11 +154,14 @@ Status run() {
                   "on disk --value_bytes from 512 on: blob files have them");
   }
   Report report("bench integrity");
-  ICE_TRY(const Outcome memory, flip_in_memory());
+  ICE_TRY(const FlipOutcome memory, flip_in_memory());
   add_outcome(report, "dram", FLAGS_flips, memory);
-  std::int64_t wrong = memory.returned;
+  ICE_TRY(const FlipOutcome wire,
+          flip_on_the_wire(FLAGS_wire_flips, FLAGS_value_bytes, FLAGS_seed));
+  add_outcome(report, "wire", FLAGS_wire_flips, wire);
+  std::int64_t wrong = memory.returned + wire.returned;
   if (!FLAGS_dir.empty()) {
-    ICE_TRY(const Outcome disk, flip_below(FLAGS_dir));
+    ICE_TRY(const FlipOutcome disk, flip_below(FLAGS_dir));
     add_outcome(report, "nvme", FLAGS_disk_flips, disk);
     wrong += disk.returned;
   }

@@ -77,7 +77,7 @@ const SmallBench kBenches[] = {
       "fma_gflops"},
      {}},
     {"faults", {"--calls=5", "--kills=1", "--deadline_ms=20"}, {"overrun_ms", "recovery_ms"}, {}},
-    {"integrity", {"--flips=500"}, {}, {}},
+    {"integrity", {"--flips=500", "--wire_flips=100000"}, {"flips_detected", "flips_returned"}, {}},
     {"nvme",
      {"--dir=TEMP", "--value_bytes=16384", "--total_bytes=4194304", "--rounds=1", "--seconds=1",
       "--io_threads=2", "--restart_values=200"},
