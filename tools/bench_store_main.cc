@@ -2,8 +2,8 @@
 //
 // Estimate: a get of 1 MB copies it twice (slots to shared memory, that to the target; each about
 // 8 GB/s cold) and hashes it once in the cache (20 GB/s): 3 GB/s. Sockets copy twice, too, in the
-// kernel and page by page; Redis copies once more into its reply. At 4 KB a round trip between two
-// threads decides, on every path.
+// kernel and page by page; Redis copies once more into its reply. Up to 4 KB a round trip between
+// two threads decides, on every path.
 #include <gflags/gflags.h>
 
 #include <algorithm>
@@ -20,7 +20,7 @@
 #include "tools/report.h"
 
 DEFINE_string(transports, "shared_memory,tcp", "shared_memory (peers: unix socket), tcp");
-DEFINE_string(values, "4K,64K,1024K,64x16K", "sizes of the values, and batches of them");
+DEFINE_string(values, "64,4K,64K,1024K,64x16K", "sizes of the values, and batches of them");
 DEFINE_string(modes, "event,poll",
               "event: both of our sides sleep until there is something; poll, over shared memory");
 DEFINE_int32(rounds, 7, "of every case, all systems one after the other in each");
@@ -46,10 +46,12 @@ struct Case {
 
   std::int64_t bytes() const { return value_bytes * batch; }
   std::string name() const {
-    return (batch > 1 ? std::to_string(batch) + "x" : "") + std::to_string(value_bytes >> 10) + "K";
+    const std::string size =
+        value_bytes < 1024 ? std::to_string(value_bytes) : std::to_string(value_bytes >> 10) + "K";
+    return (batch > 1 ? std::to_string(batch) + "x" : "") + size;
   }
 };
-constexpr Case kCases[] = {{4 << 10, 1}, {64 << 10, 1}, {1 << 20, 1}, {16 << 10, 64}};
+constexpr Case kCases[] = {{64, 1}, {4 << 10, 1}, {64 << 10, 1}, {1 << 20, 1}, {16 << 10, 64}};
 
 using Keys = std::vector<std::string>;
 
@@ -324,7 +326,7 @@ void report_case(const Case& one, const Path& path, const char* op,
   const Measured& ours = measured.at("icefield");
   const double gbps = quantile(ours.gbps, 0.5);
   std::vector<std::string> row = {path.transport, path.poll ? "poll" : "event", op, one.name(),
-                                  number_text(gbps, 2)};
+                                  number_text(gbps, one.value_bytes < 1024 ? 4 : 2)};
   for (const char* other : {"redis", "memcached", "memcpy"}) {
     if (!measured.contains(other)) {
       row.emplace_back("–");
