@@ -19,7 +19,7 @@ DEFINE_string(cluster, "",
               "nodes that keep contexts, \"host:port,host:port\"; empty: a node in this process");
 DEFINE_string(token_file, "", "file whose first token opens the nodes of --cluster");
 DEFINE_string(lanes, "auto", "to the nodes of --cluster: auto, tcp or shared_memory");
-DEFINE_string(name_space, "default", "contexts of different name spaces are never shared");
+DEFINE_string(namespace, "default", "contexts of different namespaces are never shared");
 DEFINE_string(budget, "256", "tokens attended exactly per KV head beyond sink and window, or all");
 DEFINE_string(breadth, "rule",
               "clusters' tokens ranked per budget token at least, all, or rule: 32, and at least "
@@ -291,7 +291,7 @@ Status run() {
           Session::open({.model_path = FLAGS_model.empty() ? default_model_path() : FLAGS_model,
                          .cluster = std::move(cluster),
                          .store = FLAGS_store,
-                         .name_space = FLAGS_name_space,
+                         .name_space = FLAGS_namespace,
                          .dram_bytes = FLAGS_dram_bytes,
                          .pool_bytes = FLAGS_pool_bytes,
                          .pool_budget = pool_budget,
