@@ -163,7 +163,7 @@ class Bench {
         {[&] {
            (void)attend_rows(cpu_kernels(), shape, set.queries, set.rows.data(), set.tokens());
          },
-         [&] { limits.push_back(read_gbps(static_cast<std::int64_t>(bytes))); }});
+         [&] { limits.push_back(read_gbps(std::as_bytes(std::span(set.rows)))); }});
     Figure figure{.name = "attend_gbps",
                   .params = params(1, FLAGS_rows, times[0]),
                   .value = bytes / quantile(times[0], 0.5) / 1e6,

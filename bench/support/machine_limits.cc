@@ -94,12 +94,18 @@ double memcpy_gbps(std::int64_t bytes) {
   return static_cast<double>(size) / seconds / 1e9;
 }
 
+double read_gbps(ConstByteSpan bytes) {
+  const auto* const words = reinterpret_cast<const std::uint32_t*>(bytes.data());
+  const auto count = static_cast<std::int64_t>(bytes.size() / sizeof *words) / kGrain * kGrain;
+  const auto begin = std::chrono::steady_clock::now();
+  keep(HWY_DYNAMIC_DISPATCH(sum_words)(words, count));
+  const double seconds = seconds_since(begin);
+  return static_cast<double>(count) * sizeof *words / seconds / 1e9;
+}
+
 double read_gbps(std::int64_t bytes) {
   const AlignedWords words = words_of(bytes);
-  const auto begin = std::chrono::steady_clock::now();
-  keep(HWY_DYNAMIC_DISPATCH(sum_words)(words.data(), static_cast<std::int64_t>(words.size())));
-  const double seconds = seconds_since(begin);
-  return static_cast<double>(words.size() * sizeof(std::uint32_t)) / seconds / 1e9;
+  return read_gbps(std::as_bytes(std::span(words)));
 }
 
 double fma_gflops() {
