@@ -12,6 +12,31 @@
 namespace icefield::ucx {
 namespace {
 
+// Runs before the C library and the sanitizers are ready.
+#define ICE_BARE __attribute__((no_sanitize("address", "thread", "undefined")))
+
+ICE_BARE bool starts_with(const char* text, const char* start) {
+  while (*start != '\0' && *text == *start) ++text, ++start;
+  return *start == '\0';
+}
+
+// UCX takes UCX_* variables when its library is loaded, before main() and whatever is constructed,
+// and again with everything it makes; a prefix of our own comes on top of them, not in their place.
+// So they go before any library is initialised: the C library hands on this very array. Where this
+// cannot be linked, in a shared library, the linker says so.
+//
+// One stays. It says how UCX watches mmap, and the thread sanitizer does not survive how it does.
+ICE_BARE void drop_ucx_variables(int, char**, char** environment) {
+  char** kept = environment;
+  for (char** variable = environment; *variable != nullptr; ++variable) {
+    const bool ucx = starts_with(*variable, "UCX_");
+    if (!ucx || starts_with(*variable, "UCX_MEM_MMAP_HOOK_MODE=")) *kept++ = *variable;
+  }
+  *kept = nullptr;
+}
+__attribute__((section(".preinit_array"),
+               used)) void (*drop_at_start)(int, char**, char**) = &drop_ucx_variables;
+
 struct Setting {
   const char* name;
   const char* value;
