@@ -152,7 +152,11 @@ struct PeerHealth {
   PeerState state = PeerState::kClosed;
   int failures = 0;          // to connect, in a row
   std::string lanes;         // what carries the bytes while it is up: "posix", "tcp", "loopback"
+  bool local = false;        // while it is up: the peer is on this machine
   std::string last_failure;  // "" when there was none
+  // Of connections like it, as measured at the first one; 0: not yet, or not at all.
+  std::int64_t bytes_per_second = 0;
+  std::string concern;  // why it may be slower than it should be, in words; "" when all is well
 };
 std::string_view to_string(PeerState state);
 
@@ -212,6 +216,11 @@ class Transport {
   // A snapshot. Of a peer that was never called, kClosed.
   virtual Task<PeerHealth> health(Address peer) = 0;
 
+  // Nobody has anything to ask `peer` for now: the connection to it is closed, and made again when
+  // somebody has. Calls under way end with kUnavailable. Does not wait; does nothing once the
+  // transport is shut down.
+  virtual void disconnect(const Address& peer) = 0;
+
   // Serves `service` at `self` on `executor`, which is the shard of a transport that has one; both
   // must live until stop() is done. Gives back the address to call.
   virtual Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) = 0;
@@ -220,7 +229,7 @@ class Transport {
   // Runs on the service's executor.
   virtual Task<> stop(Address self) = 0;
 
-  // Stops every service and closes every connection. Nothing may be called afterwards.
+  // Stops every service and closes every connection. Nothing else may be called afterwards.
   virtual Task<> shutdown() = 0;
 };
 

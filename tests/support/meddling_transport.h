@@ -2,6 +2,8 @@
 #pragma once
 
 #include <functional>
+#include <mutex>
+#include <vector>
 
 #include "transport/transport.h"
 
@@ -31,11 +33,22 @@ class MeddlingTransport final : public Transport {
   }
   Task<Region> allocate_region(std::int64_t bytes) override { return next_.allocate_region(bytes); }
   Task<PeerHealth> health(Address peer) override { return next_.health(std::move(peer)); }
+  void disconnect(const Address& peer) override {
+    const std::lock_guard lock(mutex_);
+    disconnected_.push_back(peer);
+    next_.disconnect(peer);
+  }
   Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) override {
     return next_.listen(std::move(self), std::move(executor), service);
   }
   Task<> stop(Address self) override { return next_.stop(std::move(self)); }
   Task<> shutdown() override { return next_.shutdown(); }
+
+  // From any thread.
+  std::vector<Address> disconnected() const {
+    const std::lock_guard lock(mutex_);
+    return disconnected_;
+  }
 
   int calls = 0;
   int reads = 0;
@@ -48,6 +61,8 @@ class MeddlingTransport final : public Transport {
 
  private:
   Transport& next_;
+  mutable std::mutex mutex_;
+  std::vector<Address> disconnected_;  // guarded by mutex_
 };
 
 }  // namespace icefield

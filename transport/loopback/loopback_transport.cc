@@ -80,6 +80,7 @@ Task<PeerHealth> LoopbackTransport::health(Address peer) {
   if (listeners_.contains(peer)) {
     health.state = PeerState::kUp;
     health.lanes = "loopback";
+    health.local = true;
   }
   co_return health;
 }

@@ -22,6 +22,7 @@ class LoopbackTransport final : public Transport {
                     Deadline deadline) override;
   Task<Region> allocate_region(std::int64_t bytes) override;
   Task<PeerHealth> health(Address peer) override;
+  void disconnect(const Address&) override {}  // there is no connection
   Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) override;
   Task<> stop(Address self) override;
   Task<> shutdown() override;

@@ -96,6 +96,7 @@ Task<> ClientConnection::shake_hands() {
   };
   ICE_CO_TRY(endpoint_, Endpoint::create(worker_, reply.worker_address(), std::move(broken)));
   lanes_ = endpoint_->lanes();
+  devices_ = endpoint_->devices();
   co_return Status();
 }
 
@@ -332,7 +333,7 @@ void ClientConnection::lost(Status why) {
 bool ClientConnection::on_fragment(const FragmentHeader& header, ConstByteSpan bytes) {
   const auto found = calls_.find(header.call);
   if (header.kind != FragmentKind::kReply || found == calls_.end()) {
-    worker_.stray_fragments.add();
+    worker_.counters().stray_fragments.add();
     return true;
   }
   Call& call = found->second;

@@ -43,6 +43,7 @@ class ClientConnection final : public FragmentSink,
   const Address& peer() const { return peer_; }
   // What carries it: "posix", "tcp". Only once connect() succeeded.
   const std::string& lanes() const { return lanes_; }
+  const std::string& devices() const { return devices_; }  // that those run over
   // After a failure: the peer shares memory with us and went without saying goodbye.
   bool abrupt() const { return abrupt_; }
   // Whether the peer runs on this machine.
@@ -143,6 +144,7 @@ class ClientConnection final : public FragmentSink,
   Status failure_;
   bool failed_ = false;  // the same, for who wants no more than that
   std::string lanes_;
+  std::string devices_;
   bool local_ = false;
   bool abrupt_ = false;
   bool abandoned_ = false;  // the socket may not have been open yet

@@ -56,6 +56,12 @@ struct Completion {
   bool pending = false;
 };
 
+std::string joined(const std::set<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ",") + name;
+  return text;
+}
+
 }  // namespace
 
 // What UCX needs until a fragment has gone.
@@ -166,7 +172,7 @@ Result<std::unique_ptr<Endpoint>> Endpoint::create(UcxWorker& worker, const std:
   if (status != UCS_OK) {
     return Status(Code::kUnavailable, "no lane to the peer: " + describe(status));
   }
-  endpoint->lanes_ = endpoint->find_lanes();
+  endpoint->find_lanes();
   if (endpoint->lanes_ == "tcp") {
     endpoint->fragment_bytes_ = kTcpFragmentBytes;
     endpoint->copy_bytes_ = kTcpFragmentBytes;
@@ -464,15 +470,17 @@ asio::awaitable<void> Endpoint::close(Deadline flush) {
   endpoint_ = nullptr;
 }
 
-std::string Endpoint::find_lanes() const {
+void Endpoint::find_lanes() {
+  lanes_ = "unknown";
   char* text = nullptr;
   std::size_t bytes = 0;
   std::FILE* stream = open_memstream(&text, &bytes);
-  if (stream == nullptr) return "unknown";
+  if (stream == nullptr) return;
   ucp_ep_print_info(endpoint_, stream);
   std::fclose(stream);
   // Lines such as "#  lane[0]:  4:posix/memory.0 md[3]  -> md[2]/posix/sysdev[255] rma_bw#0 am".
   std::set<std::string> names;
+  std::set<std::string> devices;
   std::string_view rest(text, bytes);
   for (std::size_t at = rest.find("lane["); at != rest.npos; at = rest.find("lane[")) {
     rest.remove_prefix(at + 5);
@@ -481,12 +489,13 @@ std::string Endpoint::find_lanes() const {
     const std::size_t slash = line.find('/');
     if (colon != line.npos && slash != line.npos && colon < slash) {
       names.emplace(line.substr(colon + 1, slash - colon - 1));
+      const std::string_view device = line.substr(slash + 1, line.find(' ', slash) - slash - 1);
+      devices.emplace(device.substr(0, device.rfind('.')));  // less the number of its memory
     }
   }
   std::free(text);
-  std::string joined;
-  for (const std::string& name : names) joined += (joined.empty() ? "" : ",") + name;
-  return joined;
+  lanes_ = joined(names);
+  devices_ = joined(devices);
 }
 
 }  // namespace icefield::ucx

@@ -125,6 +125,8 @@ class Endpoint {
   const Status& failure() const { return failure_; }
   // The transports that carry it, as UCX names them: "posix", "tcp".
   const std::string& lanes() const { return lanes_; }
+  // What they run over, as UCX names it: "memory", "eth0", "mlx5_0:1".
+  const std::string& devices() const { return devices_; }
   // Whether they have one-sided reads; TCP emulates them at a millisecond each.
   bool one_sided() const { return lanes_ != "tcp"; }
   // Whether the peer is on this machine and nothing but shared memory carries it.
@@ -142,12 +144,14 @@ class Endpoint {
   static std::size_t pack(void* slot, std::size_t offset, void* to, std::size_t room);
   static void on_sent(void* request, ucs_status_t status, void* slot);
   static void on_error(void* self, ucp_ep_h endpoint, ucs_status_t status);
-  std::string find_lanes() const;
+  // Sets lanes_ and devices_.
+  void find_lanes();
 
   UcxWorker& worker_;
   std::function<void(Status)> on_failure_;
   ucp_ep_h endpoint_ = nullptr;
   std::string lanes_;
+  std::string devices_;
   ucp_datatype_t packed_slot_ = 0;  // a Slot whose bytes UCX asks for
   // Messages up to this size are copied: cheaper than a gather list.
   static constexpr std::int64_t kSmallBytes = 4096;

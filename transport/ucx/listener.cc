@@ -51,7 +51,7 @@ asio::awaitable<void> Listener::accept_all() {
     }
     if (!acceptor_.is_open()) co_return;  // stop() has been, and knows nothing of this one
     auto connection = std::make_shared<ServerConnection>(*worker_, std::move(socket), service_,
-                                                         options_, incarnation_);
+                                                         options_, incarnation_, lanes_log_);
     connections_.insert(connection);
     scope_.spawn(run(std::move(connection)));
   }

@@ -15,11 +15,12 @@ class Listener {
   // Connections are the worker's that is there when they are accepted. `doubt` is called after the
   // loss of a client that may have left its queue stuck.
   Listener(const std::unique_ptr<UcxWorker>& worker, Service& service, const UcxOptions& options,
-           std::uint64_t incarnation, std::function<void()> doubt)
+           std::uint64_t incarnation, LanesLog& lanes_log, std::function<void()> doubt)
       : worker_(worker),
         service_(service),
         options_(options),
         incarnation_(incarnation),
+        lanes_log_(lanes_log),
         doubt_(std::move(doubt)),
         acceptor_(worker->shard()),
         scope_(worker->shard()) {}
@@ -41,6 +42,7 @@ class Listener {
   Service& service_;
   const UcxOptions options_;
   const std::uint64_t incarnation_;
+  LanesLog& lanes_log_;
   const std::function<void()> doubt_;
   asio::ip::tcp::acceptor acceptor_;
   std::set<std::shared_ptr<ServerConnection>> connections_;

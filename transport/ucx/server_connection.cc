@@ -14,12 +14,13 @@ Status stopping() { return Status(Code::kUnavailable, "the node is stopping"); }
 
 ServerConnection::ServerConnection(UcxWorker& worker, asio::ip::tcp::socket control,
                                    Service& service, const UcxOptions& options,
-                                   std::uint64_t incarnation)
+                                   std::uint64_t incarnation, LanesLog& lanes_log)
     : worker_(worker),
       control_(std::move(control)),
       service_(service),
       options_(options),
       incarnation_(incarnation),
+      lanes_log_(lanes_log),
       id_(worker.add_sink(*this)),
       scope_(worker.shard()) {}
 
@@ -34,8 +35,13 @@ asio::awaitable<void> ServerConnection::run() {
   };
   limit.async_wait(std::move(give_up));
   const Status shaken = co_await shake_hands();
-  limit.cancel();
-  if (!shaken.ok()) co_return;
+  if (limit.cancel() == 0) handshake_failure_ = HandshakeFailure::kLate;
+  UcxCounters& counters = worker_.counters();
+  if (!shaken.ok()) {
+    if (!stopping_) counters.failed_handshakes(handshake_failure_).add();
+    co_return;
+  }
+  counters.connections.fetch_add(1, std::memory_order_relaxed);
   scope_.spawn(watch());
   while (ended_.ok() && !(stopping_ && calls_held_ == 0)) {
     co_await changed_.wait(Deadline::never());
@@ -48,6 +54,7 @@ asio::awaitable<void> ServerConnection::run() {
   say_goodbye(control_);
   control_.close();
   co_await scope_.join();
+  counters.connections.fetch_sub(1, std::memory_order_relaxed);
   service_.closed(caller_);
 }
 
@@ -69,21 +76,29 @@ Task<> ServerConnection::shake_hands() {
     hello.set_challenge(make_challenge(rng));
   }
   ICE_CO_TRY(co_await write_frame(control_, hello.SerializeAsString()));
-  ICE_CO_TRY(const proto::ConnectRequest request,
-             co_await read_message<proto::ConnectRequest>(control_));
+  const auto request = co_await read_message<proto::ConnectRequest>(control_);
+  if (!request.has_value()) {
+    const bool broken = request.error().code() == Code::kUnavailable;
+    if (!broken) handshake_failure_ = HandshakeFailure::kGarbage;
+    co_return request.error();
+  }
   proto::ConnectReply reply;
-  Result<Caller> caller = check(hello, request);
+  Result<Caller> caller = check(hello, *request);
   Status status = caller.status();
   if (status.ok()) {
     auto broken = [weak = weak_from_this()](const Status& why) {
       if (const auto self = weak.lock()) self->lost(why);
     };
-    auto endpoint = Endpoint::create(worker_, request.worker_address(), std::move(broken));
+    auto endpoint = Endpoint::create(worker_, request->worker_address(), std::move(broken));
     status = endpoint.status();
+    if (!status.ok()) handshake_failure_ = HandshakeFailure::kNoLane;
     if (status.ok()) endpoint_ = std::move(*endpoint);
     if (status.ok()) {
       const bool one_sided = endpoint_->shares_memory() || options_.emulated_reads;
       caller_ = caller->over({.number = id_, .one_sided = one_sided});
+      boost::system::error_code ignored;
+      lanes_log_.accepted(endpoint_->lanes(), control_.remote_endpoint(ignored).address() ==
+                                                  control_.local_endpoint(ignored).address());
     }
   }
   reply.set_code(static_cast<std::uint32_t>(status.code()));
@@ -93,19 +108,22 @@ Task<> ServerConnection::shake_hands() {
   reply.set_connection(id_);
   reply.set_max_calls(static_cast<std::uint32_t>(options_.max_calls));
   reply.set_max_request_bytes(static_cast<std::uint64_t>(options_.max_request_bytes));
-  if (status.ok()) remote_id_ = request.connection();  // fragments count from here on
+  if (status.ok()) handshake_failure_ = HandshakeFailure::kBrokenOff;  // unless the reply arrives
+  if (status.ok()) remote_id_ = request->connection();  // fragments count from here on
   const Status sent = co_await write_frame(control_, reply.SerializeAsString());
   if (endpoint_ != nullptr && !sent.ok()) co_await endpoint_->close(Deadline::never());
   co_return status.ok() ? sent : status;
 }
 
 Result<Caller> ServerConnection::check(const proto::Hello& hello,
-                                       const proto::ConnectRequest& request) const {
+                                       const proto::ConnectRequest& request) {
+  handshake_failure_ = HandshakeFailure::kVersion;
   if (request.wire_version() != kWireVersion) {
     return Status(Code::kFailedPrecondition, "version " + std::to_string(request.wire_version()) +
                                                  " of the protocol, not " +
                                                  std::to_string(kWireVersion));
   }
+  handshake_failure_ = HandshakeFailure::kGarbage;
   if (request.connection() == 0 || request.worker_address().empty()) {
     return Status(Code::kInvalidArgument, "handshake without an address");
   }
@@ -113,6 +131,7 @@ Result<Caller> ServerConnection::check(const proto::Hello& hello,
     return Status(Code::kInvalidArgument, "the UCX address is damaged");
   }
   if (options_.tokens.empty()) return Caller();
+  handshake_failure_ = HandshakeFailure::kToken;
   if (request.proof().empty()) {
     return Status(Code::kFailedPrecondition, "the node wants a token, none was given");
   }

@@ -8,6 +8,7 @@
 #include "transport/transport.h"
 #include "transport/ucx/assembly.h"
 #include "transport/ucx/endpoint.h"
+#include "transport/ucx/lanes_log.h"
 
 namespace icefield::proto {
 class ConnectRequest;
@@ -24,7 +25,7 @@ class ServerConnection final : public FragmentSink,
                                public std::enable_shared_from_this<ServerConnection> {
  public:
   ServerConnection(UcxWorker& worker, asio::ip::tcp::socket control, Service& service,
-                   const UcxOptions& options, std::uint64_t incarnation);
+                   const UcxOptions& options, std::uint64_t incarnation, LanesLog& lanes_log);
   ~ServerConnection() override;
 
   // From the handshake to the end, which the client, a fault or stop() brings about. On return
@@ -48,7 +49,7 @@ class ServerConnection final : public FragmentSink,
  private:
   Task<> shake_hands();
   // Who that is; what is wrong with the request otherwise.
-  Result<Caller> check(const proto::Hello& hello, const proto::ConnectRequest& request) const;
+  Result<Caller> check(const proto::Hello& hello, const proto::ConnectRequest& request);
   asio::awaitable<void> watch();
   // The client may have been killed.
   void lost(Status why);
@@ -67,6 +68,7 @@ class ServerConnection final : public FragmentSink,
   Service& service_;
   const UcxOptions options_;
   const std::uint64_t incarnation_;
+  LanesLog& lanes_log_;
   const std::uint64_t id_;
   std::uint64_t remote_id_ = 0;
   Caller caller_;
@@ -74,6 +76,7 @@ class ServerConnection final : public FragmentSink,
   Incoming incoming_;
   std::int64_t calls_held_ = 0;  // from the first fragment to the reply
   std::int64_t bytes_held_ = 0;
+  HandshakeFailure handshake_failure_ = HandshakeFailure::kBrokenOff;  // what it would be now
   Status ended_;
   bool stopping_ = false;
   bool abrupt_ = false;

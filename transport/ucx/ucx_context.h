@@ -10,6 +10,7 @@
 
 #include "common/bytes.h"
 #include "transport/transport.h"
+#include "transport/ucx/ucx_counters.h"
 #include "transport/ucx/ucx_options.h"
 
 namespace icefield::ucx {
@@ -31,6 +32,9 @@ class UcxContext {
   // Whether shared memory may carry bytes; then regions are there.
   bool shares_memory() const { return options_.lanes != UcxLanes::kTcp; }
 
+  // Of all its workers and their connections.
+  UcxCounters& counters() { return counters_; }
+
   // As Transport::allocate_region(); the memory stays as long as the context, which stays until
   // this is done.
   Task<Region> allocate_region(std::int64_t bytes);
@@ -39,6 +43,7 @@ class UcxContext {
   explicit UcxContext(const UcxOptions& options) : options_(options) {}
 
   const UcxOptions options_;
+  UcxCounters counters_;
   ucp_context_h context_ = nullptr;
   std::vector<ucp_mem_h> regions_;
 };

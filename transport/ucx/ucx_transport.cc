@@ -63,6 +63,7 @@ class UcxTransport::Impl {
         scope_(shard_) {}
 
   const asio::any_io_executor& shard() const { return shard_; }
+  const UcxCounters& counters() const { return context_->counters(); }
 
   Task<Reply> call(Address peer, Request request, Buffer into, Deadline deadline) {
     ICE_CO_TRY(const auto connection, co_await connection_to(peer, deadline));
@@ -85,7 +86,7 @@ class UcxTransport::Impl {
 
   Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) {
     ICE_CHECK(executor == shard());
-    auto listener = std::make_unique<Listener>(worker_, service, options_, rng_.next(),
+    auto listener = std::make_unique<Listener>(worker_, service, options_, rng_.next(), lanes_log_,
                                                [this] { doubt_hearing(); });
     ICE_CO_TRY(const Address bound, co_await listener->open(self));
     listeners_.emplace(bound, std::move(listener));
@@ -111,12 +112,24 @@ class UcxTransport::Impl {
     if (peer.connection != nullptr) {
       health.state = PeerState::kUp;
       health.lanes = peer.connection->lanes();
+      health.local = peer.connection->local();
+      LanesLog::Finding found_out = lanes_log_.find(*peer.connection);
+      health.bytes_per_second = found_out.bytes_per_second;
+      health.concern = std::move(found_out.concern);
     } else if (peer.attempt != nullptr) {
       health.state = PeerState::kConnecting;
     } else if (peer.failures > 0) {
       health.state = PeerState::kFailing;
     }
     co_return health;
+  }
+
+  void disconnect(const Address& address) {
+    const auto found = peers_.find(address);
+    if (found == peers_.end() || stopping_) return;
+    Peer& peer = found->second;
+    peer.wanted = false;  // a connection that is being made is closed when it is there
+    if (peer.connection != nullptr) scope_.spawn(close(std::move(peer.connection)));
   }
 
   Task<Usage> usage() {
@@ -152,11 +165,13 @@ class UcxTransport::Impl {
     int failures = 0;                              // in a row
     Clock::TimePoint retry_at{};
     Status last_failure;
+    bool wanted = true;  // by somebody since disconnect()
     Waiters changed;
   };
 
   Task<std::shared_ptr<ClientConnection>> connection_to(Address address, Deadline deadline) {
     Peer& peer = peers_[address];
+    peer.wanted = true;
     bool waited = false;
     while (peer.connection == nullptr) {
       const bool failed_for_us = waited && peer.attempt == nullptr;
@@ -197,6 +212,7 @@ class UcxTransport::Impl {
       peer.retry_at = clock_.now() + backoff(++peer.failures);
     }
     peer.changed.notify_all();
+    if (!peer.wanted && peer.connection != nullptr) connection = std::move(peer.connection);
     if (connection != nullptr) co_await close(std::move(connection));
   }
 
@@ -218,6 +234,7 @@ class UcxTransport::Impl {
   // Everybody is reached anew, by another worker; calls under way end.
   void change_worker() {
     const Status why(Code::kUnavailable, "a peer was killed in the middle of a message");
+    context_->counters().stuck_queues.add();
     LOG(WARNING) << why.message() << "; the queue that it left stuck is replaced, with it all "
                  << "connections";
     Result<std::unique_ptr<UcxWorker>> fresh = UcxWorker::create(shard_, context_);
@@ -268,11 +285,11 @@ Result<std::unique_ptr<UcxTransport>> UcxTransport::create(asio::any_io_executor
                                                            const UcxOptions& options) {
   ICE_TRY(auto context, UcxContext::create(options));
   ICE_TRY(auto worker, UcxWorker::create(std::move(shard), context));
-  auto impl = std::make_unique<Impl>(std::move(context), std::move(worker));
+  auto impl = std::make_shared<Impl>(std::move(context), std::move(worker));
   return std::unique_ptr<UcxTransport>(new UcxTransport(std::move(impl)));
 }
 
-UcxTransport::UcxTransport(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+UcxTransport::UcxTransport(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
 UcxTransport::~UcxTransport() = default;
 
 Task<Reply> UcxTransport::call(Address peer, Request request, Buffer into, Deadline deadline) {
@@ -295,6 +312,15 @@ Task<PeerHealth> UcxTransport::health(Address peer) {
   auto there = impl_->health(std::move(peer));
   co_return co_await on_shard(impl_->shard(), std::move(there));
 }
+
+void UcxTransport::disconnect(const Address& peer) {
+  auto disconnect = [weak = std::weak_ptr<Impl>(impl_), peer] {
+    if (const auto impl = weak.lock()) impl->disconnect(peer);
+  };
+  asio::post(impl_->shard(), std::move(disconnect));
+}
+
+const UcxCounters& UcxTransport::counters() const { return impl_->counters(); }
 
 Task<UcxTransport::Usage> UcxTransport::usage() {
   auto there = impl_->usage();

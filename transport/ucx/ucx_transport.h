@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "transport/transport.h"
+#include "transport/ucx/ucx_counters.h"
 #include "transport/ucx/ucx_options.h"
 
 namespace icefield {
@@ -29,6 +30,7 @@ class UcxTransport final : public Transport {
                     Deadline deadline) override;
   Task<Region> allocate_region(std::int64_t bytes) override;
   Task<PeerHealth> health(Address peer) override;
+  void disconnect(const Address& peer) override;
   Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) override;
   Task<> stop(Address self) override;
   Task<> shutdown() override;
@@ -42,11 +44,12 @@ class UcxTransport final : public Transport {
     std::int64_t quarantined_bytes = 0;
   };
   Task<Usage> usage();
+  const UcxCounters& counters() const;  // of this process as a server, mostly
 
  private:
   class Impl;
-  explicit UcxTransport(std::unique_ptr<Impl> impl);
-  const std::unique_ptr<Impl> impl_;
+  explicit UcxTransport(std::shared_ptr<Impl> impl);
+  const std::shared_ptr<Impl> impl_;  // shared for what disconnect() leaves behind
 };
 
 }  // namespace icefield

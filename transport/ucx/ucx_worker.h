@@ -7,7 +7,6 @@
 #include <unordered_map>
 
 #include "common/bytes.h"
-#include "common/metrics.h"
 #include "common/rng.h"
 #include "common/task_scope.h"
 #include "transport/transport.h"
@@ -62,8 +61,7 @@ class UcxWorker {
   // Stops progress; all endpoints must be closed.
   asio::awaitable<void> stop();
 
-  Counter stray_fragments{"icefield_transport_stray_fragments_total",
-                          "fragments for no open connection or of no known kind"};
+  UcxCounters& counters() const { return context_->counters(); }
 
  private:
   UcxWorker(asio::any_io_executor shard, std::shared_ptr<UcxContext> context);
@@ -81,6 +79,7 @@ class UcxWorker {
 
   const asio::any_io_executor shard_;
   const std::shared_ptr<UcxContext> context_;
+  Counter& stray_fragments = context_->counters().stray_fragments;
   const bool poll_;
   SystemRng rng_;
   ucp_worker_h worker_ = nullptr;

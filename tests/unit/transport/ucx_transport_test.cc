@@ -5,6 +5,10 @@
 #include <gmock/gmock.h>
 
 #include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/read.hpp>
+#include <boost/asio/write.hpp>
+#include <filesystem>
+#include <fstream>
 #include <thread>
 
 #include "common/shard.h"
@@ -12,9 +16,11 @@
 #include "common/waiters.h"
 #include "proto/transport.pb.h"
 #include "tests/support/frozen.h"
+#include "tests/support/temp_dir.h"
 #include "tests/support/test_landing.h"
 #include "tests/support/transport_kinds.h"
 #include "transport/ucx/handshake.h"
+#include "transport/ucx/lanes_log.h"
 #include "transport/ucx/patience.h"
 #include "transport/ucx/wire.h"
 
@@ -252,6 +258,66 @@ TEST(UcxPeers, RestartedOneIsFoundAgain) {
   EXPECT_EQ(health_of(client, node).failures, 0);
 }
 
+TEST(UcxPeers, WhoIsLetGoOfIsConnectedAgainWhenSomebodyAsks) {
+  GateService gate;
+  End server{UcxOptions()};
+  const Address node = server.listen(gate).value();
+  End client{UcxOptions()};
+  const auto connections = [&server] { return server.transport->counters().connections.load(); };
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(client.ask(node, "x").value(), "yes");
+    while (connections() == 0) std::this_thread::yield();
+    client.transport->disconnect(node);
+    while (connections() > 0) std::this_thread::yield();
+    EXPECT_EQ(health_of(client, node).state, PeerState::kClosed);
+  }
+  client.transport->disconnect(node);
+  client.transport->disconnect("127.0.0.1:1");  // never heard of
+  EXPECT_EQ(client.ask(node, "x").value(), "yes");
+}
+
+TEST(UcxPeers, FailedHandshakesAreCountedByTheirReason) {
+  GateService gate;
+  UcxOptions options = server_options();
+  options.connect_timeout = 1s;
+  End server(options);
+  const Address node = server.listen(gate).value();
+  const tcp::endpoint endpoint(asio::ip::address_v4::loopback(),
+                               ucx::parse_address(node).value().port);
+  asio::io_context io;
+  // What a client of these bytes leaves behind.
+  const auto say = [&](const std::string& bytes, bool leave) {
+    tcp::socket socket(io);
+    socket.connect(endpoint);
+    boost::system::error_code ignored;
+    asio::write(socket, asio::buffer(bytes), ignored);
+    if (leave) socket.shutdown(tcp::socket::shutdown_send, ignored);
+    std::string rest;
+    asio::read(socket, asio::dynamic_buffer(rest), ignored);  // until it is closed
+  };
+  proto::ConnectRequest request;
+  request.set_wire_version(ucx::kWireVersion + 1);
+  const std::string future = request.SerializeAsString();
+  const auto size = static_cast<char>(future.size());
+  say("", true);
+  say(std::string("ICE1") + size + std::string(3, '\0') + future.substr(1), true);
+  say("GET / HTTP/1.1\r\n\r\n", false);
+  say(std::string("ICE1") + size + std::string(3, '\0') + future, false);
+  say("ICE1", false);  // and no more
+  EXPECT_EQ(End(UcxOptions()).ask(node, "red").status().code(), Code::kFailedPrecondition);
+  // The last one may still be ending.
+  const auto counts = [&] {
+    std::vector<std::int64_t> all;
+    for (const Counter& one : server.transport->counters().by_reason) all.push_back(one.value());
+    return all;
+  };
+  const std::vector<std::int64_t> expected = {2, 1, 1, 1, 1, 0};  // as HandshakeFailure
+  const Deadline limit = Deadline::after(SystemClock(), 10s);
+  while (counts() != expected && !limit.passed(SystemClock())) std::this_thread::yield();
+  EXPECT_EQ(counts(), expected);
+  EXPECT_EQ(server.transport->counters().connections.load(), 0);
+}
+
 // Answers requests without a header at let_go() only, which a lost connection must not wait for.
 class StuckService final : public Service {
  public:
@@ -406,6 +472,58 @@ TEST_P(HalfRequest, OfAClientThatIsGoneLeavesNothing) {
 INSTANTIATE_TEST_SUITE_P(UcxPeers, HalfRequest,
                          testing::Combine(testing::Values(UcxLanes::kTcp, UcxLanes::kSharedMemory),
                                           testing::Values(MethodId{1}, MethodId{2})));
+
+// ---------------------------------------------------------------------------------------- lanes
+
+TEST(UcxLanesLog, DevicesSayWhatTheyCan) {
+  const TempDir sys;
+  const auto write = [&sys](const std::string& directory, const char* file, const char* text) {
+    std::filesystem::create_directories(sys.file(directory));
+    std::ofstream(sys.file(directory + "/" + file)) << text;
+  };
+  write("class/net/eth0", "speed", "10000\n");
+  write("class/net/veth", "speed", "-1\n");
+  write("class/infiniband/mlx5_0/ports/1", "rate", "100 Gb/sec (4X EDR)\n");
+  const auto speed = [&sys](const char* device) {
+    return ucx::device_bytes_per_second(device, sys.path());
+  };
+  EXPECT_EQ(speed("eth0"), 1'250'000'000);
+  EXPECT_EQ(speed("mlx5_0:1"), 12'500'000'000);
+  for (const char* silent : {"veth", "lo", "mlx5_1:1", "", "eth0,eth1"}) {
+    EXPECT_EQ(speed(silent), 0) << silent;
+  }
+}
+
+TEST(UcxLanesLog, FarBelowIsATenth) {
+  EXPECT_EQ(ucx::far_below(130'000'000, 1'250'000'000, "eth0"), "");
+  EXPECT_THAT(ucx::far_below(110'000'000, 1'250'000'000, "eth0"),
+              HasSubstr("110 MB/s, eth0 can do 1250 MB/s"));
+  EXPECT_EQ(ucx::far_below(1, 0, "lo"), "") << "nothing known";
+  EXPECT_EQ(ucx::far_below(0, 1'250'000'000, "eth0"), "") << "not measured";
+}
+
+TEST(UcxLanesLog, HealthTellsLanesBandwidthAndConcerns) {
+  GateService gate;
+  for (const UcxLanes lanes : {UcxLanes::kAuto, UcxLanes::kTcp}) {
+    UcxOptions options;
+    options.lanes = lanes;
+    End server(options);
+    const Address node = server.listen(gate).value();
+    End client{UcxOptions()};  // of its own machine it expects shared memory
+    EXPECT_EQ(client.ask(node, "x").value(), "yes");
+    const Deadline limit = Deadline::after(SystemClock(), 10s);
+    PeerHealth health;
+    do {
+      health = health_of(client, node);
+    } while (health.bytes_per_second == 0 && !limit.passed(SystemClock()));
+    EXPECT_GT(health.bytes_per_second, 0);
+    EXPECT_TRUE(health.local);
+    const bool tcp = lanes == UcxLanes::kTcp;
+    EXPECT_EQ(health.lanes, tcp ? "tcp" : "posix");
+    EXPECT_EQ(health.concern.find("reached over tcp, not shared memory") != std::string::npos, tcp)
+        << health.concern;
+  }
+}
 
 // ------------------------------------------------------------------------------------- patience
 
