@@ -20,11 +20,15 @@ class ClusterClient {
  public:
   struct Options {
     std::string members;                     // "host:port,host:port*weight"
-    UcxOptions transport = {.network = ""};  // empty: as the members need it
+    UcxOptions transport = {.network = ""};  // empty: as the members need it, those at the start
     ValueStore::Options values;
+    CircuitBreaker::Options breaker;
   };
   // kInvalidArgument for a member list that makes no sense, kInternal when UCX cannot be set up.
-  static Result<std::unique_ptr<ClusterClient>> open(Options options);
+  static Result<std::unique_ptr<ClusterClient>> open(const Options& options);
+  // The members are those of `membership`.
+  static Result<std::unique_ptr<ClusterClient>> open(std::unique_ptr<Membership> membership,
+                                                     Options options);
   ~ClusterClient();
 
   ContextStore& contexts() { return contexts_; }
@@ -34,12 +38,13 @@ class ClusterClient {
 
  private:
   ClusterClient(std::unique_ptr<Shard> shard, std::unique_ptr<UcxTransport> transport,
-                std::vector<Member> members, ValueStore::Options values);
+                std::unique_ptr<Membership> membership, const Options& options);
 
   SystemClock clock_;
   SystemRng rng_;
   const std::unique_ptr<Shard> shard_;
   const std::unique_ptr<UcxTransport> transport_;
+  const std::unique_ptr<Membership> membership_;
   Nodes nodes_;
   ContextStore contexts_;
   ValueStore values_;

@@ -40,7 +40,8 @@ struct LoadedSegment {
 //
 // Threads  Any executor; calls may run side by side.
 // Errors   kNotFound with a reason for what cannot be read, among them integrity; kUnavailable,
-//          kDeadlineExceeded from the transport; kResourceExhausted when the nodes have no room.
+//          kDeadlineExceeded from the transport, kUnavailable at once for a node that has not
+//          answered lately; kResourceExhausted when the nodes have no room.
 class ContextStore {
  public:
   explicit ContextStore(Nodes& nodes) : nodes_(nodes) {}
@@ -72,15 +73,9 @@ class ContextStore {
   Task<ListBuildsReply> list_builds(std::string name_space, Deadline deadline);
 
  private:
-  Task<Manifest> load_manifest(const StoredBuild& build, Deadline deadline);
-  Task<std::vector<AlignedBytes>> load_parts(const StoredBuild& build, std::vector<PartEntry> parts,
-                                             Deadline deadline);
-  Task<> put_all(NodeStub& node, const std::vector<PutObject>& objects, std::string name_space,
-                 Deadline deadline);
-  Task<std::string> load_fingerprint(NodeStub& node, FingerprintHash hash, Deadline deadline);
-  Task<MatchReply> match_all(const MatchQuery& query, Deadline deadline);
-  Task<PageReply> read_pages_of_many(const PageRequest& request,
-                                     const std::vector<std::size_t>& owners, Deadline deadline);
+  static Task<PageReply> read_pages_of_many(const NodesView& nodes, const PageRequest& request,
+                                            const std::vector<std::size_t>& owners,
+                                            Deadline deadline);
 
   Nodes& nodes_;
 };

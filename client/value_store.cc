@@ -17,6 +17,16 @@ std::int64_t bytes_of(std::span<const ConstByteSpan> parts) {
   return static_cast<std::int64_t>(bytes);
 }
 
+// Every request but a get's.
+template <class T>
+asio::awaitable<Result<T>> ask_unless_cancelled(ClusterNode& node, const ValueCall& call,
+                                                asio::awaitable<Result<T>> request) {
+  if (call.cancel != nullptr && call.cancel->cancelled()) {
+    co_return Status(Code::kCancelled, "call cancelled");
+  }
+  co_return co_await node.ask(std::move(request));
+}
+
 Status validate(const ValueToPut& value) {
   ICE_TRY(validate_value_key(value.key));
   return validate_value_bytes(bytes_of(value.parts));
@@ -25,23 +35,28 @@ Status validate(const ValueToPut& value) {
 }  // namespace
 
 ValueStore::ValueStore(const Clock& clock, Rng& rng, Nodes& nodes, Options options)
-    : options_(options), nodes_(clock, nodes, options.breaker), next_upload_(rng.next()) {
+    : options_(options), clock_(clock), nodes_(nodes), next_upload_(rng.next()) {
   ICE_CHECK(options_.request_bytes % kValueChunkBytes == 0 && options_.request_bytes > 0 &&
             options_.request_bytes <= kMaxRequestBytes);
 }
 
-std::vector<std::vector<std::size_t>> ValueStore::by_node(std::span<const std::string_view> keys,
+std::vector<std::vector<std::size_t>> ValueStore::by_node(const NodesView& nodes,
+                                                          std::span<const std::string_view> keys,
                                                           const ValueCall& call) const {
-  std::vector<std::vector<std::size_t>> groups(nodes_.size());
-  const std::uint64_t flush_number = nodes_.flush_number(call.name_space);
+  std::vector<std::vector<std::size_t>> groups(nodes.size());
+  const std::uint64_t flush_number = flush_numbers_.of(call.name_space);
   for (std::size_t i = 0; i < keys.size(); ++i) {
-    groups[nodes_.owner(value_hash(call.name_space, flush_number, keys[i]))].push_back(i);
+    groups[nodes.owner_index(value_hash(call.name_space, flush_number, keys[i]))].push_back(i);
   }
   return groups;
 }
 
+ValueScope ValueStore::scope_of(const ValueCall& call) const {
+  return {.name_space = call.name_space, .flush_number = flush_numbers_.of(call.name_space)};
+}
+
 bool ValueStore::was_stale(const ValueHead& head, const ValueCall& call) {
-  nodes_.learn(call.name_space, head.flush_number);
+  flush_numbers_.learn(call.name_space, head.flush_number);
   return head.status.code() == Code::kAborted;
 }
 
@@ -49,6 +64,7 @@ bool ValueStore::was_stale(const ValueHead& head, const ValueCall& call) {
 
 struct ValueStore::Puts {
   ValueCall call;
+  std::shared_ptr<const NodesView> nodes;
   PutOptions options;
   std::vector<ValueToPut> values;
   std::uint64_t flush_number = 0;
@@ -84,21 +100,22 @@ Task<std::vector<Result<PutOutcome>>> ValueStore::put_batch(std::vector<ValueToP
   ICE_CO_TRY(options.validate());
   Puts puts;
   puts.call = call;
+  puts.nodes = nodes_.view();
   puts.options = options;
   puts.values = std::move(values);
   puts.outcomes.resize(puts.values.size());
   for (int attempt = 0; attempt < 2; ++attempt) {
     puts.stale = false;
-    puts.flush_number = nodes_.flush_number(call.name_space);
+    puts.flush_number = flush_numbers_.of(call.name_space);
     puts.upload = next_upload_.fetch_add(1, std::memory_order_relaxed);
     puts.hashes.clear();
-    puts.by_node.assign(nodes_.size(), {});
+    puts.by_node.assign(puts.nodes->size(), {});
     for (std::size_t i = 0; i < puts.values.size(); ++i) {
       const ValueToPut& value = puts.values[i];
       puts.hashes.push_back(value_hash(call.name_space, puts.flush_number, value.key));
       const Status valid = validate(value);
       if (valid.ok()) {
-        puts.by_node[nodes_.owner(puts.hashes[i])].push_back(i);
+        puts.by_node[puts.nodes->owner_index(puts.hashes[i])].push_back(i);
       } else {
         puts.outcomes[i] = valid;
       }
@@ -214,14 +231,9 @@ asio::awaitable<void> ValueStore::put_part(Puts& puts, std::size_t node, PutProg
   plan_part(puts, node, progress, part);
   part.point();
 
-  Status status = nodes_.admit(node);
-  Result<PutValuesReply> reply = status.ok() ? Result<PutValuesReply>() : status;
-  if (puts.call.cancel != nullptr && puts.call.cancel->cancelled()) {
-    reply = Status(Code::kCancelled, "put cancelled");
-  } else if (status.ok()) {
-    reply = co_await nodes_.stub(node).put(std::move(part.request), puts.call.deadline);
-    nodes_.report(node, reply.status());
-  }
+  ClusterNode& to = puts.nodes->node(node);
+  auto putting = to.values().put(std::move(part.request), puts.call.deadline);
+  Result<PutValuesReply> reply = co_await ask_unless_cancelled(to, puts.call, std::move(putting));
   if (reply.has_value() && was_stale(reply->head, puts.call)) puts.stale = true;
   if (reply.has_value() && !reply->head.status.ok()) reply = reply->head.status;
   for (std::size_t i = 0; i < part.items.size(); ++i) {
@@ -245,20 +257,14 @@ Task<std::vector<Result<std::int64_t>>> ValueStore::exists(std::vector<std::stri
   ICE_CO_TRY(validate_namespace(call.name_space));
   for (const std::string_view key : keys) ICE_CO_TRY(validate_value_key(key));
   std::vector<Result<std::int64_t>> sizes(keys.size());
-  const auto ask_node = [](ValueStore& self, std::size_t node, std::vector<std::size_t> items,
+  const auto ask_node = [](ValueStore& self, ClusterNode& node, std::vector<std::size_t> items,
                            std::vector<std::string_view> all, ValueCall how,
                            std::vector<Result<std::int64_t>>& out,
                            bool& stale) -> asio::awaitable<void> {
     std::vector<std::string_view> mine;
     for (const std::size_t item : items) mine.push_back(all[item]);
-    const ValueScope scope{.name_space = how.name_space,
-                           .flush_number = self.nodes_.flush_number(how.name_space)};
-    const Status admitted = self.nodes_.admit(node);
-    Result<FoundValues> found = admitted.ok() ? Result<FoundValues>() : admitted;
-    if (admitted.ok()) {
-      found = co_await self.nodes_.stub(node).find(scope, std::move(mine), how.deadline);
-      self.nodes_.report(node, found.status());
-    }
+    auto finding = node.values().find(self.scope_of(how), std::move(mine), how.deadline);
+    const Result<FoundValues> found = co_await ask_unless_cancelled(node, how, std::move(finding));
     if (found.has_value()) stale |= self.was_stale(found->head, how);
     Status failure = found.has_value() ? found->head.status : found.error();
     if (failure.code() == Code::kUnavailable || failure.code() == Code::kInternal) {
@@ -272,13 +278,14 @@ Task<std::vector<Result<std::int64_t>>> ValueStore::exists(std::vector<std::stri
       }
     }
   };
+  const auto nodes = nodes_.view();
   for (int attempt = 0; attempt < 2; ++attempt) {
     bool stale = false;
-    std::vector<std::vector<std::size_t>> groups = by_node(keys, call);
+    std::vector<std::vector<std::size_t>> groups = by_node(*nodes, keys, call);
     TaskScope scope(co_await asio::this_coro::executor);
-    for (std::size_t node = 0; node < groups.size(); ++node) {
-      if (groups[node].empty()) continue;
-      scope.spawn(ask_node(*this, node, std::move(groups[node]), keys, call, sizes, stale));
+    for (std::size_t i = 0; i < groups.size(); ++i) {
+      if (groups[i].empty()) continue;
+      scope.spawn(ask_node(*this, nodes->node(i), std::move(groups[i]), keys, call, sizes, stale));
     }
     co_await scope.join();
     if (!stale) break;
@@ -290,31 +297,26 @@ Task<std::vector<Status>> ValueStore::remove(std::vector<std::string_view> keys,
   ICE_CO_TRY(validate_namespace(call.name_space));
   for (const std::string_view key : keys) ICE_CO_TRY(validate_value_key(key));
   std::vector<Status> statuses(keys.size());
-  const auto ask_node = [](ValueStore& self, std::size_t node, std::vector<std::size_t> items,
+  const auto ask_node = [](ValueStore& self, ClusterNode& node, std::vector<std::size_t> items,
                            std::vector<std::string_view> all, ValueCall how,
                            std::vector<Status>& out, bool& stale) -> asio::awaitable<void> {
     std::vector<std::string_view> mine;
     for (const std::size_t item : items) mine.push_back(all[item]);
-    const ValueScope scope{.name_space = how.name_space,
-                           .flush_number = self.nodes_.flush_number(how.name_space)};
-    Status status = self.nodes_.admit(node);
-    if (status.ok()) {
-      const Result<ValueHead> head =
-          co_await self.nodes_.stub(node).remove(scope, std::move(mine), how.deadline);
-      status = head.status();
-      self.nodes_.report(node, status);
-      if (head.has_value()) stale |= self.was_stale(*head, how);
-      if (head.has_value()) status = head->status;
-    }
+    auto removing = node.values().remove(self.scope_of(how), std::move(mine), how.deadline);
+    const Result<ValueHead> head = co_await ask_unless_cancelled(node, how, std::move(removing));
+    if (head.has_value()) stale |= self.was_stale(*head, how);
+    const Status status = head.has_value() ? head->status : head.error();
     for (const std::size_t item : items) out[item] = status;
   };
+  const auto nodes = nodes_.view();
   for (int attempt = 0; attempt < 2; ++attempt) {
     bool stale = false;
-    std::vector<std::vector<std::size_t>> groups = by_node(keys, call);
+    std::vector<std::vector<std::size_t>> groups = by_node(*nodes, keys, call);
     TaskScope scope(co_await asio::this_coro::executor);
-    for (std::size_t node = 0; node < groups.size(); ++node) {
-      if (groups[node].empty()) continue;
-      scope.spawn(ask_node(*this, node, std::move(groups[node]), keys, call, statuses, stale));
+    for (std::size_t i = 0; i < groups.size(); ++i) {
+      if (groups[i].empty()) continue;
+      scope.spawn(
+          ask_node(*this, nodes->node(i), std::move(groups[i]), keys, call, statuses, stale));
     }
     co_await scope.join();
     if (!stale) break;
@@ -326,23 +328,21 @@ Task<std::vector<ListedValue>> ValueStore::list(std::string prefix, std::int64_t
                                                 ValueCall call) {
   ICE_CO_TRY(validate_namespace(call.name_space));
   std::vector<ListedValue> all;
-  for (std::size_t node = 0; node < nodes_.size(); ++node) {
+  const auto nodes = nodes_.view();
+  for (std::size_t i = 0; i < nodes->size(); ++i) {
+    ClusterNode& node = nodes->node(i);
     std::string after;
     int redone = 0;
     for (std::int64_t left = limit; left > 0;) {
-      const ValueScope scope{.name_space = call.name_space,
-                             .flush_number = nodes_.flush_number(call.name_space)};
-      ICE_CO_TRY(nodes_.admit(node));
-      Result<ListedValues> page = co_await nodes_.stub(node).list(
-          scope, prefix, after, std::min(left, kListPage), call.deadline);
-      nodes_.report(node, page.status());
-      ICE_CO_TRY(page.status());
-      if (was_stale(page->head, call) && redone++ == 0) continue;
-      ICE_CO_TRY(page->head.status);
-      left -= std::ssize(page->values);
-      if (!page->values.empty()) after = page->values.back().key;
-      std::ranges::move(page->values, std::back_inserter(all));
-      if (!page->more) break;
+      auto listing = node.values().list(scope_of(call), prefix, after, std::min(left, kListPage),
+                                        call.deadline);
+      ICE_CO_TRY(ListedValues page, co_await ask_unless_cancelled(node, call, std::move(listing)));
+      if (was_stale(page.head, call) && redone++ == 0) continue;
+      ICE_CO_TRY(page.head.status);
+      left -= std::ssize(page.values);
+      if (!page.values.empty()) after = page.values.back().key;
+      std::ranges::move(page.values, std::back_inserter(all));
+      if (!page.more) break;
     }
   }
   std::ranges::sort(all, {}, &ListedValue::key);
@@ -352,33 +352,30 @@ Task<std::vector<ListedValue>> ValueStore::list(std::string prefix, std::int64_t
 
 Task<std::uint64_t> ValueStore::flush(ValueCall call) {
   ICE_CO_TRY(validate_namespace(call.name_space));
-  const auto raise = [](ValueStore& self, std::size_t node, ValueScope scope, ValueCall how,
+  const auto raise = [](ValueStore& self, ClusterNode& node, ValueScope scope, ValueCall how,
                         Status& failure, bool& answered, bool& stale) -> asio::awaitable<void> {
-    Status status = self.nodes_.admit(node);
-    if (status.ok()) {
-      const Result<ValueHead> head = co_await self.nodes_.stub(node).flush(scope, how.deadline);
-      status = head.status();
-      self.nodes_.report(node, status);
-      if (head.has_value()) stale |= self.was_stale(*head, how);
-      if (head.has_value()) status = head->status;
-    }
+    auto flushing = node.values().flush(scope, how.deadline);
+    const Result<ValueHead> head = co_await ask_unless_cancelled(node, how, std::move(flushing));
+    if (head.has_value()) stale |= self.was_stale(*head, how);
+    const Status status = head.has_value() ? head->status : head.error();
     answered |= status.ok();
     if (!status.ok()) failure = status;
   };
+  const auto nodes = nodes_.view();
   while (true) {
-    const ValueScope scope{.name_space = call.name_space,
-                           .flush_number = nodes_.flush_number(call.name_space) + 1};
+    ValueScope scope = scope_of(call);
+    ++scope.flush_number;
     Status failure;
     bool answered = false;
     bool stale = false;
     TaskScope tasks(co_await asio::this_coro::executor);
-    for (std::size_t node = 0; node < nodes_.size(); ++node) {
-      tasks.spawn(raise(*this, node, scope, call, failure, answered, stale));
+    for (std::size_t i = 0; i < nodes->size(); ++i) {
+      tasks.spawn(raise(*this, nodes->node(i), scope, call, failure, answered, stale));
     }
     co_await tasks.join();
     if (stale) continue;  // some node knew more: each round knows more, too
     if (!answered) co_return failure;
-    nodes_.learn(call.name_space, scope.flush_number);
+    flush_numbers_.learn(call.name_space, scope.flush_number);
     co_return scope.flush_number;
   }
 }

@@ -12,7 +12,8 @@
 #include <vector>
 
 #include "client/cancel_token.h"
-#include "client/value_nodes.h"
+#include "client/flush_numbers.h"
+#include "client/nodes.h"
 #include "common/rng.h"
 
 namespace icefield {
@@ -21,8 +22,8 @@ namespace icefield {
 struct ValueCall {
   std::string_view name_space;  // tenants never share values; may be empty
   Deadline deadline = Deadline::never();
-  // Reads end with kCancelled at once. A put ends before its next request: what is on its way
-  // still reads the caller's memory.
+  // Gets end with kCancelled at once. All others end before their next request: what is on its way
+  // still reads the caller's memory, and a write that is on its way happens.
   const CancelToken* cancel = nullptr;
   // Of reads: a value that is likely to take longer than this is a miss (not_worth_it) without
   // being asked for. Zero: read whatever it takes.
@@ -72,7 +73,6 @@ struct ValueBatch {
 class ValueStore {
  public:
   struct Options {
-    CircuitBreaker::Options breaker;
     // Payload of one request; larger values and batches are split. Whole chunks, at most
     // kMaxRequestBytes.
     std::int64_t request_bytes = 16 << 20;
@@ -107,8 +107,7 @@ class ValueStore {
   // on, as each node learns of it from whoever asks next. Gives back the new flush number.
   Task<std::uint64_t> flush(ValueCall call);
 
-  // Breakers, for whoever shows the state of a client.
-  const ValueNodes& nodes() const { return nodes_; }
+  const FlushNumbers& flush_numbers() const { return flush_numbers_; }
 
  private:
   struct Fetch;
@@ -121,11 +120,12 @@ class ValueStore {
   asio::awaitable<void> fetch_from(Fetch& fetch, std::size_t node);
   asio::awaitable<void> fetch_part(Fetch& fetch, std::size_t node, std::vector<std::size_t> items,
                                    bool scrub);
-  Task<GetValuesReply> ask(std::size_t node, GetValues request, Buffer into,
-                           std::shared_ptr<ValueArrival> arrival, ValueCall call);
-  Task<Buffer> read_run(ValueToGet item, Buffer into, ValueCall call);
-  Task<> read_rest(ValueToGet item, std::int64_t have, std::uint64_t version, Buffer& into,
-                   ValueCall call);
+  static Task<GetValuesReply> ask(ClusterNode& node, GetValues request, Buffer into,
+                                  std::shared_ptr<ValueArrival> arrival, ValueCall call);
+  Task<Buffer> read_run(std::shared_ptr<const NodesView> nodes, ValueToGet item, Buffer into,
+                        ValueCall call);
+  Task<> read_rest(std::shared_ptr<const NodesView> nodes, ValueToGet item, std::int64_t have,
+                   std::uint64_t version, Buffer& into, ValueCall call);
 
   // Writing.
   asio::awaitable<void> put_to(Puts& puts, std::size_t node);
@@ -133,13 +133,17 @@ class ValueStore {
   asio::awaitable<void> put_part(Puts& puts, std::size_t node, PutProgress& progress);
 
   // Small requests: keys by node, with one redo when the flush number was behind.
-  std::vector<std::vector<std::size_t>> by_node(std::span<const std::string_view> keys,
+  std::vector<std::vector<std::size_t>> by_node(const NodesView& nodes,
+                                                std::span<const std::string_view> keys,
                                                 const ValueCall& call) const;
+  ValueScope scope_of(const ValueCall& call) const;
   // Whether `head` says that the flush number was behind; it is known now.
   bool was_stale(const ValueHead& head, const ValueCall& call);
 
   const Options options_;
-  ValueNodes nodes_;
+  const Clock& clock_;
+  Nodes& nodes_;
+  FlushNumbers flush_numbers_;
   std::atomic<std::uint64_t> next_upload_;  // starts at random: clients never share one
 };
 

@@ -80,6 +80,7 @@ struct ValueStore::Fetch {
     CheckedValue value;
   };
   ValueCall call;
+  std::shared_ptr<const NodesView> nodes;
   std::vector<Item> items;
   std::vector<std::vector<std::size_t>> by_node;
   std::uint64_t flush_number = 0;
@@ -103,14 +104,14 @@ struct ValueStore::Fetch {
 asio::awaitable<void> ValueStore::fetch(Fetch& fetch) {
   for (int attempt = 0; attempt < 2; ++attempt) {
     fetch.stale = false;
-    fetch.flush_number = nodes_.flush_number(fetch.call.name_space);
-    fetch.by_node.assign(nodes_.size(), {});
+    fetch.flush_number = flush_numbers_.of(fetch.call.name_space);
+    fetch.by_node.assign(fetch.nodes->size(), {});
     std::size_t busy = 0;
     for (std::size_t i = 0; i < fetch.items.size(); ++i) {
       Fetch::Item& item = fetch.items[i];
       if (item.value.status.code() == Code::kInvalidArgument) continue;
       item.asked.hash = value_hash(fetch.call.name_space, fetch.flush_number, item.wanted.key);
-      const std::size_t node = nodes_.owner(item.asked.hash);
+      const std::size_t node = fetch.nodes->owner_index(item.asked.hash);
       if (fetch.by_node[node].empty()) ++busy;
       fetch.by_node[node].push_back(i);
     }
@@ -136,7 +137,7 @@ asio::awaitable<void> ValueStore::fetch_from(Fetch& fetch, std::size_t node) {
   for (const std::size_t index : fetch.by_node[node]) {
     Fetch::Item& item = fetch.items[index];
     const auto patience = fetch.call.recompute_estimate;
-    if (patience.count() > 0 && !nodes_.worth_it(node, item.asked.room, patience)) {
+    if (patience.count() > 0 && !fetch.nodes->node(node).worth_it(item.asked.room, patience)) {
       item.value.status = Status::miss(MissReason::kNotWorthIt,
                                        "reading it is likely to take longer than recomputing it");
       continue;
@@ -155,7 +156,8 @@ asio::awaitable<void> ValueStore::fetch_from(Fetch& fetch, std::size_t node) {
 
 asio::awaitable<void> ValueStore::fetch_part(Fetch& fetch, std::size_t node,
                                              std::vector<std::size_t> items, bool scrub) {
-  const Status admitted = nodes_.admit(node);
+  ClusterNode& from = fetch.nodes->node(node);
+  const Status admitted = from.admit();
   if (!admitted.ok()) {
     fetch.fail(items, as_read_failure(admitted));
     co_return;
@@ -176,13 +178,13 @@ asio::awaitable<void> ValueStore::fetch_part(Fetch& fetch, std::size_t node,
   if (fetch.into.has_value()) std::swap(into, *fetch.into);
   // A read that failed has kept it.
   if (into.capacity() < capacity) into = Buffer(std::max(capacity, fetch.into_capacity));
-  const Clock::TimePoint start = nodes_.now();
+  const Clock::TimePoint start = clock_.now();
   const auto checker = std::make_shared<ValueChecker>(std::move(asked));
   std::shared_ptr<ValueArrival> arrival = checker;  // named: GCC 12 frees such temporaries twice
   Result<GetValuesReply> reply =
-      co_await ask(node, std::move(request), std::move(into), std::move(arrival), fetch.call);
-  const auto took = nodes_.now() - start;
-  nodes_.report(node, reply.status());
+      co_await ask(from, std::move(request), std::move(into), std::move(arrival), fetch.call);
+  const auto took = clock_.now() - start;
+  from.report(reply.status());
   if (!reply.has_value()) {
     fetch.fail(items, as_read_failure(reply.error()));
     co_return;
@@ -206,7 +208,7 @@ asio::awaitable<void> ValueStore::fetch_part(Fetch& fetch, std::size_t node,
     fetch.items[items[i]].value.status = as_read_failure(values[i].status);
   }
   if (!status.ok()) fetch.fail(items, as_read_failure(status));
-  if (status.ok()) nodes_.note_read(node, reply->payload.size(), took);
+  if (status.ok()) from.note_read(reply->payload.size(), took);
   if (fetch.into.has_value()) {
     *fetch.into = std::move(reply->payload);
   } else {
@@ -216,9 +218,9 @@ asio::awaitable<void> ValueStore::fetch_part(Fetch& fetch, std::size_t node,
   if (!damaged.empty() && !scrub) co_await fetch_part(fetch, node, std::move(damaged), true);
 }
 
-Task<GetValuesReply> ValueStore::ask(std::size_t node, GetValues request, Buffer into,
+Task<GetValuesReply> ValueStore::ask(ClusterNode& node, GetValues request, Buffer into,
                                      std::shared_ptr<ValueArrival> arrival, ValueCall call) {
-  auto running = nodes_.stub(node).get(std::move(request), std::move(into), call.deadline, arrival);
+  auto running = node.values().get(std::move(request), std::move(into), call.deadline, arrival);
   if (call.cancel == nullptr) co_return co_await std::move(running);
   if (call.cancel->cancelled()) co_return Status(Code::kCancelled, "read cancelled");
   const auto executor = co_await asio::this_coro::executor;
@@ -245,7 +247,7 @@ Task<GetValuesReply> ValueStore::ask(std::size_t node, GetValues request, Buffer
 
 Task<Buffer> ValueStore::get(std::string_view key, Buffer into, ValueCall call) {
   const ValueToGet item{.key = key, .room = into.capacity()};
-  co_return co_await read_run(item, std::move(into), call);
+  co_return co_await read_run(nodes_.view(), item, std::move(into), call);
 }
 
 Task<Buffer> ValueStore::get_range(std::string_view key, std::int64_t begin, std::int64_t length,
@@ -256,13 +258,14 @@ Task<Buffer> ValueStore::get_range(std::string_view key, std::int64_t begin, std
     co_return Status(Code::kInvalidArgument, "range of " + std::to_string(length) + " bytes");
   }
   Buffer into(run_of(item).room);
-  co_return co_await read_run(item, std::move(into), call);
+  co_return co_await read_run(nodes_.view(), item, std::move(into), call);
 }
 
 // One value or range that begins at the start of `into`, whose capacity holds the whole run. The
 // first request goes straight there; further ones, of large values, side by side into memory of
 // their own.
-Task<Buffer> ValueStore::read_run(ValueToGet item, Buffer into, ValueCall call) {
+Task<Buffer> ValueStore::read_run(std::shared_ptr<const NodesView> nodes, ValueToGet item,
+                                  Buffer into, ValueCall call) {
   ICE_CO_TRY(validate_namespace(call.name_space));
   const bool split = run_of(item).room > options_.request_bytes;
   ValueToGet first = item;
@@ -274,6 +277,7 @@ Task<Buffer> ValueStore::read_run(ValueToGet item, Buffer into, ValueCall call) 
   }
   Fetch fetch;
   fetch.call = call;
+  fetch.nodes = nodes;
   fetch.into_capacity = into.capacity();
   fetch.into = std::move(into);
   fetch.add(first);
@@ -291,15 +295,17 @@ Task<Buffer> ValueStore::read_run(ValueToGet item, Buffer into, ValueCall call) 
   const std::int64_t end = std::min(value.value_bytes, item.range_begin.value_or(0) + item.room);
   const std::int64_t wanted = end - item.range_begin.value_or(0);
   result.resize(split ? wanted : have);
-  if (have < wanted) ICE_CO_TRY(co_await read_rest(item, have, value.version, result, call));
+  if (have < wanted) ICE_CO_TRY(co_await read_rest(nodes, item, have, value.version, result, call));
   co_return result;
 }
 
-Task<> ValueStore::read_rest(ValueToGet item, std::int64_t have, std::uint64_t version,
-                             Buffer& into, ValueCall call) {
+Task<> ValueStore::read_rest(std::shared_ptr<const NodesView> nodes, ValueToGet item,
+                             std::int64_t have, std::uint64_t version, Buffer& into,
+                             ValueCall call) {
   const std::int64_t begin = item.range_begin.value_or(0);
   Fetch fetch;
   fetch.call = call;
+  fetch.nodes = nodes;
   for (std::int64_t at = have; at < into.size();) {
     // Each ends at the end of a piece, so the next begins with one.
     const std::int64_t room = std::min(into.size() - at, options_.request_bytes);
@@ -328,6 +334,7 @@ Task<ValueBatch> ValueStore::get_batch(std::vector<ValueToGet> items, ValueCall 
   ICE_CO_TRY(validate_namespace(call.name_space));
   Fetch fetch;
   fetch.call = call;
+  fetch.nodes = nodes_.view();
   fetch.items.reserve(items.size());
   std::vector<std::size_t> large;  // more than one request each
   for (std::size_t i = 0; i < items.size(); ++i) {
@@ -346,7 +353,7 @@ Task<ValueBatch> ValueStore::get_batch(std::vector<ValueToGet> items, ValueCall 
     Result<Buffer> whole = valid.ok() ? Result<Buffer>() : valid;
     if (valid.ok()) {
       Buffer into(std::min(run_of(items[i]).room, kMaxValueBytes));
-      whole = co_await read_run(items[i], std::move(into), call);
+      whole = co_await read_run(fetch.nodes, items[i], std::move(into), call);
     }
     if (whole.has_value()) {
       batch.memory.push_back(std::move(*whole));

@@ -68,7 +68,7 @@ class Load {
  public:
   static Result<std::unique_ptr<Load>> start(const std::string& address, std::string name) {
     ICE_TRY(ClusterClient::Options options, cluster_options(address, "", FLAGS_lanes));
-    options.values.breaker.failures_to_open = std::numeric_limits<std::int32_t>::max();
+    options.breaker.failures_to_open = std::numeric_limits<std::int32_t>::max();
     ICE_TRY(auto client, ClusterClient::open(std::move(options)));
     return std::unique_ptr<Load>(new Load(std::move(client), std::move(name)));
   }
@@ -142,8 +142,9 @@ class Load {
   }
   Status get_object(Deadline deadline) {
     std::vector<ObjectKey> keys(1);
-    auto& node = client_->nodes().stub(0);
-    return sync_wait(client_->executor(), node.get(std::move(keys), 0, deadline)).status();
+    const auto nodes = client_->nodes().view();
+    auto reply = nodes->node(0).contexts().get(std::move(keys), 0, deadline);
+    return sync_wait(client_->executor(), std::move(reply)).status();
   }
 
   const std::unique_ptr<ClusterClient> client_;

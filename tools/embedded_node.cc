@@ -7,7 +7,8 @@ constexpr char kAddress[] = "embedded";
 
 }  // namespace
 
-EmbeddedNode::EmbeddedNode() : nodes_(transport_, {{.name = kAddress}}), store_(nodes_) {}
+EmbeddedNode::EmbeddedNode()
+    : membership_({{.name = kAddress}}), nodes_(clock_, transport_, membership_), store_(nodes_) {}
 
 Result<std::unique_ptr<EmbeddedNode>> EmbeddedNode::open(Options options) {
   std::unique_ptr<EmbeddedNode> embedded(new EmbeddedNode());

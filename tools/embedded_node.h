@@ -20,7 +20,7 @@ class EmbeddedNode {
   ~EmbeddedNode();
 
   ContextStore& store() { return store_; }
-  NodeStub& stub() { return nodes_.stub(0); }
+  NodeStub& stub() { return nodes_.view()->node(0).contexts(); }
   asio::any_io_executor executor() { return shard_.executor(); }
 
   // For tests that damage or count: use them on executor() only.
@@ -33,7 +33,9 @@ class EmbeddedNode {
   EmbeddedNode();
 
   Shard shard_;  // goes last: the others have timers of it
+  SystemClock clock_;
   LoopbackTransport transport_;
+  StaticMembership membership_;
   Nodes nodes_;
   ContextStore store_;
   std::unique_ptr<NodeHost> host_;

@@ -99,8 +99,9 @@ Status run() {
   ICE_TRY(const auto client, open_cluster(FLAGS_cluster, FLAGS_token_file, FLAGS_lanes));
   std::vector<NodeRow> rows;
   Status failure;
-  for (std::size_t i = 0; i < client->nodes().size(); ++i) {
-    ValueStub& node = client->nodes().values(i);
+  const auto nodes = client->nodes().view();
+  for (std::size_t i = 0; i < nodes->size(); ++i) {
+    ValueStub& node = nodes->node(i).values();
     ICE_TRY(const Deadline deadline, deadline_from_now(FLAGS_deadline_ms));
     rows.push_back({node.address(), sync_wait(client->executor(), node.stats(deadline))});
     if (!rows.back().stats.has_value()) {

@@ -82,7 +82,8 @@ TEST_F(PlacesFuzz, ForgedPlacesNeverGiveWrongBytes) {
     }
   };
   const Forger<proto::GetValuesReply> forger(cluster_, NodeMethod::kGetValues, forge);
-  Nodes nodes(transport_, {{.name = kForger}});
+  StaticMembership membership({{.name = kForger}});
+  Nodes nodes(cluster_.clock(), transport_, membership);
   ASSERT_TRUE(put("k").has_value());
   int right = 0;
   for (int i = 0; i < 2000; ++i) {
@@ -144,13 +145,13 @@ TEST_F(RoomsFuzz, ForgedRoomsNeverGiveWrongBytes) {
     }
   };
   const Forger<proto::PutValuesReply> forger(cluster_, NodeMethod::kPutValues, forge);
-  const std::vector<Member> members = {{.name = kForger}};
+  StaticMembership membership({{.name = kForger}});
   std::unique_ptr<Nodes> nodes;
   std::unique_ptr<ValueStore> store;
   int right = 0;
   for (int i = 0; i < 2000; ++i) {
     if (i % 10 == 0) {
-      nodes = std::make_unique<Nodes>(transport_, members);
+      nodes = std::make_unique<Nodes>(cluster_.clock(), transport_, membership);
       store = std::make_unique<ValueStore>(cluster_.clock(), rng_, *nodes, ValueStore::Options());
       cluster_.clock().advance(1s);
     }

@@ -33,7 +33,7 @@ std::int64_t counter(ClusterClient& client, std::string_view name) {
   SystemClock clock;
   const Deadline end = Deadline::after(clock, 10s);
   const auto ask = [&] {
-    return sync_wait(client.executor(), client.nodes().values(0).stats(end));
+    return sync_wait(client.executor(), client.nodes().view()->node(0).values().stats(end));
   };
   auto stats = ask();
   while (!stats.has_value() && !end.passed(clock)) {
@@ -105,7 +105,7 @@ class Load {
     changed_.notify_all();
   }
   Deadline deadline() const { return Deadline::after(clock_, kDeadline); }
-  NodeStub& node() { return client_->nodes().stub(0); }
+  NodeStub& node() { return client_->nodes().view()->node(0).contexts(); }
 
   Status put(const ObjectKey& key, const Bytes& bytes) {
     std::vector<PutObject> objects = {{.key = key, .info = info_of(key, bytes), .bytes = bytes}};

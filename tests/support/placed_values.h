@@ -21,7 +21,8 @@ class PlacedValues : public testing::Test {
   explicit PlacedValues(TestNode::Options node)
       : cluster_(std::move(node), 1),
         transport_(cluster_.transport()),
-        nodes_(transport_, {{.name = ValueCluster::name(0)}}),
+        membership_({{.name = ValueCluster::name(0)}}),
+        nodes_(cluster_.clock(), transport_, membership_),
         store_(cluster_.clock(), rng_, nodes_, {}) {}
 
   // What is put, and should come back, under that key.
@@ -60,6 +61,7 @@ class PlacedValues : public testing::Test {
   SeededRng rng_{5};
   ValueCluster cluster_;
   MeddlingTransport transport_;
+  StaticMembership membership_;
   Nodes nodes_;
   ValueStore store_;
   std::map<std::string, Bytes> values_;

@@ -68,7 +68,8 @@ class ValueCluster {
   ValueCluster(TestNode::Options node, std::size_t count, ValueStore::Options client = {})
       : options_(std::move(node)),
         started_(count),
-        nodes_(transport_, members(count)),
+        membership_(members(count)),
+        nodes_(clock_, transport_, membership_),
         store_(clock_, rng_, nodes_, client),
         contexts_(nodes_) {
     for (std::size_t i = 0; i < count; ++i) start(i);
@@ -94,8 +95,8 @@ class ValueCluster {
   }
   // The member that has this key now.
   std::size_t owner(std::string_view name_space, std::string_view key) {
-    const std::uint64_t flushed = store_.nodes().flush_number(name_space);
-    return store_.nodes().owner(value_hash(name_space, flushed, key));
+    const std::uint64_t flushed = store_.flush_numbers().of(name_space);
+    return nodes_.view()->owner_index(value_hash(name_space, flushed, key));
   }
   // A key that member `i` owns.
   std::string key_of(std::size_t i, int number = 0, std::string_view name_space = "") {
@@ -109,6 +110,8 @@ class ValueCluster {
   ValueStore& store() { return store_; }
   ContextStore& contexts() { return contexts_; }
   Nodes& nodes() { return nodes_; }
+  // What the client knows of it.
+  ClusterNode& client_of(std::size_t i) { return nodes_.view()->node(i); }
   ManualClock& clock() { return clock_; }
   LoopbackTransport& transport() { return transport_; }
   asio::io_context& io() { return io_; }
@@ -127,6 +130,7 @@ class ValueCluster {
   LoopbackTransport transport_;
   const TestNode::Options options_;
   std::vector<std::unique_ptr<TestNode>> started_;
+  StaticMembership membership_;
   Nodes nodes_;
   ValueStore store_;
   ContextStore contexts_;

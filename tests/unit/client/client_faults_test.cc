@@ -3,6 +3,7 @@
 
 #include "client/value_store.h"
 #include "common/waiters.h"
+#include "tests/support/holding_service.h"
 #include "tests/support/objects.h"
 #include "tests/support/value_cluster.h"
 
@@ -83,7 +84,7 @@ TEST(ClientFaults, ANodeThatIsDownMeansMissesAtOnceAndIsFoundAgain) {
     EXPECT_EQ(status.code(), Code::kNotFound);
     EXPECT_EQ(status.reason(), MissReason::kNodeDown);
   }
-  EXPECT_EQ(cluster.store().nodes().state(1), CircuitBreaker::State::kOpen);
+  EXPECT_EQ(cluster.client_of(1).state(), CircuitBreaker::State::kOpen);
   EXPECT_EQ(get(cluster, there).reason(), MissReason::kNodeDown);
   EXPECT_EQ(put(cluster, there, value).code(), Code::kUnavailable) << "writes say so";
   EXPECT_TRUE(get(cluster, here).ok()) << "the other node serves";
@@ -99,7 +100,7 @@ TEST(ClientFaults, ANodeThatIsDownMeansMissesAtOnceAndIsFoundAgain) {
   EXPECT_EQ(get(cluster, there).reason(), MissReason::kNodeDown) << "not asked yet";
   cluster.clock().advance(std::chrono::seconds(1));
   EXPECT_EQ(get(cluster, there).reason(), MissReason::kNeverStored) << "back, with nothing";
-  EXPECT_EQ(cluster.store().nodes().state(1), CircuitBreaker::State::kClosed);
+  EXPECT_EQ(cluster.client_of(1).state(), CircuitBreaker::State::kClosed);
 }
 
 // Takes requests and answers none until it is told to.
@@ -122,10 +123,11 @@ TEST(ClientFaults, CallsEndByTheirDeadlineOrWhenTheyAreCancelled) {
   LoopbackTransport transport;
   SilentService service;
   ASSERT_TRUE(run_task(io, transport.listen("n", io.get_executor(), service)).has_value());
-  Nodes nodes(transport, {{.name = "n"}});
   const SystemClock clock;
   SeededRng rng(1);
-  ValueStore store(clock, rng, nodes, {.breaker = {.failures_to_open = 1000}});
+  StaticMembership membership({{.name = "n"}});
+  Nodes nodes(clock, transport, membership, {.failures_to_open = 1000});
+  ValueStore store(clock, rng, nodes, {});
   const auto soon = [&] { return Deadline::after(clock, milliseconds(5)); };
   EXPECT_EQ(run_task(io, store.get("k", Buffer(10), {.deadline = soon()})).error().code(),
             Code::kDeadlineExceeded);
@@ -144,12 +146,67 @@ TEST(ClientFaults, CallsEndByTheirDeadlineOrWhenTheyAreCancelled) {
             Code::kCancelled);
   EXPECT_EQ(run_task(io, store.put("k", value, {}, {.cancel = &token})).error().code(),
             Code::kCancelled);
+  EXPECT_EQ(run_task(io, store.exists({"k"}, {.cancel = &token})).value()[0].error().code(),
+            Code::kCancelled);
+  EXPECT_EQ(run_task(io, store.remove({"k"}, {.cancel = &token})).value()[0].code(),
+            Code::kCancelled);
+  EXPECT_EQ(run_task(io, store.list("", 10, {.cancel = &token})).error().code(), Code::kCancelled);
+  EXPECT_EQ(run_task(io, store.flush({.cancel = &token})).error().code(), Code::kCancelled);
   EXPECT_EQ(service.asked, asked) << "nothing more went out";
   service.released = true;
   service.waiters.notify_all();
   EXPECT_TRUE(run_task(io, transport.shutdown()).ok());
   io.restart();
   io.poll();  // the abandoned read ends
+}
+
+TEST(ClientFaults, AFrozenNodeCostsContextsAFewDeadlinesAndValuesNone) {
+  ValueCluster cluster({}, 1);
+  HoldingService holding(cluster.node(0).service());
+  ASSERT_TRUE(cluster.run(cluster.transport().listen("held", cluster.io().get_executor(), holding))
+                  .has_value());
+  StaticMembership membership({{.name = "held"}});
+  Nodes nodes(cluster.clock(), cluster.transport(), membership);
+  ContextStore contexts(nodes);
+  SeededRng rng(1);
+  ValueStore values(cluster.clock(), rng, nodes, {});
+  const auto list = [&](Deadline deadline) {
+    return cluster.run(contexts.list_builds("", deadline)).status().code();
+  };
+  EXPECT_EQ(list(Deadline::never()), Code::kOk);
+  holding.freeze();
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(list(Deadline::after(SystemClock(), milliseconds(5))), Code::kDeadlineExceeded);
+  }
+  EXPECT_EQ(nodes.view()->node(0).state(), CircuitBreaker::State::kOpen);
+  const int asked = holding.asked;
+
+  // Without a deadline these would not come back.
+  const Deadline never = Deadline::never();
+  const StoredBuild build;
+  const std::vector<PrefixHash> prefix(2);
+  PageRequest pages{.page_rows = 1, .row_bytes = 256, .contexts = {{}}};
+  pages.contexts[0].push_back({.first_rows = {0}});
+  EXPECT_EQ(list(never), Code::kUnavailable);
+  EXPECT_EQ(cluster.run(contexts.match(prefix, {}, never)).status().code(), Code::kUnavailable);
+  EXPECT_EQ(cluster.run(contexts.find({}, {}, never)).status().code(), Code::kUnavailable);
+  EXPECT_EQ(cluster.run(contexts.load(build, never)).status().code(), Code::kUnavailable);
+  EXPECT_EQ(cluster.run(contexts.load_order(build, never)).status().code(), Code::kUnavailable);
+  EXPECT_EQ(cluster.run(contexts.read_pages(pages, never)).status().code(), Code::kUnavailable);
+  EXPECT_EQ(cluster.run(contexts.publish(BuiltSegment(), "model\n", never)).code(),
+            Code::kUnavailable);
+  EXPECT_EQ(cluster.run(contexts.remove(Manifest(), BuildId(), never)).code(), Code::kUnavailable);
+  EXPECT_EQ(cluster.run(values.get("k", Buffer(10), {})).error().reason(), MissReason::kNodeDown)
+      << "the other store knows, too";
+  EXPECT_EQ(holding.asked, asked) << "nobody was asked";
+
+  holding.thaw();
+  EXPECT_EQ(list(never), Code::kUnavailable) << "not asked yet";
+  cluster.clock().advance(std::chrono::seconds(1));
+  EXPECT_EQ(list(never), Code::kOk);
+  EXPECT_EQ(cluster.run(values.get("k", Buffer(10), {})).error().reason(),
+            MissReason::kNeverStored);
+  EXPECT_TRUE(cluster.run(cluster.transport().stop("held")).ok());
 }
 
 TEST(ClientFaults, ReadsThatTakeLongerThanRecomputingAreNotMade) {
@@ -181,7 +238,7 @@ TEST(ClientFaults, ReadsThatTakeLongerThanRecomputingAreNotMade) {
 
 TEST(ClientFaults, TwoWritersOfOneLargeValueDoNotMix) {
   ValueCluster cluster({}, 1);
-  ValueStub& node = cluster.nodes().values(0);
+  ValueStub& node = cluster.client_of(0).values();
   const Bytes value(3 << 20, std::byte{7});
   const ValueHash hash = value_hash("", 0, "k");
   std::vector<std::uint64_t> sums;
@@ -239,7 +296,7 @@ TEST(ClientFaults, DamagedPutIsNeverSeenAndItsNeighboursAreStored) {
                               .parts = std::span(&part, 1)});
   }
   const PutValuesReply reply =
-      cluster.run(cluster.nodes().values(0).put(std::move(request), Deadline::never())).value();
+      cluster.run(cluster.client_of(0).values().put(std::move(request), Deadline::never())).value();
   EXPECT_TRUE(reply.outcomes[0].has_value());
   EXPECT_EQ(reply.outcomes[1].status().code(), Code::kDataLoss);
   EXPECT_TRUE(reply.outcomes[2].has_value());

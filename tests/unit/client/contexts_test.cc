@@ -71,12 +71,12 @@ TEST(Contexts, LiveOverSeveralNodesAndPagesComeFromAll) {
     }
   }
   // One node less: its pages fail, the others come.
-  const std::size_t gone = cluster.nodes().placement().owner(built[0].manifest.segment.end);
+  const std::size_t gone = cluster.nodes().view()->owner_index(built[0].manifest.segment.end);
   cluster.stop(gone);
   const PageReply rest =
       cluster.run(cluster.contexts().read_pages(request, Deadline::never())).value();
   for (std::size_t i = 0; i < built.size(); ++i) {
-    const bool lost = cluster.nodes().placement().owner(built[i].manifest.segment.end) == gone;
+    const bool lost = cluster.nodes().view()->owner_index(built[i].manifest.segment.end) == gone;
     EXPECT_EQ(rest.heads[i].failed_pages.size(), lost ? 2u : 0u) << i;
   }
 }

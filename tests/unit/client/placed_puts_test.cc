@@ -216,7 +216,8 @@ TEST_F(PlacedPuts, AConnectionThatEndsAfterTheCopyCostsASecondPut) {
     return Status();
   };
   const Watched watched(cluster_, node().service(), close);
-  Nodes nodes(transport_, {{.name = Watched::kName}});
+  StaticMembership membership({{.name = Watched::kName}});
+  Nodes nodes(cluster_.clock(), transport_, membership);
   ValueStore store(cluster_.clock(), rng_, nodes, {});
   for (const char* key : {"a", "b", "c"}) {
     EXPECT_EQ(cluster_.run(store.put(key, value(key), {}, {})).value(), PutOutcome::kStored);
@@ -422,7 +423,8 @@ TEST_F(PlacedPutsOnDisk, WhatIsAcknowledgedAsDurableIsWhatWasVerified) {
   };
   {
     const Watched watched(cluster_, node().service(), damage);
-    Nodes nodes(transport_, {{.name = Watched::kName}});
+    StaticMembership membership({{.name = Watched::kName}});
+    Nodes nodes(cluster_.clock(), transport_, membership);
     ValueStore store(cluster_.clock(), rng_, nodes, {});
     EXPECT_EQ(cluster_.run(store.put("k", value("k"), kDurable, {})).value(), PutOutcome::kStored);
     EXPECT_EQ(landed, 1);

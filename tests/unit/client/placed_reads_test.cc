@@ -119,8 +119,7 @@ TEST_F(PlacedReads, ARegionOutOfReachIsTriedOnce) {
 
 TEST_F(PlacedReads, ACancelledGetTouchesNothingOfAClientThatHasGone) {
   ASSERT_TRUE(put("k").has_value());
-  const std::vector<Member> members = {{.name = ValueCluster::name(0)}};
-  auto nodes = std::make_unique<Nodes>(transport_, members);
+  auto nodes = std::make_unique<Nodes>(cluster_.clock(), transport_, membership_);
   auto store = std::make_unique<ValueStore>(cluster_.clock(), rng_, *nodes, ValueStore::Options());
   CancelToken cancel;
   bool read = false;

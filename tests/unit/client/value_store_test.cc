@@ -206,7 +206,7 @@ TEST_P(ValueStoreTest, AFlushMakesEverythingUnreachableForEveryClient) {
 
   // The other client finds out when it asks, redoes the call once, and says what happened.
   EXPECT_EQ(cluster.run(other.get("k1", Buffer(100), call)).error().code(), Code::kNotFound);
-  EXPECT_EQ(other.nodes().flush_number("a"), 1u);
+  EXPECT_EQ(other.flush_numbers().of("a"), 1u);
   EXPECT_EQ(cluster.run(other.put("k1", value, {}, call)).value(), PutOutcome::kStored);
   EXPECT_TRUE(get(cluster, "k1", 100, call).has_value());
 
@@ -413,7 +413,7 @@ TEST_P(ValueStoreTest, DurableValuesSurviveARestart) {
   SeededRng rng(3);
   ValueStore fresh(cluster.clock(), rng, cluster.nodes(), {});
   EXPECT_TRUE(cluster.run(fresh.get("large", Buffer(3 << 20), call)).has_value());
-  EXPECT_EQ(fresh.nodes().flush_number("a"), 1u);
+  EXPECT_EQ(fresh.flush_numbers().of("a"), 1u);
   ASSERT_TRUE(cluster.run(fresh.flush(call)).has_value());
   cluster.stop(0);
   cluster.start(0);
