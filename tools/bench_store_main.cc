@@ -15,6 +15,7 @@
 #include "tools/child_node.h"
 #include "tools/cluster_flags.h"
 #include "tools/command_line.h"
+#include "tools/connection.h"
 #include "tools/peer_store.h"
 #include "tools/progress.h"
 #include "tools/report.h"
@@ -122,10 +123,19 @@ class Ours {
  private:
   Ours(const Path& path, ChildNode node) : path_(path), node_(std::move(node)) {}
 
-  // Connects, which the others have done for good; the bandwidth of a new connection is measured
-  // meanwhile, and its memory is touched.
+  // Connects, which the others have done for good, lets what is measured then come to its end, and
+  // touches the memory.
   Task<> warm_up(Case one, ConstByteSpan value) {
     const SystemClock clock;
+    const auto nodes = client_->nodes().view();
+    ValueStub& node = nodes->node(0).values();
+    ICE_CO_TRY(co_await node.ping(Deadline::after(clock, std::chrono::seconds(5))));
+    auto ask = [&node] { return node.health(); };
+    ICE_CO_TRY(const PeerHealth health, co_await settled_health(std::move(ask)));
+    if (!std::exchange(said_, true)) {
+      note("lanes " + lanes_text(health) + ", " + bandwidth_text(health) +
+           " at the first connection");
+    }
     const Deadline end = Deadline::after(clock, std::chrono::milliseconds(100));
     while (!end.passed(clock)) {
       ICE_CO_TRY(co_await client_->values().put("warm up " + one.name(), value, {}, {}));
@@ -195,6 +205,7 @@ class Ours {
   const Path path_;
   ChildNode node_;
   std::unique_ptr<ClusterClient> client_;
+  bool said_ = false;  // what carries the bytes
 };
 
 // Copies out of, and into, memory as large as the working set.

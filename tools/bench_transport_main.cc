@@ -16,6 +16,7 @@
 #include "tools/bench_transport_service.h"
 #include "tools/child_process.h"
 #include "tools/command_line.h"
+#include "tools/connection.h"
 #include "tools/perftest.h"
 #include "tools/progress.h"
 #include "tools/report.h"
@@ -141,12 +142,15 @@ class Pair {
     pair->address_ = pair->server_.read_line();
     if (pair->address_.empty()) return Status(Code::kUnavailable, "the server did not start");
     ICE_TRY(pair->transport_, open_transport(pair->shard_, side));
+    ICE_TRY(pair->connection_, sync_wait(pair->shard_.executor(), pair->connect()));
     return pair;
   }
   ~Pair() {
     if (transport_ != nullptr) (void)sync_wait(shard_.executor(), transport_->shutdown());
     shard_.stop();
   }
+
+  const PeerHealth& connection() const { return connection_; }
 
   // Calls for `duration` with FLAGS_clients side by side.
   Status measure(const Case& what, Ms duration, Measured& into) {
@@ -155,6 +159,17 @@ class Pair {
 
  private:
   explicit Pair(ChildProcess server) : server_(std::move(server)) {}
+
+  // What is measured of a new connection is not to be in the way of anything here.
+  Task<PeerHealth> connect() {
+    const BenchRequest ask{kSmallBytes, 1, 0};
+    Request request(static_cast<MethodId>(BenchMethod::kGet),
+                    std::string(as_text(std::as_bytes(std::span(&ask, 1)))));
+    ICE_CO_TRY(
+        co_await transport_->call(address_, std::move(request), Buffer(kSmallBytes), deadline()));
+    auto health = [this] { return transport_->health(address_); };
+    co_return co_await settled_health(std::move(health));
+  }
 
   Task<> run_clients(const Case& what, Ms duration, Measured& into) {
     ICE_CO_TRY(co_await run(what, Ms(0), into));  // connects and warms up
@@ -238,6 +253,7 @@ class Pair {
   Shard shard_;
   std::unique_ptr<UcxTransport> transport_;
   Address address_;
+  PeerHealth connection_;
 };
 
 Result<double> perftest(const Case& what) {
@@ -334,6 +350,10 @@ Status measure_side(const Side& side, Report& report) {
   for (int round = 0; round < FLAGS_rounds; ++round) {
     progress.set(round);
     ICE_TRY(const auto pair, Pair::open(side));
+    if (round == 0) {
+      note(side.mode + ": lanes " + lanes_text(pair->connection()) + ", " +
+           bandwidth_text(pair->connection()) + " at the first connection");
+    }
     for (std::size_t i = 0; i < cases.size(); ++i) {
       std::vector<double> before = std::move(results[i].call_us);
       ICE_TRY(pair->measure(cases[i], Ms(FLAGS_round_ms), results[i]));

@@ -71,6 +71,8 @@ void parse_command_line(int argc, char** argv, const std::string& usage) {
   }
 }
 
+void show_log() { FLAGS_stderrthreshold = google::INFO; }
+
 int fail(const Status& status) {
   std::fprintf(stderr, "%s: %s\n", verb_name.c_str(), status.to_string().c_str());
   switch (status.code()) {

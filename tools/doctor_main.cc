@@ -14,11 +14,15 @@
 #include <thread>
 
 #include "common/bytes.h"
+#include "tools/cluster_flags.h"
 #include "tools/command_line.h"
+#include "tools/connection.h"
 #include "tools/report.h"
 #include "transport/ucx/ucx_info.h"
 
 DEFINE_string(store, "", "directory that a node would use: looks at its file system");
+DEFINE_string(cluster, "", "nodes that are up: looks at what carries the bytes to them");
+DEFINE_string(token_file, "", "holds the token that the nodes want");
 DEFINE_bool(json, false, "print one JSON object instead of a table");
 
 namespace icefield {
@@ -29,8 +33,10 @@ constexpr char kUsage[] =
 
 Looks only; writes nothing but a scratch file in --store. Exit code 1: something must be mended.
 
-  icefield doctor --store=/var/lib/icefield
+  icefield doctor --store=/var/lib/icefield --cluster=127.0.0.1:7070
 )";
+
+constexpr std::int64_t kPingMs = 5000;  // it connects
 
 enum class Level { kOk, kNote, kProblem };
 
@@ -174,6 +180,35 @@ void look_at_store(Findings& found) {
        .advice = direct ? "" : "reads go through the page cache; ext4 and XFS have it"});
 }
 
+Task<PeerHealth> connect(ValueStub& node) {
+  ICE_CO_TRY(const Deadline deadline, deadline_from_now(kPingMs));
+  ICE_CO_TRY(co_await node.ping(deadline));
+  auto health = [&node] { return node.health(); };
+  co_return co_await settled_health(std::move(health));
+}
+
+Status look_at_cluster(Findings& found) {
+  if (FLAGS_cluster.empty()) return Status();
+  ICE_TRY(const auto client, open_cluster(FLAGS_cluster, FLAGS_token_file, "auto"));
+  const auto nodes = client->nodes().view();
+  for (std::size_t i = 0; i < nodes->size(); ++i) {
+    ValueStub& node = nodes->node(i).values();
+    const Result<PeerHealth> health = sync_wait(client->executor(), connect(node));
+    Finding& finding = found.emplace_back();
+    finding.what = "node " + node.address();
+    if (!health.has_value()) {
+      finding.level = Level::kProblem;
+      finding.value = "no answer";
+      finding.advice = health.error().message();
+      continue;
+    }
+    finding.level = health->concern.empty() ? Level::kOk : Level::kNote;
+    finding.value = lanes_text(*health) + ", " + bandwidth_text(*health);
+    finding.advice = health->concern;
+  }
+  return Status();
+}
+
 Status run() {
   Findings found;
   look_at_processor(found);
@@ -181,6 +216,7 @@ Status run() {
   look_at_limits(found);
   look_at_network(found);
   look_at_store(found);
+  ICE_TRY(look_at_cluster(found));
   int problems = 0;
   Table table({"", "what", "found", "what to do"});
   nlohmann::ordered_json list = nlohmann::ordered_json::array();

@@ -9,6 +9,7 @@
 #include "cache_node/node_host.h"
 #include "common/shard.h"
 #include "tools/command_line.h"
+#include "tools/transport_metrics.h"
 
 DEFINE_bool(markdown, false, "print the table of docs/metrics.md instead of an idle node's page");
 
@@ -30,6 +31,7 @@ Status print(const std::string& directory) {
           NodeHost::open({.dram_bytes = 1 << 20, .store = directory}, shard.executor()));
   MetricsPage page;
   host->collect(page);
+  collect(UcxCounters(), page);
   if (FLAGS_markdown) {
     std::cout << "# Metrics of a node\n\nServed under `/metrics` of `--admin_listen` in "
                  "Prometheus' text format. This page is printed by\n`icefield metrics "

@@ -13,6 +13,7 @@
 #include "proto/layout.h"
 #include "tools/command_line.h"
 #include "tools/report.h"
+#include "tools/transport_metrics.h"
 #include "transport/ucx/ucx_transport.h"
 
 DEFINE_string(listen, "127.0.0.1:7070", "host:port for clients; port 0: a free one");
@@ -120,6 +121,7 @@ class NodeProcess {
     std::cout << "node " << address_ << " serves";
     if (!admin_address_.empty()) std::cout << ", admin http://" << admin_address_;
     std::cout << std::endl;
+    show_log();
   }
 
   // Blocks until SIGINT or SIGTERM.
@@ -157,7 +159,10 @@ class NodeProcess {
     });
     admin_.add("/metrics", [this] {
       MetricsPage page;
-      if (host_ != nullptr && serving_) host_->collect(page);
+      if (host_ != nullptr && serving_) {
+        host_->collect(page);
+        collect(transport_->counters(), page);
+      }
       return AdminHttp::Page{.type = "text/plain; version=0.0.4; charset=utf-8",
                              .body = page.text()};
     });

@@ -5,6 +5,7 @@
 
 #include "tools/cluster_flags.h"
 #include "tools/command_line.h"
+#include "tools/connection.h"
 #include "tools/report.h"
 
 DEFINE_string(cluster, "", "the nodes: host:port,host:port*weight");
@@ -18,7 +19,7 @@ namespace icefield {
 namespace {
 
 constexpr char kUsage[] =
-    R"(icefield ping — asks every member of a cluster and measures round trips
+    R"(icefield ping — asks every member of a cluster and measures bandwidth and round trips
 
 The exit code is 1 when one is down.
 
@@ -28,7 +29,7 @@ The exit code is 1 when one is down.
 struct Answer {
   Status status;           // the first failure
   std::vector<double> us;  // sorted
-  std::string lanes;       // what carries the bytes
+  PeerHealth health;
 };
 
 // On the client's own thread: what is measured has no hop between threads in it.
@@ -38,11 +39,13 @@ Task<> ping(ValueStub& node, Answer& answer) {
     const auto start = clock.now();
     ICE_CO_TRY(const Deadline deadline, deadline_from_now(FLAGS_deadline_ms));
     answer.status = co_await node.ping(deadline);
-    if (i == 0) continue;  // it connects
+    if (i == 0) {  // it has connected; what is measured then is not to be in the way
+      auto health = [&node] { return node.health(); };
+      ICE_CO_TRY(answer.health, co_await settled_health(std::move(health)));
+      continue;
+    }
     answer.us.push_back(std::chrono::duration<double, std::micro>(clock.now() - start).count());
   }
-  ICE_CO_TRY(const PeerHealth health, co_await node.health());
-  answer.lanes = health.lanes;
   co_return Status();
 }
 
@@ -52,23 +55,32 @@ Status run() {
   }
   ICE_TRY(const auto client, open_cluster(FLAGS_cluster, FLAGS_token_file, FLAGS_lanes));
   Report report("ping");
-  Table table({"member", "state", "lanes", "p50", "p99"});
+  Table table({"member", "state", "lanes", "bandwidth", "p50", "p99"});
   Status failure;
-  for (std::size_t i = 0; i < client->nodes().size(); ++i) {
-    ValueStub& node = client->nodes().values(i);
+  const auto nodes = client->nodes().view();
+  for (std::size_t i = 0; i < nodes->size(); ++i) {
+    ValueStub& node = nodes->node(i).values();
     Answer answer;
     ICE_TRY(sync_wait(client->executor(), ping(node, answer)));
     if (!answer.status.ok()) {
       failure = answer.status.with_context("member " + node.address() + " is down");
-      table.add({node.address(), "down", "–", "–", "–"});
+      table.add({node.address(), "down", "–", "–", "–", "–"});
       continue;
     }
-    std::vector<std::string> row = {node.address(), "up", answer.lanes};
+    const PeerHealth& health = answer.health;
+    std::vector<std::string> row = {node.address(), "up", lanes_text(health),
+                                    bandwidth_text(health)};
+    if (health.bytes_per_second > 0) {
+      report.add({.name = "connection_gbps",
+                  .params = {{"member", node.address()}, {"lanes", health.lanes}},
+                  .value = static_cast<double>(health.bytes_per_second) / 1e9,
+                  .unit = "GB/s"});
+    }
     for (const double share : {0.5, 0.99}) {
       row.push_back(number_text(quantile(answer.us, share), 1) + " us");
       report.add(
           {.name = "round_trip_us",
-           .params = {{"member", node.address()}, {"quantile", share}, {"lanes", answer.lanes}},
+           .params = {{"member", node.address()}, {"quantile", share}, {"lanes", health.lanes}},
            .value = quantile(answer.us, share),
            .unit = "us"});
     }

@@ -2,45 +2,20 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
-#include <boost/asio/connect.hpp>
-#include <boost/asio/ip/tcp.hpp>
-#include <boost/asio/read.hpp>
-#include <boost/asio/write.hpp>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "tests/support/daemon.h"
 #include "tests/support/gguf_writer.h"
+#include "tests/support/http.h"
 #include "tests/support/process.h"
 #include "tests/support/temp_dir.h"
 
 namespace icefield {
 namespace {
 
-namespace asio = boost::asio;
-using asio::ip::tcp;
 using nlohmann::json;
-
-// What the server sends back for these bytes until it closes.
-std::string talk(const std::string& address, const std::string& bytes) {
-  const std::size_t colon = address.rfind(':');
-  asio::io_context io;
-  tcp::socket socket(io);
-  asio::connect(socket,
-                tcp::resolver(io).resolve(address.substr(0, colon), address.substr(colon + 1)));
-  boost::system::error_code ended;
-  asio::write(socket, asio::buffer(bytes), ended);
-  std::string answer;
-  asio::read(socket, asio::dynamic_buffer(answer), ended);
-  return answer;
-}
-
-std::string http(const std::string& address, const std::string& path,
-                 const std::string& method = "GET") {
-  return talk(address,
-              method + " " + path + " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-}
 
 class NodeProcess : public testing::Test {
  protected:
