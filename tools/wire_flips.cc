@@ -113,7 +113,8 @@ Result<FlipOutcome> flip_on_the_wire(std::int64_t flips, std::int64_t value_byte
   ICE_TRY(sync_wait(shard.executor(), transport.listen("node", shard.executor(), host->service())));
   const SystemClock clock;
   SeededRng rng(seed);
-  Nodes nodes(transport, {{.name = "node"}});
+  StaticMembership members({{.name = "node"}});
+  Nodes nodes(clock, transport, members);
   ValueStore store(clock, rng, nodes, {});
   Bytes value(static_cast<std::size_t>(value_bytes));
   for (std::byte& b : value) b = static_cast<std::byte>(rng.next());
