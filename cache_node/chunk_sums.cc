@@ -38,4 +38,8 @@ void ChunkSums::pass(ConstByteSpan bytes) {
   }
 }
 
+std::uint64_t value_version(std::span<const std::uint64_t> checksums) {
+  return checksums.size() == 1 ? checksums.front() : xxh3(std::as_bytes(checksums), 0);
+}
+
 }  // namespace icefield

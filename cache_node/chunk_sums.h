@@ -38,4 +38,7 @@ class ChunkSums {
   std::vector<std::uint64_t> checks_;  // of the chunk's pieces before
 };
 
+// Of the checksums of all of a value's chunks: what says that they belong together.
+std::uint64_t value_version(std::span<const std::uint64_t> checksums);
+
 }  // namespace icefield

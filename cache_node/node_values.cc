@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <iterator>
 
+#include "cache_node/chunk_sums.h"
+
 namespace icefield {
 namespace {
 
@@ -18,6 +20,11 @@ Retention retention_of(const PutOptions& options, std::int64_t now_ms) {
 
 bool hard_pinned(const Retention& retention) {
   return retention.pinned_until_ms == Retention::kForever;
+}
+
+// Left of another value, however it came to be there: a put would find it and change nothing.
+bool differs(const std::optional<ObjectInfo>& stored, const ObjectInfo& info) {
+  return stored.has_value() && *stored != info;
 }
 
 }  // namespace
@@ -246,7 +253,9 @@ Result<NodeValues::Upload*> NodeValues::upload_of(const ValueHash& hash, const P
                                                   const PutValues& request) {
   const std::uint64_t number = request.upload;
   const Status busy(Code::kUnavailable, "another client is writing this value");
-  if (removing_.contains(hash)) return busy;
+  if (removing_.contains(hash)) {
+    return Status(Code::kUnavailable, "what was stored under this key is still being removed");
+  }
   const std::int64_t now_ms = clock_.unix_ms();
   auto found = uploads_.find(hash);
   if (found != uploads_.end() && found->second.number != number) {
@@ -283,6 +292,10 @@ Task<> NodeValues::store_chunks(const ValueHash& hash, const PutValue& item,
     if (chunk.checksum != info.checksum) {
       co_return Status(Code::kDataLoss, "checksum mismatch, object " + to_string(chunk.key),
                        MissReason::kIntegrity);
+    }
+    if (differs(memory_.find(chunk.key), info)) ICE_CO_TRY(co_await memory_.remove(chunk.key));
+    if (disk_ != nullptr && differs(disk_->find(chunk.key), info)) {
+      ICE_CO_TRY(co_await disk_->remove(chunk.key));
     }
     if (durable) ICE_CO_TRY(co_await disk_->put(chunk.key, chunk.parts, info));
     if (chunk.slots.has_value()) {
@@ -334,7 +347,7 @@ void NodeValues::complete(Namespace& space, const ValueHash& hash, std::string_v
   upload.leases.clear();
   Value value{.bytes = static_cast<std::int32_t>(upload.bytes),
               .retention = upload.retention,
-              .version = version_of(upload.checksums)};
+              .version = value_version(upload.checksums)};
   value.name = std::make_unique<Name>(Name{.space = &space, .key = std::string(key)});
   note_retention(hash, value);
   ++space.value_count;
@@ -346,10 +359,6 @@ void NodeValues::complete(Namespace& space, const ValueHash& hash, std::string_v
   missed_.forget(name);
   Value& stored = values_.insert_or_assign(hash, std::move(value)).first->second;
   if (came_back && level != WriteLevel::kDurable) note_use(hash, stored);
-}
-
-std::uint64_t NodeValues::version_of(std::span<const std::uint64_t> checksums) {
-  return checksums.size() == 1 ? checksums.front() : xxh3(std::as_bytes(checksums), 0);
 }
 
 void NodeValues::note_retention(const ValueHash& hash, const Value& value) {

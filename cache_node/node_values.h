@@ -106,6 +106,7 @@ class NodeValues {
   Task<std::int64_t> flush(ValueScope scope, ValueHead& head);
 
   // Removes what is left of values that lost a chunk. Whoever put something into memory calls it.
+  // What cannot be removed now is tried again with the next call.
   Task<> remove_doomed();
   // A chunk left memory.
   void note_evicted(const ObjectKey& chunk);
@@ -227,6 +228,7 @@ class NodeValues {
                    std::span<const ObjectBytes> chunks, ValueReads& reads);
   void append_chunks(const Wanted& wanted, const Run& run, std::span<const ObjectBytes> chunks,
                      ValueReads& reads) const;
+  bool mixed(const ValueHash& hash, const Run& run) const;
   void fail_read(Status status, ValueReads& reads);
   // Known, with its name, and not over. live_now() only where the name needs no disk.
   Task<Value*> live(const Namespace& space, std::string_view key, const ValueHash& hash);
@@ -244,12 +246,14 @@ class NodeValues {
   Task<> load_name(ValueHash hash);
   Task<> load_names();
   std::optional<Value> value_on_disk(const ValueHash& hash, std::int64_t chunk_count) const;
-  static std::uint64_t version_of(std::span<const std::uint64_t> checksums);
   Task<> recover_namespaces(std::vector<ObjectKey> records);
 
   // Dropping: the entry at once, its chunks in remove_doomed().
   void drop(Values::iterator value, MissReason reason);
   void drop_upload(const ValueHash& hash);
+  void doom(const ValueHash& hash, std::int64_t chunk_count);
+  Task<> remove_first(std::deque<Doomed>& from);
+  Task<> remove_chunks(Doomed doomed);
   void expire_due();
 
   std::optional<ObjectInfo> find_chunk(const ObjectKey& key) const;
@@ -266,8 +270,9 @@ class NodeValues {
   std::int64_t batched_bytes_ = 0;  // of all batches
   ByTime soft_pins_;
   ByTime expiries_;
-  std::vector<Doomed> doomed_;
-  std::unordered_set<ValueHash, Hash128Hasher> removing_;  // their chunks are going
+  std::deque<Doomed> doomed_;
+  std::deque<Doomed> stuck_;  // those that the disk did not remove when it was asked
+  std::unordered_multiset<ValueHash, Hash128Hasher> removing_;  // of both, and under way
   std::int64_t nameless_count_ = 0;
   MissMemory missed_;
   std::deque<ValueHash> to_copy_;    // to disk; bounded

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cache_node/chunk_sums.h"
 #include "cache_node/node_values.h"
 
 namespace icefield {
@@ -43,8 +44,7 @@ Task<> NodeValues::recover() {
     if (chunks.named) value = value_on_disk(hash, chunks.chunk_count);
     if (!value.has_value()) {
       ++removed;
-      removing_.insert(hash);
-      doomed_.push_back({.hash = hash, .chunk_count = chunks.chunk_count});
+      doom(hash, chunks.chunk_count);
       continue;
     }
     note_retention(hash, *value);
@@ -73,7 +73,7 @@ std::optional<NodeValues::Value> NodeValues::value_on_disk(const ValueHash& hash
   }
   if (value_chunk_count(bytes) != chunk_count) return std::nullopt;
   value.bytes = static_cast<std::int32_t>(bytes);
-  value.version = version_of(checksums);
+  value.version = value_version(checksums);
   return value;
 }
 

@@ -34,36 +34,58 @@ void NodeValues::drop(Values::iterator value, MissReason reason) {
     --nameless_count_;
   }
   forget_retention(hash, entry);
-  removing_.insert(hash);
-  doomed_.push_back({.hash = hash, .chunk_count = value_chunk_count(entry.bytes)});
+  doom(hash, value_chunk_count(entry.bytes));
   values_.erase(value);
 }
 
 void NodeValues::drop_upload(const ValueHash& hash) {
   const auto upload = uploads_.find(hash);
   if (upload == uploads_.end()) return;
-  removing_.insert(hash);
-  doomed_.push_back({.hash = hash, .chunk_count = value_chunk_count(upload->second.bytes)});
+  doom(hash, value_chunk_count(upload->second.bytes));
   uploads_.erase(upload);
 }
 
+void NodeValues::doom(const ValueHash& hash, std::int64_t chunk_count) {
+  removing_.insert(hash);
+  doomed_.push_back({.hash = hash, .chunk_count = chunk_count});
+}
+
+// Whoever is new here gets a try, and those that failed before as long as the disk goes along.
 Task<> NodeValues::remove_doomed() {
+  Status failure;
   while (!doomed_.empty()) {
-    const Doomed doomed = doomed_.back();
-    doomed_.pop_back();
-    Status removed;
-    for (std::int64_t chunk = 0; chunk < doomed.chunk_count && removed.ok(); ++chunk) {
-      const ObjectKey key = value_chunk_key(doomed.hash, doomed.chunk_count, chunk);
-      removed = co_await memory_.remove(key);
-      if (disk_ != nullptr && removed.ok()) removed = co_await disk_->remove(key);
-    }
-    if (disk_ != nullptr && removed.ok()) {
-      removed = co_await disk_->remove(value_name_key(doomed.hash));
-    }
-    removing_.erase(doomed.hash);
-    ICE_CO_TRY(removed);
+    const Status removed = co_await remove_first(doomed_);
+    if (!removed.ok()) failure = removed;
   }
-  co_return Status();
+  while (!stuck_.empty() && failure.ok()) failure = co_await remove_first(stuck_);
+  co_return failure;
+}
+
+// A value that is not all gone stays in removing_: what is left of it must not become part of
+// another that is put under its key.
+Task<> NodeValues::remove_first(std::deque<Doomed>& from) {
+  const Doomed doomed = from.front();
+  from.pop_front();
+  const Status removed = co_await remove_chunks(doomed);
+  if (removed.ok()) {
+    removing_.erase(removing_.find(doomed.hash));
+  } else {
+    stuck_.push_back(doomed);
+  }
+  co_return removed;
+}
+
+Task<> NodeValues::remove_chunks(Doomed doomed) {
+  for (std::int64_t chunk = 0; chunk < doomed.chunk_count; ++chunk) {
+    ICE_CO_TRY(co_await memory_.remove(value_chunk_key(doomed.hash, doomed.chunk_count, chunk)));
+  }
+  if (disk_ == nullptr) co_return Status();
+  for (std::int64_t chunk = 0; chunk < doomed.chunk_count; ++chunk) {
+    const ObjectKey key = value_chunk_key(doomed.hash, doomed.chunk_count, chunk);
+    ICE_CO_TRY(co_await disk_->remove(key));
+    ICE_CO_TRY(co_await memory_.remove(key));  // a read that was under way has put it back
+  }
+  co_return co_await disk_->remove(value_name_key(doomed.hash));
 }
 
 void NodeValues::expire_due() {

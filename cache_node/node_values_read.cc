@@ -1,6 +1,7 @@
 // The reading side of NodeValues: gets, finds and lists.
 #include <algorithm>
 
+#include "cache_node/chunk_sums.h"
 #include "cache_node/node_values.h"
 #include "cache_node/read_through.h"
 
@@ -194,6 +195,9 @@ Task<> NodeValues::read_from_tiers(Wanted wanted, Run run, std::vector<ObjectByt
 void NodeValues::finish_read(const Namespace& space, const Wanted& wanted, const Run& run,
                              Status read, std::span<const ObjectBytes> chunks, ValueReads& reads) {
   const auto found = values_.find(wanted.hash);
+  if (read.ok() && wanted.scrub && mixed(wanted.hash, run)) {
+    read = Status(Code::kDataLoss, "chunks of several values under one key");
+  }
   if (!read.ok()) {
     const bool lost = read.code() == Code::kDataLoss;
     if (!lost && read.code() != Code::kNotFound) return fail_read(std::move(read), reads);
@@ -226,6 +230,18 @@ void NodeValues::append_chunks(const Wanted& wanted, const Run& run,
     reads.leases.push_back(bytes.owner());
     reads.leased_bytes += round_up(range.chunk_bytes, memory_.slot_bytes());
   }
+}
+
+// Whether the chunks that are stored are right, each by itself, and together not the value.
+bool NodeValues::mixed(const ValueHash& hash, const Run& run) const {
+  const std::int64_t count = value_chunk_count(run.value_bytes);
+  std::vector<std::uint64_t> checksums;
+  for (std::int64_t chunk = 0; chunk < count; ++chunk) {
+    const auto info = find_chunk(value_chunk_key(hash, count, chunk));
+    if (!info.has_value()) return false;  // incomplete: its next whole read says so
+    checksums.push_back(info->checksum);
+  }
+  return value_version(checksums) != run.version;
 }
 
 void NodeValues::fail_read(Status status, ValueReads& reads) {

@@ -80,7 +80,7 @@ struct GetValues {
 struct ValueFacts {
   std::vector<Status> statuses;
   std::vector<std::int64_t> value_bytes;  // 0 where the status is an error
-  std::vector<std::uint64_t> versions;    // equal for equal bytes of one key
+  std::vector<std::uint64_t> versions;    // value_version(): equal for equal bytes of one key
   std::vector<std::uint64_t> checksums;   // of all chunks touched
   // Of all pieces of the chunks that are read in part: then the others' checks are needed, too.
   std::vector<std::uint64_t> piece_checks;

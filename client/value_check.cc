@@ -1,5 +1,7 @@
 #include "client/value_check.h"
 
+#include "cache_node/chunk_sums.h"
+
 namespace icefield {
 namespace {
 
@@ -28,13 +30,20 @@ void ValueChecker::arrived(const ValueFacts& facts, ConstByteSpan payload) {
 }
 
 Status ValueChecker::plan(const ValueFacts& facts) {
-  if (facts.statuses.size() != asked_.size()) return misfit();
+  if (facts.statuses.size() != asked_.size() || facts.versions.size() != asked_.size()) {
+    return misfit();
+  }
   Facts left{.checksums = facts.checksums, .piece_checks = facts.piece_checks};
   extents_.resize(asked_.size());
   for (std::size_t i = 0; i < asked_.size(); ++i) {
     extents_[i].begin = planned_bytes_;
-    if (facts.statuses[i].ok()) ICE_TRY(plan_value(i, facts.value_bytes[i], left));
+    if (!facts.statuses[i].ok()) continue;
+    const std::span<const std::uint64_t> before = left.checksums;
+    ICE_TRY(plan_value(i, facts.value_bytes[i], left));
     extents_[i].size = planned_bytes_ - extents_[i].begin;
+    const auto mine = before.first(before.size() - left.checksums.size());
+    extents_[i].all = std::ssize(mine) == value_chunk_count(facts.value_bytes[i]);
+    extents_[i].mixed = extents_[i].all && value_version(mine) != facts.versions[i];
   }
   return Status();
 }
@@ -96,12 +105,18 @@ Result<std::vector<CheckedValue>> ValueChecker::finish(const GetValuesReply& rep
     values[i].version = reply.facts.versions[i];
     values[i].bytes = payload.subspan(extents_[i].begin, extents_[i].size);
   }
+  const auto spoil = [](CheckedValue& value, const char* why) {
+    value.status = Status(Code::kDataLoss, why, MissReason::kIntegrity);
+    value.bytes = {};
+  };
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (extents_[i].mixed) spoil(values[i], "chunks of several values");
+  }
   for (const Chunk& chunk : chunks_) {
+    if (!extents_[chunk.value].all) values[chunk.value].checksums.push_back(chunk.checksum);
     const std::span checks = std::span(checks_).subspan(chunk.first_check, chunk.check_count);
     if (value_chunk_checksum(chunk.key, checks) == chunk.checksum) continue;
-    values[chunk.value].status =
-        Status(Code::kDataLoss, "checksum mismatch", MissReason::kIntegrity);
-    values[chunk.value].bytes = {};
+    spoil(values[chunk.value], "checksum mismatch");
   }
   return values;
 }

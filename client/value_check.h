@@ -19,10 +19,12 @@ struct CheckedValue {
   std::int64_t value_bytes = 0;  // of the whole value
   std::uint64_t version = 0;
   ConstByteSpan bytes;  // in the reply's payload: [offset, offset + room) as far as there is
+  // Of the chunks that are touched, where they are not all of the value's.
+  std::vector<std::uint64_t> checksums;
 };
 
 // Hashes every piece once, as soon as all of it is there, and at the end holds the pieces against
-// the chunks' checksums.
+// the chunks' checksums; and these, where all of a value's are there, against its version.
 //
 // Threads  arrived() on one at a time; finish() when there will be no more of it.
 class ValueChecker final : public ValueArrival {
@@ -52,10 +54,12 @@ class ValueChecker final : public ValueArrival {
     std::uint64_t checksum = 0;
   };
   struct Facts;  // those not used up yet
-  // Where the bytes of a value are in the payload.
+  // Where the bytes of a value are in the payload, and what is known of its chunks together.
   struct Extent {
     std::size_t begin = 0;
     std::size_t size = 0;
+    bool all = false;    // they are here
+    bool mixed = false;  // and are of several values
   };
 
   Status plan(const ValueFacts& facts);

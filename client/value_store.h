@@ -18,6 +18,8 @@
 
 namespace icefield {
 
+struct CheckedValue;
+
 // What every call says.
 struct ValueCall {
   std::string_view name_space;  // tenants never share values; may be empty
@@ -125,7 +127,7 @@ class ValueStore {
   Task<Buffer> read_run(std::shared_ptr<const NodesView> nodes, ValueToGet item, Buffer into,
                         ValueCall call);
   Task<> read_rest(std::shared_ptr<const NodesView> nodes, ValueToGet item, std::int64_t have,
-                   std::uint64_t version, Buffer& into, ValueCall call);
+                   CheckedValue first, Buffer& into, ValueCall call);
 
   // Writing.
   asio::awaitable<void> put_to(Puts& puts, std::size_t node);

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cache_node/chunk_sums.h"
 #include "client/value_check.h"
 #include "client/value_store.h"
 #include "common/task_scope.h"
@@ -62,6 +63,29 @@ Result<ConstByteSpan> cut(const ValueToGet& item, const CheckedValue& value) {
   const ConstByteSpan rest = value.bytes.subspan(std::min(skip, value.bytes.size()));
   return rest.first(std::min(rest.size(), static_cast<std::size_t>(item.room)));
 }
+
+// The checksums of a value's chunks, as one request after the other brings them.
+class ChunkRow {
+ public:
+  explicit ChunkRow(std::int64_t first) : first_(first) {}
+
+  // Chunks from `chunk` on; that may be the last one of before, again.
+  void append(std::int64_t chunk, std::span<const std::uint64_t> checksums) {
+    const bool again = chunk < first_ + std::ssize(checksums_) && !checksums.empty();
+    mixed_ |= again && checksums.front() != checksums_.back();
+    const auto added = checksums.subspan(again ? 1 : 0);
+    checksums_.insert(checksums_.end(), added.begin(), added.end());
+  }
+  bool mixed(const CheckedValue& value) const {
+    const bool all = std::ssize(checksums_) == value_chunk_count(value.value_bytes);
+    return mixed_ || (all && value_version(checksums_) != value.version);
+  }
+
+ private:
+  const std::int64_t first_;
+  std::vector<std::uint64_t> checksums_;
+  bool mixed_ = false;
+};
 
 // A call that its caller may walk away from: then it ends by its deadline, holding its memory.
 struct Abandonable {
@@ -295,12 +319,12 @@ Task<Buffer> ValueStore::read_run(std::shared_ptr<const NodesView> nodes, ValueT
   const std::int64_t end = std::min(value.value_bytes, item.range_begin.value_or(0) + item.room);
   const std::int64_t wanted = end - item.range_begin.value_or(0);
   result.resize(split ? wanted : have);
-  if (have < wanted) ICE_CO_TRY(co_await read_rest(nodes, item, have, value.version, result, call));
+  if (have < wanted) ICE_CO_TRY(co_await read_rest(nodes, item, have, value, result, call));
   co_return result;
 }
 
 Task<> ValueStore::read_rest(std::shared_ptr<const NodesView> nodes, ValueToGet item,
-                             std::int64_t have, std::uint64_t version, Buffer& into,
+                             std::int64_t have, CheckedValue first, Buffer& into,
                              ValueCall call) {
   const std::int64_t begin = item.range_begin.value_or(0);
   Fetch fetch;
@@ -317,9 +341,12 @@ Task<> ValueStore::read_rest(std::shared_ptr<const NodesView> nodes, ValueToGet 
   }
   co_await this->fetch(fetch);
   std::byte* to = into.bytes().data() + have;
+  ChunkRow chunks(begin / kValueChunkBytes);
+  chunks.append(begin / kValueChunkBytes, first.checksums);
   for (const Fetch::Item& part : fetch.items) {
     ICE_CO_TRY(const ConstByteSpan bytes, cut(part.wanted, part.value));
-    const bool same = part.value.version == version &&
+    chunks.append(part.asked.offset / kValueChunkBytes, part.value.checksums);
+    const bool same = part.value.version == first.version &&
                       static_cast<std::int64_t>(bytes.size()) == part.wanted.room;
     if (!same) {
       co_return Status::miss(MissReason::kEvicted, "the value was replaced while it was read");
@@ -327,6 +354,7 @@ Task<> ValueStore::read_rest(std::shared_ptr<const NodesView> nodes, ValueToGet 
     std::memcpy(to, bytes.data(), bytes.size());
     to += bytes.size();
   }
+  if (chunks.mixed(first)) co_return Status::miss(MissReason::kIntegrity, "chunks of two values");
   co_return Status();
 }
 

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "cache_node/chunk_sums.h"
 #include "cache_node/node_values.h"
 #include "common/run_writer.h"
 #include "common/waiters.h"
@@ -34,7 +35,13 @@ class FakeDisk final : public Tier {
     ICE_CO_TRY(co_await tier_->put(key, std::span(&piece, 1), info_of(key, piece)));
     co_return bytes;
   }
-  Task<> remove(ObjectKey key) override { return tier_->remove(key); }
+  Task<> remove(ObjectKey key) override {
+    if (remove_refusals > 0) {
+      --remove_refusals;
+      co_return Status(Code::kResourceExhausted, "the disk cannot keep up");
+    }
+    co_return co_await tier_->remove(key);
+  }
   Task<> flush() override { return tier_->flush(); }
   Task<> retain(ObjectKey key, Retention retention) override {
     return tier_->retain(key, retention);
@@ -46,7 +53,8 @@ class FakeDisk final : public Tier {
   }
   TierUsage usage() const override { return tier_->usage(); }
 
-  int refusals = 0;              // of the next puts
+  int refusals = 0;  // of the next puts
+  int remove_refusals = 0;
   std::int64_t held_bytes = -1;  // puts of objects this long wait
   Waiters held;
   Bytes replacement;  // put in the place of what is read, during the read
@@ -138,6 +146,57 @@ class NodeValuesTest : public testing::Test {
     ICE_CO_TRY(const ValueHead head, co_await values_.get(request, reads));
     ICE_CO_TRY(head.status);
     co_return reads.statuses.back();
+  }
+  // A value of any bytes and number of chunks.
+  Task<PutOutcome> put_bytes(std::string key, const Bytes& bytes, PutOptions options = {}) {
+    const std::int64_t size = std::ssize(bytes);
+    const std::int64_t count = value_chunk_count(size);
+    const ValueHash hash = value_hash("", 0, key);
+    std::vector<ConstByteSpan> parts;
+    std::vector<std::uint64_t> checksums;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const auto chunk_bytes = static_cast<std::size_t>(chunk_range(size, i, 0, size).chunk_bytes);
+      parts.push_back(ConstByteSpan(bytes).subspan(static_cast<std::size_t>(i * kValueChunkBytes),
+                                                   chunk_bytes));
+      checksums.push_back(object_checksum(value_chunk_key(hash, count, i), {&parts.back(), 1}));
+    }
+    PutValues request;
+    request.options = options;
+    request.values.push_back({.key = key, .value_bytes = size, .checksums = checksums});
+    std::vector<IncomingChunk> chunks = values_.reserve(request);
+    for (std::size_t i = 0; i < chunks.size(); ++i) {
+      chunks[i].checksum = checksums[i];
+      chunks[i].parts = std::span(&parts[i], 1);
+      if (!chunks[i].slots.has_value()) continue;
+      std::vector<ByteSpan> runs;
+      chunks[i].slots->append_runs(runs);
+      RunWriter(runs).put(parts[i]);
+    }
+    ICE_CO_TRY(const PutValuesReply reply, co_await values_.put(request, chunks));
+    ICE_CO_TRY(reply.head.status);
+    co_return reply.outcomes.back();
+  }
+  // The whole value, as it is sent; kDataLoss where a client would see that it is none.
+  Task<Bytes> bytes_of(std::string key, bool scrub = false) {
+    GetValues request;
+    request.scrub = scrub;
+    request.values.push_back({.key = key, .room = 16 * kMiB});
+    ValueReads reads;
+    ICE_CO_TRY(const ValueHead head, co_await values_.get(request, reads));
+    ICE_CO_TRY(head.status);
+    ICE_CO_TRY(reads.statuses.back());
+    if (value_version(reads.checksums) != reads.versions.back()) {
+      co_return Status(Code::kDataLoss, "chunks of several values");
+    }
+    Bytes bytes;
+    for (const ConstByteSpan part : reads.payload) {
+      bytes.insert(bytes.end(), part.begin(), part.end());
+    }
+    co_return bytes;
+  }
+  Task<> remove(std::string_view key) {
+    ICE_CO_TRY(const ValueHead head, co_await values_.remove({}, std::span(&key, 1)));
+    co_return head.status;
   }
   void use(const std::string& key) { ASSERT_TRUE(run(get(key)).ok()) << key; }
 

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "cache_node/chunk_sums.h"
 #include "common/rng.h"
 #include "tests/support/objects.h"
 
@@ -20,11 +21,12 @@ class ValueCheckTest : public testing::Test {
     ValueFacts& facts = reply_.facts;
     facts.statuses.emplace_back();
     facts.value_bytes.push_back(bytes);
-    facts.versions.push_back(asked_.size());
     const std::int64_t end = std::min(bytes, offset + room);
     const std::int64_t count = value_chunk_count(bytes);
     const std::int64_t first = offset / kValueChunkBytes;
-    for (std::int64_t i = first; i < std::max(first + 1, ceil_div(end, kValueChunkBytes)); ++i) {
+    const std::int64_t stop = std::max(first + 1, ceil_div(end, kValueChunkBytes));
+    std::vector<std::uint64_t> checksums;
+    for (std::int64_t i = 0; i < count; ++i) {
       const ObjectKey chunk = value_chunk_key(asked.hash, count, i);
       const ChunkRange range = chunk_range(bytes, i, offset, end);
       const ConstByteSpan all =
@@ -32,11 +34,14 @@ class ValueCheckTest : public testing::Test {
                                        static_cast<std::size_t>(range.chunk_bytes));
       std::vector<std::uint64_t> checks;
       value_piece_checks(chunk, std::span(&all, 1), checks);
-      facts.checksums.push_back(value_chunk_checksum(chunk, checks));
+      checksums.push_back(value_chunk_checksum(chunk, checks));
+      if (i < first || i >= stop) continue;
+      facts.checksums.push_back(checksums.back());
       if (!range.whole()) {
         facts.piece_checks.insert(facts.piece_checks.end(), checks.begin(), checks.end());
       }
     }
+    facts.versions.push_back(value_version(checksums));
     const auto part = ConstByteSpan(value).subspan(static_cast<std::size_t>(offset),
                                                    static_cast<std::size_t>(end - offset));
     payload_.insert(payload_.end(), part.begin(), part.end());
@@ -110,6 +115,18 @@ TEST_F(ValueCheckTest, AFlippedBitInAChecksumIsSeen) {
     ASSERT_TRUE(values.has_value());
     EXPECT_TRUE(std::ranges::any_of(*values, [](const auto& v) { return !v.status.ok(); }));
   }
+}
+
+// Every chunk of it is what its checksum says: only the version tells.
+TEST_F(ValueCheckTest, ChunksOfTwoValuesAreNotOne) {
+  add(3'000'000, 0, 3'000'000);
+  reply_.facts.versions[0] ^= 1;
+  auto values = check();
+  ASSERT_TRUE(values.has_value());
+  EXPECT_EQ(values->front().status.code(), Code::kDataLoss);
+  EXPECT_TRUE(values->front().bytes.empty());
+  reply_.facts.versions.pop_back();
+  EXPECT_EQ(check().error().code(), Code::kInternal);
 }
 
 TEST_F(ValueCheckTest, AReplyOfAnotherShapeIsRefused) {

@@ -75,6 +75,23 @@ TEST_P(ValueStoreTest, ValuesLargerThanARequestGoInParts) {
   EXPECT_EQ(cluster.node(0).values().puts.value(), 2);
 }
 
+// Each chunk is what its checksum says; together they are no value that anybody put.
+TEST_P(ValueStoreTest, ChunksOfTwoValuesAreAMissHoweverTheyAreRead) {
+  for (const std::int64_t request_bytes : {16 << 20, 1 << 20}) {
+    ValueCluster cluster({.shared = GetParam()}, 1, {.request_bytes = request_bytes});
+    const Bytes value = random(3 << 20);
+    ASSERT_TRUE(put(cluster, "k", value).ok());
+    const Bytes other = random(1 << 20);
+    const ConstByteSpan piece = other;
+    const ObjectKey chunk = value_chunk_key(value_hash("", 0, "k"), 3, 1);
+    DramTier& memory = cluster.node(0).memory();
+    ASSERT_TRUE(cluster.run(memory.remove(chunk)).ok());
+    const ObjectInfo info = info_of(chunk, other);
+    ASSERT_TRUE(cluster.run(memory.put(chunk, std::span(&piece, 1), info)).has_value());
+    EXPECT_EQ(miss(cluster, "k"), MissReason::kIntegrity) << request_bytes;
+  }
+}
+
 TEST_P(ValueStoreTest, ASecondPutIsANoOpThatSaysSo) {
   ValueCluster cluster({.shared = GetParam()}, 1);
   const Bytes first = random(1000);

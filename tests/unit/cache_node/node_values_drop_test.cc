@@ -1,0 +1,67 @@
+// Values that go, and the disk that does not go along at once.
+#include <gtest/gtest.h>
+
+#include "cache_node/node_values.h"
+#include "tests/support/node_values_fixture.h"
+
+namespace icefield {
+namespace {
+
+class NodeValuesDropTest : public NodeValuesTest {
+ protected:
+  static constexpr PutOptions kDurable{.level = WriteLevel::kDurable};
+
+  static ObjectKey second_chunk(std::string_view key) {
+    return value_chunk_key(value_hash("", 0, key), 2, 1);
+  }
+  // Two chunks.
+  Bytes two_chunks() { return random_bytes(rng_, kMiB + 100); }
+
+  SeededRng rng_{1};
+};
+
+TEST_F(NodeValuesDropTest, WhatIsNotAllRemovedIsNoPartOfWhatIsPutNext) {
+  ASSERT_TRUE(run(put_bytes("a", two_chunks(), kDurable)).has_value());
+  disk_.remove_refusals = 1'000'000;
+  (void)run(remove("a"));
+  EXPECT_FALSE(memory_->find(second_chunk("a")).has_value()) << "memory waits for no disk";
+  const Bytes next = two_chunks();
+  EXPECT_FALSE(run(put_bytes("a", next)).has_value());
+  EXPECT_TRUE(disk_.find(second_chunk("a")).has_value());
+  disk_.remove_refusals = 0;
+  ASSERT_TRUE(run(put_bytes("a", next)).has_value());
+  EXPECT_FALSE(disk_.find(second_chunk("a")).has_value());
+  EXPECT_EQ(run(bytes_of("a")).value(), next);
+}
+
+TEST_F(NodeValuesDropTest, ChunksThatAreLeftOfAnotherValueGiveWay) {
+  const Bytes stale = random_bytes(rng_, 100);
+  const ConstByteSpan piece = stale;
+  const ObjectInfo info = info_of(second_chunk("a"), stale);
+  for (const PutOptions& options : {PutOptions(), kDurable}) {
+    for (Tier* const tier : std::initializer_list<Tier*>{memory_.get(), &disk_}) {
+      ASSERT_TRUE(run(tier->put(second_chunk("a"), std::span(&piece, 1), info)).has_value());
+    }
+    const Bytes bytes = two_chunks();
+    ASSERT_TRUE(run(put_bytes("a", bytes, options)).has_value());
+    EXPECT_EQ(run(bytes_of("a")).value(), bytes);
+    const auto on_disk = disk_.find(second_chunk("a"));
+    EXPECT_TRUE(!on_disk.has_value() || on_disk == memory_->find(second_chunk("a")));
+    ASSERT_TRUE(run(remove("a")).ok());
+  }
+}
+
+TEST_F(NodeValuesDropTest, AScrubDropsWhatIsMixed) {
+  ASSERT_TRUE(run(put_bytes("a", two_chunks())).has_value());
+  const Bytes other = random_bytes(rng_, 100);
+  const ConstByteSpan piece = other;
+  ASSERT_TRUE(run(memory_->remove(second_chunk("a"))).ok());
+  const ObjectInfo info = info_of(second_chunk("a"), other);
+  ASSERT_TRUE(run(memory_->put(second_chunk("a"), std::span(&piece, 1), info)).has_value());
+  EXPECT_EQ(run(bytes_of("a")).error().code(), Code::kDataLoss) << "as a client sees it";
+  EXPECT_EQ(run(bytes_of("a", true)).error().reason(), MissReason::kIntegrity);
+  EXPECT_EQ(memory_->usage().object_count, 0);
+}
+
+}  // namespace
+}  // namespace icefield
