@@ -134,8 +134,8 @@ Task<std::vector<Status>> CacheNode::put(std::span<const PutObject> objects,
   for (const PutObject& object : objects) {
     statuses.push_back(co_await put_one(object, name_space));
   }
-  ICE_CO_TRY(co_await drop_incomplete_builds());
-  ICE_CO_TRY(co_await values_.remove_doomed());
+  co_await drop_incomplete_builds();
+  co_await values_.remove_doomed();
   co_return statuses;
 }
 
@@ -161,8 +161,9 @@ Task<> CacheNode::remove_from_disk(const StoredBuild& build) {
   co_return Status();
 }
 
-// Nothing is kept that cannot be used.
-Task<> CacheNode::drop_incomplete_builds() {
+// Nothing is kept that cannot be used. What the disk does not remove now, it evicts as it is not
+// read, or the next start removes.
+asio::awaitable<void> CacheNode::drop_incomplete_builds() {
   while (!incomplete_.empty()) {
     const std::set<BuildKey> lost(incomplete_.begin(), incomplete_.end());
     incomplete_.clear();
@@ -177,11 +178,12 @@ Task<> CacheNode::drop_incomplete_builds() {
       LOG(WARNING) << "build " << to_string(key.build) << " evicted: no room";
       const StoredBuild build = found->second;
       forget(key);
-      if (disk_ != nullptr) ICE_CO_TRY(co_await remove_from_disk(build));
+      if (disk_ == nullptr) continue;
+      const Status removed = co_await remove_from_disk(build);
+      if (!removed.ok()) LOG(WARNING) << "parts of it stay on disk: " << removed.to_string();
     }
-    for (const ObjectKey& key : parts) ICE_CO_TRY(co_await memory_.remove(key));
+    for (const ObjectKey& key : parts) (void)co_await memory_.remove(key);
   }
-  co_return Status();
 }
 
 Task<ObjectBytes> CacheNode::get(ObjectKey key, Verify verify) {

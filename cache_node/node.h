@@ -76,7 +76,7 @@ class CacheNode {
   Status check_commit(const ObjectKey& key, ConstByteSpan bytes, StoredBuild& build) const;
   Task<> put_one(PutObject object, NamespaceId name_space);
   void note_evicted(const ObjectKey& key);
-  Task<> drop_incomplete_builds();
+  asio::awaitable<void> drop_incomplete_builds();
   Task<> remove_from_disk(const StoredBuild& build);
   std::optional<ObjectInfo> find(const ObjectKey& key) const;
   void know(const StoredBuild& build);

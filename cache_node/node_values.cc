@@ -81,7 +81,8 @@ Task<> NodeValues::raise(Namespace& space, std::uint64_t flush_number) {
   }
   NamespaceRecord record{.flush_number = flush_number, .name_space = space.name};
   if (disk_ != nullptr) ICE_CO_TRY(co_await store_namespace(std::move(record), before));
-  co_return co_await remove_doomed();
+  co_await remove_doomed();
+  co_return Status();
 }
 
 std::uint64_t NodeValues::fingerprint(const Namespace& space, std::string_view key) const {
@@ -183,7 +184,7 @@ Task<PutValuesReply> NodeValues::put(const PutValues& request, std::span<Incomin
   if (space == nullptr) co_return reply;
   if (!copies_.has_value()) copies_.emplace(co_await asio::this_coro::executor);
   expire_due();
-  ICE_CO_TRY(co_await remove_doomed());
+  co_await remove_doomed();
   reply.outcomes.reserve(request.values.size());
   Batch batch;
   for (const PutValue& item : request.values) {
@@ -194,7 +195,7 @@ Task<PutValuesReply> NodeValues::put(const PutValues& request, std::span<Incomin
   batch.leases.clear();
   batched_bytes_ -= batch.bytes;
   start_copies();
-  ICE_CO_TRY(co_await remove_doomed());
+  co_await remove_doomed();
   if (request.options.level == WriteLevel::kDurable && disk_ != nullptr) {
     const Status flushed = co_await disk_->flush();
     for (Result<PutOutcome>& outcome : reply.outcomes) {
@@ -232,7 +233,7 @@ Task<PutOutcome> NodeValues::put_one(Namespace& space, const PutValue& item,
                          std::to_string(options_.hard_pin_bytes) + " bytes",
                      MissReason::kQuota);
   }
-  if (!doomed_.empty()) ICE_CO_TRY(co_await remove_doomed());  // it was there, and over
+  if (!doomed_.empty()) co_await remove_doomed();  // it was there, and over
   ICE_CO_TRY(upload_of(hash, item, request).status());
   const Status stored = co_await store_chunks(hash, item, request, chunks);
   if (!stored.ok()) {
@@ -325,7 +326,7 @@ Task<> NodeValues::store_late(IncomingChunk& chunk, ObjectInfo info, WriteLevel 
     if (!*freed) freed = co_await release_soft_pin();
     ICE_CO_TRY(freed.status());
     if (!*freed) break;
-    ICE_CO_TRY(co_await remove_doomed());
+    co_await remove_doomed();
     kept = (co_await memory_.put(chunk.key, chunk.parts, info)).status();
   }
   // With a disk below, memory is a cache that may be too small.
@@ -393,13 +394,11 @@ Task<bool> NodeValues::release_soft_pin() {
   value->second.retention.pinned_until_ms = 0;
   const Retention retention = value->second.retention;
   const std::int64_t count = value_chunk_count(value->second.bytes);
+  // Where one of them is not, or the disk cannot keep up, its pin ends in time.
   for (std::int64_t chunk = 0; chunk < count; ++chunk) {
     const ObjectKey key = value_chunk_key(hash, count, chunk);
-    for (Tier* const tier : {static_cast<Tier*>(&memory_), disk_}) {
-      if (tier == nullptr) continue;
-      const Status kept = co_await tier->retain(key, retention);
-      if (kept.code() != Code::kNotFound) ICE_CO_TRY(kept);
-    }
+    (void)co_await memory_.retain(key, retention);
+    if (disk_ != nullptr) (void)co_await disk_->retain(key, retention);
   }
   co_return true;
 }

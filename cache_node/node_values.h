@@ -106,8 +106,8 @@ class NodeValues {
   Task<std::int64_t> flush(ValueScope scope, ValueHead& head);
 
   // Removes what is left of values that lost a chunk. Whoever put something into memory calls it.
-  // What cannot be removed now is tried again with the next call.
-  Task<> remove_doomed();
+  // What cannot be removed now is nobody's error: it is tried again with the next call.
+  asio::awaitable<void> remove_doomed();
   // A chunk left memory.
   void note_evicted(const ObjectKey& chunk);
   void add_stats(NodeStats& stats) const;

@@ -52,7 +52,8 @@ Task<> NodeValues::recover() {
     ++nameless_count_;
   }
   if (removed > 0) LOG(INFO) << removed << " values that were never finished removed";
-  co_return co_await remove_doomed();
+  co_await remove_doomed();
+  co_return Status();
 }
 
 // None when a chunk is missing, or is not as long as its place in the value says.
@@ -104,7 +105,8 @@ Task<> NodeValues::store_namespace(NamespaceRecord record, std::uint64_t before)
   ICE_CO_TRY(co_await disk_->put(key, std::span(&part, 1), info));
   ICE_CO_TRY(co_await disk_->flush());
   record.flush_number = before;
-  co_return co_await disk_->remove(record.key());
+  (void)co_await disk_->remove(record.key());  // the highest counts
+  co_return Status();
 }
 
 // -------------------------------------------------------------------------------------- names
@@ -140,7 +142,8 @@ Task<> NodeValues::load_name(ValueHash hash) {
                       bytes.error().code() == Code::kNotFound;
     if (!lost) co_return bytes.error();
     drop(value, MissReason::kIntegrity);
-    co_return co_await remove_doomed();
+    co_await remove_doomed();
+    co_return Status();
   }
   ICE_CO_TRY(Namespace* const space, space_of(name->name_space));
   --nameless_count_;
@@ -149,7 +152,8 @@ Task<> NodeValues::load_name(ValueHash hash) {
   value->second.name = std::make_unique<Name>(Name{.space = space, .key = std::move(name->key)});
   if (name->flush_number >= space->flush_number) co_return Status();
   drop(value, MissReason::kFlushed);
-  co_return co_await remove_doomed();
+  co_await remove_doomed();
+  co_return Status();
 }
 
 // Of all values, side by side in bounded numbers.

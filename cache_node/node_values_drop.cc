@@ -1,4 +1,6 @@
 // How values go: removed, expired, evicted, damaged.
+#include <glog/logging.h>
+
 #include "cache_node/node_values.h"
 
 namespace icefield {
@@ -14,7 +16,7 @@ Task<ValueHead> NodeValues::remove(ValueScope scope, std::span<const std::string
     if (value.has_value() && found != values_.end()) drop(found, MissReason::kNeverStored);
     missed_.forget(fingerprint(*space, key));
   }
-  ICE_CO_TRY(co_await remove_doomed());
+  co_await remove_doomed();
   co_return head;
 }
 
@@ -51,14 +53,17 @@ void NodeValues::doom(const ValueHash& hash, std::int64_t chunk_count) {
 }
 
 // Whoever is new here gets a try, and those that failed before as long as the disk goes along.
-Task<> NodeValues::remove_doomed() {
+asio::awaitable<void> NodeValues::remove_doomed() {
   Status failure;
   while (!doomed_.empty()) {
     const Status removed = co_await remove_first(doomed_);
     if (!removed.ok()) failure = removed;
   }
   while (!stuck_.empty() && failure.ok()) failure = co_await remove_first(stuck_);
-  co_return failure;
+  if (!failure.ok()) {
+    LOG_EVERY_T(WARNING, 1) << stuck_.size()
+                            << " values not removed from disk yet: " << failure.to_string();
+  }
 }
 
 // A value that is not all gone stays in removing_: what is left of it must not become part of

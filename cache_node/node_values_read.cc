@@ -62,7 +62,7 @@ Task<NodeValues::Value*> NodeValues::live(const Namespace& space, std::string_vi
                                           const ValueHash& hash) {
   if (nameless(hash)) ICE_CO_TRY(co_await load_name(hash));
   Result<Value*> value = live_now(space, key, hash);
-  if (!value.has_value()) ICE_CO_TRY(co_await remove_doomed());
+  if (!value.has_value()) co_await remove_doomed();
   co_return value;
 }
 
@@ -117,7 +117,7 @@ Task<ValueHead> NodeValues::get(const GetValues& request, ValueReads& reads) {
     for (ValueReads& one : each) reads.append(std::move(one));
   }
   start_copies();  // what came from disk may have filled memory
-  ICE_CO_TRY(co_await remove_doomed());
+  co_await remove_doomed();
   co_return head;
 }
 

@@ -34,6 +34,23 @@ TEST_F(NodeValuesDropTest, WhatIsNotAllRemovedIsNoPartOfWhatIsPutNext) {
   EXPECT_EQ(run(bytes_of("a")).value(), next);
 }
 
+TEST_F(NodeValuesDropTest, WhatCannotBeRemovedIsNoErrorOfOthers) {
+  for (const char* key : {"a", "b", "c"}) {
+    ASSERT_TRUE(run(put_bytes(key, random_bytes(rng_, 1000), kDurable)).has_value());
+  }
+  disk_.remove_refusals = 1'000'000;
+  EXPECT_TRUE(run(remove("a")).ok());
+  EXPECT_TRUE(run(bytes_of("b")).has_value());
+  EXPECT_EQ(run(bytes_of("a")).error().code(), Code::kNotFound);
+  EXPECT_TRUE(run(put_bytes("d", random_bytes(rng_, 1000), kDurable)).has_value());
+  EXPECT_EQ(run(put_bytes("a", random_bytes(rng_, 1000))).error().code(), Code::kUnavailable);
+  const std::vector<std::string_view> keys = {"b"};
+  EXPECT_TRUE(run(values_.find({}, keys)).value().sizes.front().has_value());
+  ValueHead head;
+  EXPECT_TRUE(run(values_.flush({.flush_number = 1}, head)).has_value());
+  EXPECT_TRUE(head.status.ok()) << head.status.to_string();
+}
+
 TEST_F(NodeValuesDropTest, ChunksThatAreLeftOfAnotherValueGiveWay) {
   const Bytes stale = random_bytes(rng_, 100);
   const ConstByteSpan piece = stale;
