@@ -38,7 +38,11 @@ Status validate(const PageRequest& request) {
   if (rows < 1 || rows > 16 || (rows & (rows - 1)) != 0) {
     return bad("pages of " + std::to_string(rows) + " rows, expected 1, 2, 4, 8 or 16");
   }
-  if (request.row_bytes < 256 || request.row_bytes > 512 || request.row_bytes % 128 != 0) {
+  // Any rows of a shape that validate(KvShape) takes.
+  constexpr KvShape smallest{.d_k = kCodeGroup, .d_v = kCodeGroup};
+  constexpr KvShape largest{.d_k = kMaxHeadDim, .d_v = kMaxHeadDim};
+  if (request.row_bytes < smallest.row_bytes() || request.row_bytes > largest.row_bytes() ||
+      request.row_bytes % (smallest.row_bytes() / 2) != 0) {
     return bad("rows of " + std::to_string(request.row_bytes) + " bytes");
   }
   if (request.page_count() * request.page_bytes() > kMaxRequestBytes) {

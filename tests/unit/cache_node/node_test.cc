@@ -260,9 +260,11 @@ TEST_F(NodeServerTest, RequestsBeyondTheirLimitsAreRefused) {
   EXPECT_TRUE(refused(pages_of(built, {8}, 16))) << "not aligned";
   EXPECT_TRUE(refused(pages_of(built, {0}, 3)));
   EXPECT_TRUE(refused(pages_of(built, {0}, 32)));
-  PageRequest wide = pages_of(built, {0});
-  wide.row_bytes = 1 << 20;
-  EXPECT_TRUE(refused(wide));
+  for (const std::int64_t row_bytes : {0, 32, 100, 1056, 1 << 20}) {
+    PageRequest odd = pages_of(built, {0});
+    odd.row_bytes = row_bytes;
+    EXPECT_TRUE(refused(odd)) << row_bytes;
+  }
   PageRequest huge = pages_of(built, {});
   for (std::uint16_t row = 0; row < 4096; row += 16) huge.contexts[0][0].first_rows.push_back(row);
   huge.page_rows = 16;

@@ -177,6 +177,35 @@ TEST_F(WorkerTest, EveryShapeOfACallIsFullAttentionAtBudgetAll) {
   }
 }
 
+// Every head dimension that the layout allows goes through the store: sealed by one worker, attached
+// and read by another.
+TEST_F(WorkerTest, EveryHeadDimensionIsStoredAndAttached) {
+  for (const auto& [d_k, d_v] : {std::pair(16, 16), std::pair(32, 16), std::pair(80, 80),
+                                 std::pair(96, 96), std::pair(256, 256)}) {
+    const KvShape shape{.layer_count = 1, .kv_head_count = 2, .d_k = d_k, .d_v = d_v};
+    const FakeSequence sequence(11, shape, 1400);
+    const std::vector<std::uint32_t> tokens(sequence.tokens.begin(),
+                                            sequence.tokens.begin() + 1300);
+    for (const std::int32_t page_rows : {1, 16}) {
+      WorkerFixture writer = make_worker({.shape = shape, .page_rows = page_rows});
+      WorkerFixture reader = make_worker({.shape = shape, .page_rows = page_rows});
+      Context dense = writer.fill(sequence, 1300);
+      Context sealed = writer.worker->fork(dense);
+      ASSERT_TRUE(writer.worker->seal(sealed, 1300).ok());
+      const PrefixMatch match = reader.worker->match(tokens).value();
+      ASSERT_EQ(match.token_count(), 1280) << d_k;
+      Result<Context> attached = reader.worker->attach(tokens, match, AttachRows::kWindow);
+      ASSERT_TRUE(attached.has_value()) << d_k << ": " << attached.error().to_string();
+      reader.append(*attached, sequence, 20);
+      StepReport report;
+      const std::vector<float> full = writer.step(dense, sequence, 1, {}, 5);
+      const std::vector<float> all = reader.step(*attached, sequence, 1, {}, 5, &report);
+      EXPECT_EQ(report.coverage_min, 1.0f) << d_k;
+      EXPECT_LT(relative_difference(all, full), 1e-5) << d_k;
+    }
+  }
+}
+
 // What one fork appends, the other does not see: not in the block they share, not when the window
 // moves on, not in what is sealed.
 TEST_F(WorkerTest, ForksGrowApart) {
