@@ -5,8 +5,6 @@
 #include <set>
 
 #include "cache_node/read_through.h"
-#include "common/task_scope.h"
-#include "kernels/page_gather.h"
 
 namespace icefield {
 namespace {
@@ -20,13 +18,6 @@ StoredBuild describe(const Manifest& manifest, const BuildId& build, std::size_t
           .stored_bytes = manifest.part_bytes(),
           .manifest_bytes = static_cast<std::int64_t>(manifest_bytes)};
 }
-
-// An extent that a page request wants.
-struct WantedExtent {
-  ObjectKey key;
-  std::optional<ObjectBytes> bytes;
-  Status status;
-};
 
 }  // namespace
 
@@ -215,70 +206,6 @@ MatchReply CacheNode::match(const MatchQuery& query) const {
   }
   if (own) reply.other_fingerprint.reset();
   return reply;
-}
-
-Task<std::vector<HeadOutcome>> CacheNode::read_pages(const PageRequest& request, std::byte* out) {
-  // Which extents, each once per item: items are heads, so they share none.
-  std::vector<WantedExtent> extents;
-  std::vector<std::pair<std::size_t, std::int64_t>> pages;  // extent, offset in it
-  for (const std::vector<HeadPages>& heads : request.contexts) {
-    for (const HeadPages& head : heads) {
-      const std::size_t first_extent = extents.size();
-      for (const std::uint16_t row : head.first_rows) {
-        const auto number = static_cast<std::uint16_t>(row / kExtentRows);
-        if (extents.size() == first_extent || extents.back().key.part.extent != number) {
-          extents.push_back({.key = {.segment = head.segment,
-                                     .build = head.build,
-                                     .part = {.kind = PartKind::kExtent,
-                                              .layer = static_cast<std::uint16_t>(head.layer),
-                                              .kv_head = static_cast<std::uint16_t>(head.kv_head),
-                                              .extent = number}}});
-        }
-        pages.emplace_back(extents.size() - 1, row % kExtentRows * request.row_bytes);
-      }
-    }
-  }
-  TaskScope scope(co_await asio::this_coro::executor);
-  const auto load = [](CacheNode& node, WantedExtent& extent,
-                       Verify verify) -> asio::awaitable<void> {
-    Result<ObjectBytes> bytes = co_await node.get(extent.key, verify);
-    extent.status = bytes.status();
-    if (bytes.has_value()) extent.bytes = std::move(*bytes);
-  };
-  const Verify verify = request.scrub ? Verify::kByTier : Verify::kByCaller;
-  for (WantedExtent& extent : extents) scope.spawn(load(*this, extent, verify));
-  co_await scope.join();
-
-  const std::int64_t page_bytes = request.page_bytes();
-  const std::vector<std::byte> zeros(static_cast<std::size_t>(page_bytes), std::byte{0});
-  std::vector<const std::byte*> sources;
-  std::vector<HeadOutcome> outcomes;
-  std::size_t page = 0;
-  for (const std::vector<HeadPages>& heads : request.contexts) {
-    for (const HeadPages& head : heads) {
-      HeadOutcome& outcome = outcomes.emplace_back();
-      for (std::size_t i = 0; i < head.first_rows.size(); ++i, ++page) {
-        const WantedExtent& extent = extents[pages[page].first];
-        const std::byte* at =
-            extent.bytes.has_value() ? extent.bytes->find(pages[page].second, page_bytes) : nullptr;
-        sources.push_back(at == nullptr ? zeros.data() : at);
-        if (at != nullptr) continue;
-        if (outcome.status.ok()) {
-          outcome.status = extent.status.ok()
-                               ? Status(Code::kInvalidArgument,
-                                        "page beyond the end of " + to_string(extent.key))
-                               : extent.status;
-        }
-        outcome.failed_pages.push_back(static_cast<std::uint16_t>(i));
-      }
-    }
-  }
-  page_gather_cpu({.pages = sources.data(),
-                   .out = out,
-                   .page_bytes = page_bytes,
-                   .page_count = static_cast<std::int32_t>(sources.size())});
-  page_reads.add(static_cast<std::int64_t>(sources.size()));
-  co_return outcomes;
 }
 
 ListBuildsReply CacheNode::list() const {

@@ -73,6 +73,14 @@ class CacheNode {
     friend auto operator<=>(const BuildKey&, const BuildKey&) = default;
   };
 
+  // Reading pages (node_pages.cc).
+  struct WantedExtent;
+  struct PagePlan;
+  struct WantedPage;
+  asio::awaitable<void> load(std::span<WantedExtent> extents, Verify verify);
+  static void gather(std::span<const WantedExtent> extents, std::span<WantedPage> pages,
+                     std::int64_t page_bytes, std::byte* out);
+
   Status check_commit(const ObjectKey& key, ConstByteSpan bytes, StoredBuild& build) const;
   Task<> put_one(PutObject object, NamespaceId name_space);
   void note_evicted(const ObjectKey& key);

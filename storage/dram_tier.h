@@ -15,9 +15,9 @@ namespace icefield {
 // somebody else's, a transport's region. An object is a chain of slots, so memory never fragments
 // and any object can take the place of any other; slots that follow each other in the slab are one
 // piece, and mostly they do: those of an object come back in the order in which they were taken,
-// and what came back first is taken first. A row never crosses a slot: slots are a multiple of
-// 4 KiB and rows divide that. Beyond its slots an object costs about 120 bytes, and finding,
-// storing and evicting one cost the same in a tier of any size.
+// and what came back first is taken first. A row may cross the end of a slot (of 384 bytes every
+// 43rd). Beyond its slots an object costs about 120 bytes, and finding, storing and evicting one
+// cost the same in a tier of any size.
 //
 // Ownership  The tier owns the slab unless it was given one; an ObjectBytes pins its object. The
 //            tier must outlive its leases (checked in the destructor).
