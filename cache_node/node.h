@@ -54,7 +54,7 @@ class CacheNode {
   MatchReply match(const MatchQuery& query) const;
 
   // Pages gathered back to back into `out` [page_count × page_bytes]; one outcome per HeadPages.
-  // Extents that are on disk only are read side by side.
+  // Extents that are on disk only are read side by side, a few megabytes at a time.
   Task<std::vector<HeadOutcome>> read_pages(const PageRequest& request, std::byte* out);
 
   ListBuildsReply list() const;

@@ -8,6 +8,10 @@
 namespace icefield {
 namespace {
 
+// Of extents that one request holds at a time: enough to keep a disk busy, and so little that many
+// requests find read buffers.
+constexpr std::int64_t kGroupBytes = 8 << 20;
+
 // to.size() bytes from `offset` on.
 void copy_bytes(std::span<const ConstByteSpan> pieces, std::int64_t offset, ByteSpan to) {
   for (const ConstByteSpan piece : pieces) {
@@ -108,8 +112,19 @@ void CacheNode::gather(std::span<const WantedExtent> extents, std::span<WantedPa
 
 Task<std::vector<HeadOutcome>> CacheNode::read_pages(const PageRequest& request, std::byte* out) {
   PagePlan plan(request);
-  co_await load(plan.extents, request.scrub ? Verify::kByTier : Verify::kByCaller);
-  gather(plan.extents, plan.pages, request.page_bytes(), out);
+  const auto group = static_cast<std::size_t>(kGroupBytes / (kExtentRows * request.row_bytes));
+  auto first = plan.pages.begin();
+  for (std::size_t begin = 0; begin < plan.extents.size(); begin += group) {
+    const std::size_t end = std::min(begin + group, plan.extents.size());
+    const std::span some = std::span(plan.extents).subspan(begin, end - begin);
+    co_await load(some, request.scrub ? Verify::kByTier : Verify::kByCaller);
+    const auto last =
+        std::ranges::lower_bound(first, plan.pages.end(), end, {}, &WantedPage::extent);
+    gather(plan.extents, {first, last}, request.page_bytes(), out);
+    out += (last - first) * request.page_bytes();
+    first = last;
+    for (WantedExtent& extent : some) extent.bytes.reset();
+  }
   page_reads.add(std::ssize(plan.pages));
   std::vector<HeadOutcome> outcomes;
   std::size_t page = 0;

@@ -220,10 +220,12 @@ class NodeValues {
   };
   bool in_memory(const Wanted& wanted) const;
   void read_now(const Namespace& space, const Wanted& wanted, ValueReads& reads);
-  asio::awaitable<void> read_later(const Namespace& space, const Wanted& wanted, ValueReads& reads);
+  // `reply_bytes` are the whole reply's.
+  asio::awaitable<void> read_later(const Namespace& space, const Wanted& wanted,
+                                   std::int64_t& reply_bytes, ValueReads& reads);
   Status read_from_memory(const Wanted& wanted, const Run& run, std::vector<ObjectBytes>& chunks);
   Task<> read_from_tiers(Wanted wanted, Run run, std::vector<ObjectBytes>& chunks);
-  static Result<Run> run_of(const Value& value, const Wanted& wanted, const ValueReads& reads);
+  static Result<Run> run_of(const Value& value, const Wanted& wanted, std::int64_t reply_bytes);
   void finish_read(const Namespace& space, const Wanted& wanted, const Run& run, Status read,
                    std::span<const ObjectBytes> chunks, ValueReads& reads);
   void append_chunks(const Wanted& wanted, const Run& run, std::span<const ObjectBytes> chunks,

@@ -9,6 +9,7 @@ namespace icefield {
 namespace {
 
 constexpr std::int64_t kMaxReadBytes = 64 << 20;  // one reply
+constexpr std::size_t kMaxSideBySide = 256;       // values, from disk
 
 template <class T>
 void append_all(std::vector<T>& to, std::vector<T>& from) {
@@ -88,7 +89,7 @@ bool NodeValues::in_memory(const Wanted& wanted) const {
   return true;
 }
 
-// Values in memory are read one after the other; as soon as one is on disk only, all are read side
+// Values in memory are read one after the other; as soon as one is on disk only, they are read side
 // by side and put into order at the end.
 Task<ValueHead> NodeValues::get(const GetValues& request, ValueReads& reads) {
   ValueHead head;
@@ -108,13 +109,16 @@ Task<ValueHead> NodeValues::get(const GetValues& request, ValueReads& reads) {
   if (!cold) {
     for (const Wanted& one : wanted) read_now(*space, one, reads);
   } else {
-    std::vector<ValueReads> each(wanted.size());
-    TaskScope scope(co_await asio::this_coro::executor);
-    for (std::size_t i = 0; i < wanted.size(); ++i) {
-      scope.spawn(read_later(*space, wanted[i], each[i]));
+    std::int64_t reply_bytes = 0;
+    for (std::size_t begin = 0; begin < wanted.size(); begin += kMaxSideBySide) {
+      std::vector<ValueReads> each(std::min(wanted.size() - begin, kMaxSideBySide));
+      TaskScope scope(co_await asio::this_coro::executor);
+      for (std::size_t i = 0; i < each.size(); ++i) {
+        scope.spawn(read_later(*space, wanted[begin + i], reply_bytes, each[i]));
+      }
+      co_await scope.join();
+      for (ValueReads& one : each) reads.append(std::move(one));
     }
-    co_await scope.join();
-    for (ValueReads& one : each) reads.append(std::move(one));
   }
   start_copies();  // what came from disk may have filled memory
   co_await remove_doomed();
@@ -124,7 +128,7 @@ Task<ValueHead> NodeValues::get(const GetValues& request, ValueReads& reads) {
 void NodeValues::read_now(const Namespace& space, const Wanted& wanted, ValueReads& reads) {
   const Result<Value*> value = live_now(space, wanted.item.key, wanted.hash);
   if (!value.has_value()) return fail_read(value.error(), reads);
-  const Result<Run> run = run_of(**value, wanted, reads);
+  const Result<Run> run = run_of(**value, wanted, reads.payload_bytes);
   if (!run.has_value()) return fail_read(run.error(), reads);
   std::vector<ObjectBytes> chunks;
   Status read = read_from_memory(wanted, *run, chunks);
@@ -132,21 +136,24 @@ void NodeValues::read_now(const Namespace& space, const Wanted& wanted, ValueRea
 }
 
 asio::awaitable<void> NodeValues::read_later(const Namespace& space, const Wanted& wanted,
-                                             ValueReads& reads) {
+                                             std::int64_t& reply_bytes, ValueReads& reads) {
   const Result<Value*> value = co_await live(space, wanted.item.key, wanted.hash);
   const Result<Run> run =
-      value.has_value() ? run_of(**value, wanted, reads) : Result<Run>(value.error());
+      value.has_value() ? run_of(**value, wanted, reply_bytes) : Result<Run>(value.error());
   if (!run.has_value()) {
     fail_read(run.error(), reads);
     co_return;
   }
+  const std::int64_t bytes = run->end - wanted.item.offset;
+  reply_bytes += bytes;
   std::vector<ObjectBytes> chunks;
   Status read = co_await read_from_tiers(wanted, *run, chunks);
+  if (!read.ok()) reply_bytes -= bytes;
   finish_read(space, wanted, *run, std::move(read), chunks, reads);
 }
 
 Result<NodeValues::Run> NodeValues::run_of(const Value& value, const Wanted& wanted,
-                                           const ValueReads& reads) {
+                                           std::int64_t reply_bytes) {
   const auto [key, offset, room] = wanted.item;
   const std::int64_t bytes = value.bytes;
   const std::int64_t end = std::min(bytes, offset + room);
@@ -158,7 +165,7 @@ Result<NodeValues::Run> NodeValues::run_of(const Value& value, const Wanted& wan
     return Status(Code::kInvalidArgument,
                   "value of " + std::to_string(bytes) + " bytes, room for " + std::to_string(room));
   }
-  if (reads.payload_bytes + end - offset > kMaxReadBytes) {
+  if (reply_bytes + end - offset > kMaxReadBytes) {
     return Status(Code::kResourceExhausted, "the reply is full, ask for it again");
   }
   const std::int64_t first = offset / kValueChunkBytes;

@@ -116,6 +116,23 @@ TEST_F(NodeValuesTest, ChunksOfAnotherMakeAreNotTakenForAValue) {
   EXPECT_EQ(disk_.usage().object_count, 0);
 }
 
+// What comes from disk counts like what is in memory.
+TEST_F(NodeValuesTest, AReplyHoldsNoMoreThanItsLimitWhereverItComesFrom) {
+  store("a", kMiB, {.level = WriteLevel::kDurable});
+  for (const bool cold : {false, true}) {
+    if (cold) {
+      ASSERT_TRUE(run(memory_->remove(chunk_of("a", kMiB))).ok());
+    }
+    GetValues request;
+    request.values.assign(65, {.key = "a", .room = kMiB});
+    ValueReads reads;
+    ASSERT_TRUE(run(values_.get(request, reads)).has_value());
+    EXPECT_EQ(reads.payload_bytes, 64 * kMiB);
+    ASSERT_EQ(reads.statuses.size(), 65u);
+    EXPECT_EQ(std::ranges::count(reads.statuses, Code::kResourceExhausted, &Status::code), 1);
+  }
+}
+
 TEST_F(NodeValuesTest, WhatIsOnDiskAlreadyIsNoCopy) {
   store("used", 100'000);
   use("used");
