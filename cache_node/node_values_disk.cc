@@ -164,15 +164,20 @@ Task<> NodeValues::load_names() {
     const Status loaded = co_await self.load_name(hash);
     if (!loaded.ok()) status = loaded;
   };
+  if (nameless_count_ == 0) co_return Status();
+  // Collected once: none comes after the start. Those that go, or get their name, meanwhile are
+  // skipped.
+  std::vector<ValueHash> hashes;
+  hashes.reserve(static_cast<std::size_t>(nameless_count_));
+  for (const auto& [hash, value] : values_) {
+    if (value.name == nullptr) hashes.push_back(hash);
+  }
   Status status;
-  while (nameless_count_ > 0 && status.ok()) {
-    std::vector<ValueHash> batch;
-    for (const auto& [hash, value] : values_) {
-      if (value.name == nullptr) batch.push_back(hash);
-      if (batch.size() == kBatch) break;
-    }
+  for (std::size_t at = 0; at < hashes.size() && status.ok();) {
     TaskScope scope(co_await asio::this_coro::executor);
-    for (const ValueHash& hash : batch) scope.spawn(load_one(*this, hash, status));
+    for (const std::size_t end = std::min(at + kBatch, hashes.size()); at < end; ++at) {
+      if (nameless(hashes[at])) scope.spawn(load_one(*this, hashes[at], status));
+    }
     co_await scope.join();
   }
   co_return status;
