@@ -50,10 +50,18 @@ Result<NodeValues::Namespace*> NodeValues::space_of(std::string_view name) {
     return Status(Code::kResourceExhausted,
                   "the node has " + std::to_string(kMaxNamespaces) + " namespaces, no more");
   }
-  auto space = std::make_unique<Namespace>();
-  space->name = name;
-  space->seed = xxh3(as_bytes(name), 0);
+  auto space = std::make_unique<Namespace>(name);
   return spaces_.emplace(std::string(name), std::move(space)).first->second.get();
+}
+
+asio::awaitable<const NodeValues::Namespace*> NodeValues::enter_to_read(ValueScope scope,
+                                                                        ValueHead& head,
+                                                                        Namespace& nobody) {
+  // Who knows of a flush tells us of it.
+  if (scope.flush_number > 0 || spaces_.contains(scope.name_space)) {
+    co_return co_await enter(scope, head);
+  }
+  co_return &nobody;
 }
 
 asio::awaitable<NodeValues::Namespace*> NodeValues::enter(ValueScope scope, ValueHead& head) {
@@ -425,7 +433,7 @@ void NodeValues::add_stats(NodeStats& stats) const {
     stats.counters.push_back({.name = counter->name(), .value = counter->value()});
   }
   for (const auto& [name, space] : spaces_) {
-    if (space->flush_number == 0 && space->value_count == 0) continue;  // only ever asked for
+    if (space->flush_number == 0 && space->value_count == 0) continue;  // all gone
     stats.namespaces.push_back({.name_space = name,
                                 .flush_number = space->flush_number,
                                 .value_count = space->value_count,

@@ -132,9 +132,12 @@ class NodeValues {
 
  private:
   struct Namespace {
-    std::string name;
+    explicit Namespace(std::string_view name_in)
+        : name(name_in), seed(xxh3(as_bytes(name_in), 0)) {}
+
+    const std::string name;
     std::uint64_t flush_number = 0;
-    std::uint64_t seed = 0;  // of fingerprints in the miss memory
+    const std::uint64_t seed;  // of fingerprints in the miss memory
     std::int64_t value_count = 0;
     std::int64_t value_bytes = 0;
   };
@@ -173,6 +176,10 @@ class NodeValues {
 
   // Namespaces and flush numbers. enter() gives null when `head.status` says why.
   asio::awaitable<Namespace*> enter(ValueScope scope, ValueHead& head);
+  // The same for requests that put nothing: a namespace that nobody has put into or flushed is not
+  // made for them. They get `nobody`, which holds nothing and is theirs.
+  asio::awaitable<const Namespace*> enter_to_read(ValueScope scope, ValueHead& head,
+                                                  Namespace& nobody);
   Result<Namespace*> space_of(std::string_view name);
   Task<> raise(Namespace& space, std::uint64_t flush_number);
   Task<> store_namespace(NamespaceRecord record, std::uint64_t before);

@@ -7,7 +7,8 @@ namespace icefield {
 
 Task<ValueHead> NodeValues::remove(ValueScope scope, std::span<const std::string_view> keys) {
   ValueHead head;
-  const Namespace* const space = co_await enter(scope, head);
+  Namespace nobody(scope.name_space);
+  const Namespace* const space = co_await enter_to_read(scope, head, nobody);
   if (space == nullptr) co_return head;
   for (const std::string_view key : keys) {
     const ValueHash hash = value_hash(space->name, scope.flush_number, key);

@@ -93,7 +93,8 @@ bool NodeValues::in_memory(const Wanted& wanted) const {
 // by side and put into order at the end.
 Task<ValueHead> NodeValues::get(const GetValues& request, ValueReads& reads) {
   ValueHead head;
-  const Namespace* const space = co_await enter(request.scope, head);
+  Namespace nobody(request.scope.name_space);
+  const Namespace* const space = co_await enter_to_read(request.scope, head, nobody);
   if (space == nullptr) co_return head;
   if (!copies_.has_value()) copies_.emplace(co_await asio::this_coro::executor);
   std::vector<Wanted> wanted;
@@ -266,7 +267,8 @@ std::optional<ObjectInfo> NodeValues::find_chunk(const ObjectKey& key) const {
 
 Task<FoundValues> NodeValues::find(ValueScope scope, std::span<const std::string_view> keys) {
   FoundValues reply;
-  const Namespace* const space = co_await enter(scope, reply.head);
+  Namespace nobody(scope.name_space);
+  const Namespace* const space = co_await enter_to_read(scope, reply.head, nobody);
   if (space == nullptr) co_return reply;
   for (const std::string_view key : keys) {
     const Result<Value*> value =
@@ -283,9 +285,10 @@ Task<FoundValues> NodeValues::find(ValueScope scope, std::span<const std::string
 Task<ListedValues> NodeValues::list(ValueScope scope, std::string_view prefix,
                                     std::string_view after, std::int64_t limit) {
   ListedValues reply;
-  const Namespace* const space = co_await enter(scope, reply.head);
+  ICE_CO_TRY(co_await load_names());  // they may tell of the namespace
+  Namespace nobody(scope.name_space);
+  const Namespace* const space = co_await enter_to_read(scope, reply.head, nobody);
   if (space == nullptr) co_return reply;
-  ICE_CO_TRY(co_await load_names());
   for (const auto& [hash, value] : values_) {
     if (value.name == nullptr || value.name->space != space) continue;
     if (is_over(value)) continue;

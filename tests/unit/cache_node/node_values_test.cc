@@ -133,6 +133,36 @@ TEST_F(NodeValuesTest, AReplyHoldsNoMoreThanItsLimitWhereverItComesFrom) {
   }
 }
 
+// As many namespaces as a node has, asked for and not put into.
+TEST_F(NodeValuesTest, ReadsMakeNoNamespaces) {
+  constexpr int kMost = 1 << 16;
+  const std::vector<std::string_view> keys = {"key"};
+  const auto ask = [&]() -> Task<> {
+    for (int i = 0; i <= kMost; ++i) {
+      const std::string name = "asked " + std::to_string(i);
+      const ValueScope scope{.name_space = name};
+      GetValues request;
+      request.scope = scope;
+      request.values.push_back({.key = "key", .room = 1});
+      ValueReads reads;
+      ICE_CO_TRY(const ValueHead head, co_await values_.get(request, reads));
+      ICE_CO_TRY(head.status);
+      if (reads.statuses.back().reason() != MissReason::kNeverStored) co_return head.status;
+      if (i > 10) continue;
+      ICE_CO_TRY(const FoundValues found, co_await values_.find(scope, keys));
+      ICE_CO_TRY(found.head.status);
+      ICE_CO_TRY(const ListedValues listed, co_await values_.list(scope, "", "", 10));
+      ICE_CO_TRY(listed.head.status);
+      ICE_CO_TRY(const ValueHead removed, co_await values_.remove(scope, keys));
+      ICE_CO_TRY(removed.status);
+    }
+    co_return Status();
+  };
+  EXPECT_TRUE(run(ask()).ok());
+  store("new", 100);
+  EXPECT_TRUE(run(get("new")).ok());
+}
+
 TEST_F(NodeValuesTest, WhatIsOnDiskAlreadyIsNoCopy) {
   store("used", 100'000);
   use("used");
