@@ -242,19 +242,29 @@ Task<PutOutcome> NodeValues::put_one(Namespace& space, const PutValue& item,
                      MissReason::kQuota);
   }
   if (!doomed_.empty()) co_await remove_doomed();  // it was there, and over
+  co_return co_await put_new(space, hash, item, request, chunks, batch);
+}
+
+Task<PutOutcome> NodeValues::put_new(Namespace& space, const ValueHash& hash, const PutValue& item,
+                                     const PutValues& request, std::span<IncomingChunk> chunks,
+                                     Batch& batch) {
   ICE_CO_TRY(upload_of(hash, item, request).status());
-  const Status stored = co_await store_chunks(hash, item, request, chunks);
+  const ToDisk arriving(*this, hash);
+  Status stored = co_await store_chunks(hash, item, request, chunks);
+  if (stored.ok()) {
+    if (uploads_.at(hash).missing > 0) co_return PutOutcome::kStored;
+    if (space.flush_number != request.scope.flush_number) {
+      stored = Status(Code::kAborted, "namespace flushed meanwhile");
+    }
+  }
   if (!stored.ok()) {
     drop_upload(hash);
-    co_return stored;
+  } else {
+    complete(space, hash, item.key, request.options.level, batch);
+    if (request.options.level == WriteLevel::kDurable) stored = co_await store_name(hash);
   }
-  if (uploads_.at(hash).missing > 0) co_return PutOutcome::kStored;
-  if (space.flush_number != request.scope.flush_number) {
-    drop_upload(hash);
-    co_return Status(Code::kAborted, "namespace flushed meanwhile");
-  }
-  complete(space, hash, item.key, request.options.level, batch);
-  if (durable) ICE_CO_TRY(co_await store_name(hash));
+  if (!values_.contains(hash)) doom(hash, value_chunk_count(item.value_bytes));
+  ICE_CO_TRY(stored);
   co_return PutOutcome::kStored;
 }
 
@@ -272,6 +282,7 @@ Result<NodeValues::Upload*> NodeValues::upload_of(const ValueHash& hash, const P
     drop_upload(hash);
     return busy;  // until its chunks are gone
   }
+  if (found == uploads_.end() && to_disk_.contains(hash)) return busy;  // or it was ours, and went
   if (found == uploads_.end()) {
     const auto chunks = static_cast<std::size_t>(value_chunk_count(item.value_bytes));
     found = uploads_.emplace(hash, Upload{.number = number, .bytes = item.value_bytes}).first;

@@ -198,6 +198,8 @@ class NodeValues {
   };
   Task<PutOutcome> put_one(Namespace& space, const PutValue& item, const PutValues& request,
                            std::span<IncomingChunk> chunks, Batch& batch);
+  Task<PutOutcome> put_new(Namespace& space, const ValueHash& hash, const PutValue& item,
+                           const PutValues& request, std::span<IncomingChunk> chunks, Batch& batch);
   Task<> store_chunks(const ValueHash& hash, const PutValue& item, const PutValues& request,
                       std::span<IncomingChunk> chunks);
   Task<> store_late(IncomingChunk& chunk, ObjectInfo info, WriteLevel level);
@@ -249,6 +251,22 @@ class NodeValues {
   void start_copies();
   bool memory_fills() const;
   asio::awaitable<void> make_copies();
+  // A stay in to_disk_. Whoever ends one looks whether the value is still there, or dooms what has
+  // arrived.
+  class ToDisk {
+   public:
+    ToDisk(NodeValues& values, const ValueHash& hash) : values_(values), hash_(hash) {
+      if (values_.disk_ != nullptr) values_.to_disk_.insert(hash_);
+    }
+    ~ToDisk() {
+      if (values_.disk_ != nullptr) values_.to_disk_.erase(values_.to_disk_.find(hash_));
+    }
+    ToDisk(const ToDisk&) = delete;
+
+   private:
+    NodeValues& values_;
+    const ValueHash hash_;
+  };
   Task<> copy_to_disk(ValueHash hash);
   Task<> copy_chunks(const ValueHash& hash, std::int64_t chunk_count);
   Task<> store_name(ValueHash hash);
@@ -282,6 +300,9 @@ class NodeValues {
   std::deque<Doomed> doomed_;
   std::deque<Doomed> stuck_;  // those that the disk did not remove when it was asked
   std::unordered_multiset<ValueHash, Hash128Hasher> removing_;  // of both, and under way
+  // Bytes of them are on their way to disk, for a value that may be gone before they arrive: nobody
+  // begins another under its key until then.
+  std::unordered_multiset<ValueHash, Hash128Hasher> to_disk_;
   std::int64_t nameless_count_ = 0;
   MissMemory missed_;
   std::deque<ValueHash> to_copy_;    // to disk; bounded

@@ -126,8 +126,7 @@ Task<> NodeValues::store_name(ValueHash hash) {
                         .retention = value->second.retention};
   ICE_CO_TRY(co_await disk_->put(key, std::span(&part, 1), info));
   const auto now = values_.find(hash);
-  if (now == values_.end()) co_return co_await disk_->remove(key);
-  now->second.on_disk = true;
+  if (now != values_.end()) now->second.on_disk = true;
   co_return Status();
 }
 
@@ -220,6 +219,7 @@ asio::awaitable<void> NodeValues::make_copies() {
     const Status copied = co_await copy_to_disk(hash);
     found = values_.find(hash);
     if (found != values_.end()) found->second.copying = false;
+    if (found == values_.end()) co_await remove_doomed();  // removed, or evicted, meanwhile
     if (copied.ok()) {
       copied_to_disk.add();
     } else if (copied.code() == Code::kResourceExhausted) {
@@ -238,13 +238,10 @@ Task<> NodeValues::copy_to_disk(ValueHash hash) {
   const auto value = values_.find(hash);
   if (value == values_.end()) co_return Status::miss(MissReason::kEvicted, "value to be copied");
   const std::int64_t count = value_chunk_count(value->second.bytes);
-  const Status copied = co_await copy_chunks(hash, count);
-  if (copied.ok() && values_.contains(hash)) co_return co_await store_name(hash);
-  if (!values_.contains(hash) && !uploads_.contains(hash)) {
-    for (std::int64_t chunk = 0; chunk < count; ++chunk) {
-      ICE_CO_TRY(co_await disk_->remove(value_chunk_key(hash, count, chunk)));
-    }
-  }
+  const ToDisk arriving(*this, hash);
+  Status copied = co_await copy_chunks(hash, count);
+  if (copied.ok()) copied = co_await store_name(hash);
+  if (!values_.contains(hash)) doom(hash, count);
   co_return copied;
 }
 

@@ -11,6 +11,9 @@ class NodeValuesDropTest : public NodeValuesTest {
  protected:
   static constexpr PutOptions kDurable{.level = WriteLevel::kDurable};
 
+  static ObjectKey first_chunk(std::string_view key) {
+    return value_chunk_key(value_hash("", 0, key), 2, 0);
+  }
   static ObjectKey second_chunk(std::string_view key) {
     return value_chunk_key(value_hash("", 0, key), 2, 1);
   }
@@ -66,6 +69,35 @@ TEST_F(NodeValuesDropTest, ChunksThatAreLeftOfAnotherValueGiveWay) {
     EXPECT_TRUE(!on_disk.has_value() || on_disk == memory_->find(second_chunk("a")));
     ASSERT_TRUE(run(remove("a")).ok());
   }
+}
+
+// A copy is under way to disk when its value is removed and put again, durably.
+TEST_F(NodeValuesDropTest, ALateCopyIsNoPartOfWhatIsPutNext) {
+  ASSERT_TRUE(run(put_bytes("a", two_chunks())).has_value());
+  store("filler", kMiB);
+  disk_.held_bytes = 100;
+  ASSERT_TRUE(run(bytes_of("a")).has_value());
+  settle();
+  ASSERT_TRUE(disk_.find(first_chunk("a")).has_value()) << "the second one waits";
+  ASSERT_TRUE(run(remove("a")).ok());
+  const Bytes next = two_chunks();
+  std::optional<Result<PutOutcome>> outcome;
+  const auto put_again = [&]() -> asio::awaitable<void> {
+    outcome = co_await put_bytes("a", next, kDurable);
+  };
+  TaskScope scope(io_.get_executor());
+  scope.spawn(put_again());
+  settle();
+  disk_.held_bytes = -1;
+  disk_.held.notify_all();
+  settle();
+  ASSERT_TRUE(outcome.has_value());
+  if (!outcome->has_value()) outcome = run(put_bytes("a", next, kDurable));
+  ASSERT_TRUE(outcome->has_value()) << outcome->error().to_string();
+  for (const ObjectKey& key : {first_chunk("a"), second_chunk("a")}) {
+    EXPECT_TRUE(run(memory_->remove(key)).ok());
+  }
+  EXPECT_EQ(run(bytes_of("a")).value(), next) << "from disk";
 }
 
 TEST_F(NodeValuesDropTest, AScrubDropsWhatIsMixed) {
