@@ -9,6 +9,9 @@ namespace icefield {
 namespace {
 
 constexpr std::size_t kMaxNamespaces = 1 << 16;
+// A flush number grows by one with every flush; a node may have missed some. A wrong one far ahead
+// would leave no room for those to come.
+constexpr std::uint64_t kMaxMissedFlushes = std::uint64_t{1} << 32;
 
 Retention retention_of(const PutOptions& options, std::int64_t now_ms) {
   Retention retention;
@@ -68,6 +71,8 @@ asio::awaitable<NodeValues::Namespace*> NodeValues::enter(ValueScope scope, Valu
   const Result<Namespace*> space = space_of(scope.name_space);
   head.status = space.status();
   if (!head.status.ok()) co_return nullptr;
+  head.status = check_flush_number(scope.flush_number, (*space)->flush_number);
+  if (!head.status.ok()) co_return nullptr;
   if (scope.flush_number > (*space)->flush_number) {
     head.status = co_await raise(**space, scope.flush_number);
   } else if (scope.flush_number < (*space)->flush_number) {
@@ -77,6 +82,13 @@ asio::awaitable<NodeValues::Namespace*> NodeValues::enter(ValueScope scope, Valu
   }
   head.flush_number = (*space)->flush_number;
   co_return head.status.ok() ? *space : nullptr;
+}
+
+Status NodeValues::check_flush_number(std::uint64_t asked, std::uint64_t known) {
+  if (asked <= known || asked - known <= kMaxMissedFlushes) return Status();
+  return Status(Code::kInvalidArgument, "flush number " + std::to_string(asked) +
+                                            ", the namespace was flushed " + std::to_string(known) +
+                                            " times");
 }
 
 Task<> NodeValues::raise(Namespace& space, std::uint64_t flush_number) {

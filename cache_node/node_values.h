@@ -176,6 +176,7 @@ class NodeValues {
 
   // Namespaces and flush numbers. enter() gives null when `head.status` says why.
   asio::awaitable<Namespace*> enter(ValueScope scope, ValueHead& head);
+  static Status check_flush_number(std::uint64_t asked, std::uint64_t known);
   // The same for requests that put nothing: a namespace that nobody has put into or flushed is not
   // made for them. They get `nobody`, which holds nothing and is theirs.
   asio::awaitable<const Namespace*> enter_to_read(ValueScope scope, ValueHead& head,

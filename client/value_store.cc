@@ -10,6 +10,7 @@ namespace icefield {
 namespace {
 
 constexpr std::int64_t kListPage = 1000;
+constexpr int kMaxFlushRounds = 64;  // each lost to somebody else's flush
 
 std::int64_t bytes_of(std::span<const ConstByteSpan> parts) {
   std::size_t bytes = 0;
@@ -362,7 +363,7 @@ Task<std::uint64_t> ValueStore::flush(ValueCall call) {
     if (!status.ok()) failure = status;
   };
   const auto nodes = nodes_.view();
-  while (true) {
+  for (int round = 0; round < kMaxFlushRounds; ++round) {
     ValueScope scope = scope_of(call);
     ++scope.flush_number;
     Status failure;
@@ -378,6 +379,7 @@ Task<std::uint64_t> ValueStore::flush(ValueCall call) {
     flush_numbers_.learn(call.name_space, scope.flush_number);
     co_return scope.flush_number;
   }
+  co_return Status(Code::kUnavailable, "the namespace is being flushed by others all the time");
 }
 
 }  // namespace icefield

@@ -163,6 +163,23 @@ TEST_F(NodeValuesTest, ReadsMakeNoNamespaces) {
   EXPECT_TRUE(run(get("new")).ok());
 }
 
+// They would leave no room for further flushes.
+TEST_F(NodeValuesTest, FlushNumbersFarAheadAreRefused) {
+  store("a", 100);
+  for (const std::uint64_t number : {UINT64_MAX, std::uint64_t{1} << 33}) {
+    ValueHead head;
+    ASSERT_TRUE(run(values_.flush({.flush_number = number}, head)).has_value());
+    EXPECT_EQ(head.status.code(), Code::kInvalidArgument) << head.status.to_string();
+    const std::vector<std::string_view> keys = {"a"};
+    EXPECT_EQ(run(values_.find({.flush_number = number}, keys)).value().head.status.code(),
+              Code::kInvalidArgument);
+  }
+  EXPECT_TRUE(run(get("a")).ok());
+  ValueHead head;
+  ASSERT_TRUE(run(values_.flush({.flush_number = 1000}, head)).has_value());
+  EXPECT_TRUE(head.status.ok()) << "a node may have missed some";
+}
+
 TEST_F(NodeValuesTest, WhatIsOnDiskAlreadyIsNoCopy) {
   store("used", 100'000);
   use("used");

@@ -1,6 +1,7 @@
 // The value store when nodes are down, silent or slow, and callers give up.
 #include <gtest/gtest.h>
 
+#include "cache_node/node_messages.h"
 #include "client/value_store.h"
 #include "common/waiters.h"
 #include "tests/support/holding_service.h"
@@ -305,6 +306,30 @@ TEST(ClientFaults, DamagedPutIsNeverSeenAndItsNeighboursAreStored) {
   EXPECT_EQ(cluster.node(0).memory().usage().object_count, 2);
   EXPECT_EQ(cluster.node(0).memory().usage().used_bytes, 2 * round_up(100'000, 16 << 10));
   EXPECT_TRUE(put(cluster, "b", bytes).ok()) << "the next try";
+}
+
+// Says of every flush that others were faster; after the highest number there is no next one.
+class AlwaysFlushed final : public Service {
+ public:
+  Task<ServiceReply> handle(const Caller&, MethodId, std::string, Payload) override {
+    proto::FlushValuesReply message;
+    to_proto(Status(Code::kAborted, "flushed"), message.mutable_head()->mutable_outcome());
+    message.mutable_head()->set_flush_number(UINT64_MAX);
+    ServiceReply reply;
+    reply.header = message.SerializeAsString();
+    co_return reply;
+  }
+};
+
+TEST(ClientFaults, AFlushThatNeverWinsEnds) {
+  ValueCluster cluster({}, 1);
+  cluster.stop(0);
+  AlwaysFlushed service;
+  auto& transport = cluster.transport();
+  ASSERT_TRUE(
+      cluster.run(transport.listen("node 0", cluster.io().get_executor(), service)).has_value());
+  EXPECT_EQ(cluster.run(cluster.store().flush({})).error().code(), Code::kUnavailable);
+  ASSERT_TRUE(cluster.run(transport.stop("node 0")).ok());
 }
 
 TEST(ClientFaults, RequestsThatMakeNoSenseAreRefused) {
