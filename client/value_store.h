@@ -37,7 +37,7 @@ struct ValueToPut {
   std::span<const ConstByteSpan> parts;  // gathered; together at most 1 GiB
 };
 
-// A whole value, which must fit into `room`, or of a range as much as there is of it.
+// A whole value, which must fit into `room`, or of a range, of at most 1 GiB, as much as there is.
 struct ValueToGet {
   std::string_view key;
   std::int64_t room = 0;

@@ -27,7 +27,7 @@ Status too_small(std::int64_t bytes, std::int64_t room) {
                 "value of " + std::to_string(bytes) + " bytes, target of " + std::to_string(room));
 }
 
-// Which pieces of a value an item needs.
+// Which pieces of a value a valid item needs.
 struct Run {
   std::int64_t offset = 0;
   std::int64_t room = 0;
@@ -42,7 +42,11 @@ Run run_of(const ValueToGet& item) {
 Status validate(const ValueToGet& item) {
   ICE_TRY(validate_value_key(item.key));
   if (item.room < 0) return Status(Code::kInvalidArgument, "target of negative size");
-  const std::int64_t begin = item.range_begin.value_or(0);
+  if (!item.range_begin.has_value()) return Status();
+  if (item.room > kMaxValueBytes) {
+    return Status(Code::kInvalidArgument, "range of " + std::to_string(item.room) + " bytes");
+  }
+  const std::int64_t begin = *item.range_begin;
   if (begin >= 0 && begin <= kMaxValueBytes) return Status();
   return Status(Code::kInvalidArgument, "range that begins at " + std::to_string(begin));
 }
@@ -116,9 +120,10 @@ struct ValueStore::Fetch {
   void add(const ValueToGet& item) {
     Item& added = items.emplace_back();
     added.wanted = item;
+    added.value.status = validate(item);
+    if (!added.value.status.ok()) return;
     added.asked.offset = run_of(item).offset;
     added.asked.room = run_of(item).room;
-    added.value.status = validate(item);
   }
   void fail(std::span<const std::size_t> which, const Status& status) {
     for (const std::size_t item : which) items[item].value.status = status;
@@ -278,9 +283,6 @@ Task<Buffer> ValueStore::get_range(std::string_view key, std::int64_t begin, std
                                    ValueCall call) {
   const ValueToGet item{.key = key, .room = length, .range_begin = begin};
   ICE_CO_TRY(validate(item));
-  if (length > kMaxValueBytes) {
-    co_return Status(Code::kInvalidArgument, "range of " + std::to_string(length) + " bytes");
-  }
   Buffer into(run_of(item).room);
   co_return co_await read_run(nodes_.view(), item, std::move(into), call);
 }
@@ -367,7 +369,7 @@ Task<ValueBatch> ValueStore::get_batch(std::vector<ValueToGet> items, ValueCall 
   std::vector<std::size_t> large;  // more than one request each
   for (std::size_t i = 0; i < items.size(); ++i) {
     fetch.add(items[i]);
-    if (run_of(items[i]).room <= options_.request_bytes) continue;
+    if (fetch.items[i].asked.room <= options_.request_bytes) continue;
     large.push_back(i);
     fetch.items[i].value.status = Status(Code::kInvalidArgument, "read by itself");
   }
@@ -377,12 +379,8 @@ Task<ValueBatch> ValueStore::get_batch(std::vector<ValueToGet> items, ValueCall 
   for (const Fetch::Item& item : fetch.items) batch.values.push_back(cut(item.wanted, item.value));
   batch.memory = std::move(fetch.memory);
   for (const std::size_t i : large) {
-    const Status valid = validate(items[i]);
-    Result<Buffer> whole = valid.ok() ? Result<Buffer>() : valid;
-    if (valid.ok()) {
-      Buffer into(std::min(run_of(items[i]).room, kMaxValueBytes));
-      whole = co_await read_run(fetch.nodes, items[i], std::move(into), call);
-    }
+    Buffer into(std::min(run_of(items[i]).room, kMaxValueBytes));
+    Result<Buffer> whole = co_await read_run(fetch.nodes, items[i], std::move(into), call);
     if (whole.has_value()) {
       batch.memory.push_back(std::move(*whole));
       batch.values[i] = std::as_const(batch.memory.back()).bytes();

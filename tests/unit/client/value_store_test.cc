@@ -129,6 +129,25 @@ TEST_P(ValueStoreTest, RangesAreCutAndVerified) {
             Code::kInvalidArgument);
 }
 
+TEST_P(ValueStoreTest, RangesBeyondAllBoundsAreRefusedAlone) {
+  ValueCluster cluster({.shared = GetParam()}, 1);
+  const Bytes value = random(1000);
+  ASSERT_TRUE(put(cluster, "k", value).ok());
+  constexpr std::int64_t kGiB = 1 << 30;
+  std::vector<ValueToGet> items = {{.key = "k", .room = 1000}};
+  for (const auto& [begin, room] : std::vector<std::pair<std::int64_t, std::int64_t>>{
+           {1, INT64_MAX}, {kGiB, INT64_MAX - kGiB}, {0, kGiB + 1}, {INT64_MAX, 1}, {-1, 1}}) {
+    items.push_back({.key = "k", .room = room, .range_begin = begin});
+  }
+  items.push_back({.key = "k", .room = kGiB, .range_begin = 10});
+  const ValueBatch batch = cluster.run(cluster.store().get_batch(items, {})).value();
+  EXPECT_TRUE(std::ranges::equal(batch.values.front().value(), value));
+  for (std::size_t i = 1; i + 1 < items.size(); ++i) {
+    EXPECT_EQ(batch.values[i].error().code(), Code::kInvalidArgument) << i;
+  }
+  EXPECT_TRUE(std::ranges::equal(batch.values.back().value(), ConstByteSpan(value).subspan(10)));
+}
+
 TEST_P(ValueStoreTest, BatchesHaveOneResultPerItemAndUseAllNodes) {
   ValueCluster cluster({.shared = GetParam()}, 3);
   std::map<std::string, Bytes> stored;
