@@ -87,11 +87,12 @@ Task<> NodeValues::recover_namespaces(std::vector<ObjectKey> records) {
     ICE_CO_TRY(Namespace* const space, space_of(record->name_space));
     space->flush_number = std::max(space->flush_number, record->flush_number);
   }
+  std::set<ObjectKey> current;
+  for (const auto& [name, space] : spaces_) {
+    current.insert(NamespaceRecord{.flush_number = space->flush_number, .name_space = name}.key());
+  }
   for (const ObjectKey& key : records) {
-    const auto number = load<std::uint64_t>(key.build.bytes.data());
-    const bool current = std::ranges::any_of(
-        spaces_, [&](const auto& space) { return space.second->flush_number == number; });
-    if (!current) ICE_CO_TRY(co_await disk_->remove(key));
+    if (!current.contains(key)) ICE_CO_TRY(co_await disk_->remove(key));
   }
   co_return Status();
 }

@@ -180,6 +180,22 @@ TEST_F(NodeValuesTest, FlushNumbersFarAheadAreRefused) {
   EXPECT_TRUE(head.status.ok()) << "a node may have missed some";
 }
 
+// Raised without the old record being removed, as when the disk cannot keep up.
+TEST_F(NodeValuesTest, OldFlushRecordsGoAtTheNextStart) {
+  const auto flush = [&](std::string_view space, std::uint64_t number) {
+    ValueHead head;
+    const ValueScope scope{.name_space = space, .flush_number = number};
+    return run(values_.flush(scope, head)).has_value() && head.status.ok();
+  };
+  disk_.remove_refusals = 1000;
+  ASSERT_TRUE(flush("a", 1) && flush("a", 2) && flush("b", 1));
+  disk_.remove_refusals = 0;
+  EXPECT_EQ(disk_.usage().object_count, 3);
+  NodeValues next(*memory_, &disk_, clock_, {});
+  ASSERT_TRUE(run(next.recover()).ok());
+  EXPECT_EQ(disk_.usage().object_count, 2) << "b's number is none of a's";
+}
+
 TEST_F(NodeValuesTest, WhatIsOnDiskAlreadyIsNoCopy) {
   store("used", 100'000);
   use("used");
