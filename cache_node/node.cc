@@ -2,6 +2,8 @@
 
 #include <glog/logging.h>
 
+#include <algorithm>
+#include <iterator>
 #include <set>
 
 #include "cache_node/read_through.h"
@@ -19,6 +21,17 @@ StoredBuild describe(const Manifest& manifest, const BuildId& build, std::size_t
           .manifest_bytes = static_cast<std::int64_t>(manifest_bytes)};
 }
 
+// Its manifest and its parts.
+std::vector<ObjectKey> objects_of(const StoredBuild& build) {
+  const SegmentId segment = build.segment.id();
+  std::vector<ObjectKey> keys = {
+      {.segment = segment, .build = build.build, .part = {.kind = PartKind::kManifest}}};
+  for (const PartId& part : parts_of(build.slice, build.segment.token_count)) {
+    keys.push_back({.segment = segment, .build = build.build, .part = part});
+  }
+  return keys;
+}
+
 }  // namespace
 
 std::optional<ObjectInfo> CacheNode::find(const ObjectKey& key) const {
@@ -30,6 +43,7 @@ std::optional<ObjectInfo> CacheNode::find(const ObjectKey& key) const {
 void CacheNode::know(const StoredBuild& build) {
   const BuildKey key{build.segment.id(), build.build};
   if (!builds_.emplace(key, build).second) return;
+  ++models_[build.name_space][build.fingerprint];
   if (build.segment.origin.exact()) by_end_.emplace(build.segment.end, key);
 }
 
@@ -43,6 +57,9 @@ void CacheNode::forget(const BuildKey& build) {
       break;
     }
   }
+  std::map<FingerprintHash, std::int64_t>& models = models_.at(found->second.name_space);
+  if (--models.at(found->second.fingerprint) == 0) models.erase(found->second.fingerprint);
+  if (models.empty()) models_.erase(found->second.name_space);
   builds_.erase(found);
 }
 
@@ -142,13 +159,7 @@ void CacheNode::note_disk_evicted(const ObjectKey& key) {
 
 // Manifest first: a node that is killed meanwhile removes the rest when it starts.
 Task<> CacheNode::remove_from_disk(const StoredBuild& build) {
-  const SegmentId segment = build.segment.id();
-  std::vector<PartId> parts = parts_of(build.slice, build.segment.token_count);
-  parts.insert(parts.begin(), PartId{.kind = PartKind::kManifest});
-  for (const PartId& part : parts) {
-    const ObjectKey key{.segment = segment, .build = build.build, .part = part};
-    ICE_CO_TRY(co_await disk_->remove(key));
-  }
+  for (const ObjectKey& key : objects_of(build)) ICE_CO_TRY(co_await disk_->remove(key));
   co_return Status();
 }
 
@@ -156,23 +167,29 @@ Task<> CacheNode::remove_from_disk(const StoredBuild& build) {
 // read, or the next start removes.
 asio::awaitable<void> CacheNode::drop_incomplete_builds() {
   while (!incomplete_.empty()) {
-    const std::set<BuildKey> lost(incomplete_.begin(), incomplete_.end());
+    std::set<BuildKey> lost(incomplete_.begin(), incomplete_.end());
     incomplete_.clear();
     std::vector<ObjectKey> parts;
-    memory_.for_each([&](const ObjectKey& key, const ObjectInfo&) {
-      // A build that is still being written has no manifest yet: its commit will be refused.
-      if (lost.contains({key.segment, key.build})) parts.push_back(key);
-    });
-    for (const BuildKey& key : lost) {
-      const auto found = builds_.find(key);
-      if (found == builds_.end()) continue;
-      LOG(WARNING) << "build " << to_string(key.build) << " evicted: no room";
+    for (auto key = lost.begin(); key != lost.end();) {
+      const auto found = builds_.find(*key);
+      if (found == builds_.end()) {
+        ++key;
+        continue;
+      }
+      LOG(WARNING) << "build " << to_string(key->build) << " evicted: no room";
       const StoredBuild build = found->second;
-      forget(key);
+      forget(*key);
+      key = lost.erase(key);
+      std::ranges::copy(objects_of(build), std::back_inserter(parts));
       if (disk_ == nullptr) continue;
       const Status removed = co_await remove_from_disk(build);
       if (!removed.ok()) LOG(WARNING) << "parts of it stay on disk: " << removed.to_string();
     }
+    // A build that is still being written has no manifest yet: its commit will be refused.
+    const auto look = [&](const ObjectKey& key, const ObjectInfo&) {
+      if (lost.contains({key.segment, key.build})) parts.push_back(key);
+    };
+    if (!lost.empty()) memory_.for_each(look);
     for (const ObjectKey& key : parts) (void)co_await memory_.remove(key);
   }
 }
@@ -198,13 +215,10 @@ MatchReply CacheNode::match(const MatchQuery& query) const {
       if (build.name_space == name_space) reply.builds.push_back(build);
     }
   }
-  bool own = false;
-  for (const auto& [key, build] : builds_) {
-    if (build.name_space != name_space) continue;
-    own |= build.fingerprint == query.fingerprint;
-    if (build.fingerprint != query.fingerprint) reply.other_fingerprint = build.fingerprint;
+  const auto models = models_.find(name_space);
+  if (models != models_.end() && !models->second.contains(query.fingerprint)) {
+    reply.other_fingerprint = models->second.begin()->first;
   }
-  if (own) reply.other_fingerprint.reset();
   return reply;
 }
 

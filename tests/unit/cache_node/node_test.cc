@@ -98,6 +98,14 @@ TEST_F(NodeTest, PublishedBuildIsFoundByItsEnd) {
           .value();
   EXPECT_TRUE(nothing.builds.empty());
   EXPECT_EQ(nothing.other_fingerprint, built.manifest.fingerprint);
+  ASSERT_TRUE(
+      wait(*node_, node_->store().remove(built.manifest, built.build, Deadline::never())).ok());
+  ends = {built.manifest.segment.before};
+  EXPECT_FALSE(
+      wait(*node_, node_->stub().match({.ends = ends, .fingerprint = fingerprint_hash("other")},
+                                       Deadline::never()))
+          .value()
+          .other_fingerprint.has_value());
 }
 
 TEST_F(NodeTest, ApproximateBuildsAreNotFoundByPrefix) {
@@ -210,6 +218,24 @@ TEST_F(NodeTest, HalfABuildIsRemovedAtTheNextStart) {
   const auto second = EmbeddedNode::open({.dram_bytes = 16 << 20, .store = dir_.path()}).value();
   EXPECT_EQ(build_count(*second), 1);
   EXPECT_EQ(second->disk()->usage().object_count, objects);
+}
+
+TEST_F(NodeTest, BuildsThatLoseAPartGoAsAWhole) {
+  const auto small = EmbeddedNode::open({.dram_bytes = 2 << 20}).value();
+  std::int64_t objects = 0;
+  for (std::uint64_t seed = 1; seed <= 10; ++seed) {
+    const BuiltSegment built = build(seed);
+    ASSERT_TRUE(publish(*small, built).ok());
+    objects = std::ssize(built.manifest.parts) + 1;
+  }
+  const std::int64_t builds = build_count(*small);
+  EXPECT_GT(builds, 0);
+  EXPECT_LT(builds, 10);
+  std::int64_t stored = 0;
+  small->memory().for_each([&](const ObjectKey& key, const ObjectInfo&) {
+    if (key.part.kind <= PartKind::kExtent) ++stored;
+  });
+  EXPECT_EQ(stored, builds * objects);
 }
 
 TEST_F(NodeTest, RemovedBuildsAreForgotten) {
