@@ -4,10 +4,40 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <string>
 
-#include "proto/layout.h"
+#include "kernels/segment_build.h"
 
 namespace icefield::internal {
+
+// Keys and values are smaller than this: sums of squared differences over a whole segment stay
+// finite in fp32.
+constexpr float kMagnitudeLimit = 0x1p48f;
+// Its bits: all that are not smaller have as large an exponent, or a larger one.
+constexpr Bf16 kMagnitudeLimitBits = (127 + 48) << 7;
+constexpr Bf16 kExponentBits = 0x7f80;
+
+inline Status bad_value(std::int64_t token) {
+  return Status(Code::kInvalidArgument, "key or value of token " + std::to_string(token) +
+                                            " of the segment is not finite, or 2^48 or more");
+}
+
+// kInvalidArgument or kUnimplemented for what no segment can hold.
+inline Status validate(const PartitionArgs& args) {
+  if (args.row_count < kExtentRows || args.row_count > kMaxSegmentTokens ||
+      args.row_count % kExtentRows != 0) {
+    return Status(Code::kInvalidArgument, "segment of " + std::to_string(args.row_count) +
+                                              " tokens, expected a multiple of " +
+                                              std::to_string(kExtentRows) + " up to " +
+                                              std::to_string(kMaxSegmentTokens));
+  }
+  if (args.first_indexed_row != 0 && args.first_indexed_row != kSinkTokens) {
+    return Status(Code::kInvalidArgument,
+                  "segment indexed from token " + std::to_string(args.first_indexed_row));
+  }
+  return icefield::validate(
+      KvShape{.layer_count = 1, .kv_head_count = 1, .d_k = args.d_k, .d_v = args.d_v});
+}
 
 constexpr int kListIterations = 4;   // Lloyd iterations on the sample
 constexpr int kSplitIterations = 4;  // of the two halves of a group

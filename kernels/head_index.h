@@ -66,7 +66,9 @@ inline TableSize table_size(const HeadIndex* segments, std::int32_t segment_coun
 
 // How much is selected, and how widely clusters propose (steps 4 and 5).
 struct SelectionRule {
-  std::int32_t budget = 0;  // B over the union of the segments; at most the indexed rows
+  // B over the union of the segments, 0 or more. More than there are indexed rows counts as all of
+  // them, here and in B_s; memory that the kernels are given has room for what then counts.
+  std::int32_t budget = 0;
   // B_s: one selection per segment instead of one over the union. [segment_count], or null.
   const std::int32_t* segment_budgets = nullptr;
   std::int32_t breadth = kAllClusters;  // M, resolved: not kRuleBreadth

@@ -129,6 +129,12 @@ struct TokenScores {
   bool only_row;     // there is one query row: x̂ - R orders as its vote does
 };
 
+// Finite numbers in the order of x; the largest for what is not a number.
+HWY_INLINE FloatVec ordered_lanes(FloatTag d, FloatVec x) {
+  const FloatVec largest = hn::Set(d, std::numeric_limits<float>::max());
+  return hn::Max(hn::IfThenElse(hn::Lt(x, largest), x, largest), hn::Neg(largest));
+}
+
 // x̂ and votes of kLanes rows from `row` on, of which `total` has Σ q c. `cluster` is the one that
 // holds the first of them, or the first after it. Rows in no cluster get numbers that nobody reads.
 template <int kRows>
@@ -158,7 +164,8 @@ HWY_INLINE void score_rows(const HeadIndex& segment, std::int32_t row, std::int3
   }
   for (int r = 0; r < kRows; ++r) hn::StoreU(logit[r], d, out.logit + r * out.row_stride + row);
   if (kRows == 1 && out.only_row) {
-    hn::StoreU(hn::Sub(logit[0], hn::Set(d, out.reference_level[0])), d, out.vote + row);
+    const FloatVec vote = hn::Sub(logit[0], hn::Set(d, out.reference_level[0]));
+    hn::StoreU(ordered_lanes(d, vote), d, out.vote + row);
     return;
   }
   FloatVec vote = out.first_block ? hn::Zero(d) : hn::LoadU(d, out.vote + row);
@@ -420,14 +427,15 @@ void rank(const HeadShape& shape, const RankGroup& group) {
   score_tokens(shape, group, total);
   *group.selected_count = 0;
   if (group.rule.segment_budgets == nullptr) {
-    select_best(group, {0, group.segment_count, 0, 0, group.rule.budget});
+    const std::int32_t budget = std::min(group.rule.budget, total.indexed_rows);
+    select_best(group, {0, group.segment_count, 0, 0, budget});
     return;
   }
   Selection from{};
   for (std::int32_t s = 0; s < group.segment_count; ++s) {
     from.first_segment = s;
     from.end_segment = s + 1;
-    from.budget = group.rule.segment_budgets[s];
+    from.budget = std::min(group.rule.segment_budgets[s], group.segments[s].indexed_rows());
     select_best(group, from);
     from.first_cluster += group.segments[s].clusters.count;
     from.first_row += group.segments[s].codes.row_count;

@@ -1,5 +1,5 @@
 // kernels/segment_build.h — clusters the tokens of one (segment, layer, KV head) and describes the
-// clusters (docs/architecture.md, "the segment index"). Off the step path: it may allocate.
+// clusters (docs/formats/attention.md steps 1 and 2). Off the step path: it may allocate.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@ namespace icefield {
 struct PartitionArgs {
   std::int32_t d_k = 0;
   std::int32_t d_v = 0;
-  std::int32_t row_count = 0;          // tokens of the segment
-  std::int32_t first_indexed_row = 0;  // sink rows stay in place, in no cluster
+  std::int32_t row_count = 0;          // tokens of the segment: a multiple of 256 up to 4 096
+  std::int32_t first_indexed_row = 0;  // 0 or 16; sink rows stay in place, in no cluster
   const Bf16* rows = nullptr;          // [row_count, d_k + d_v] in token order
 };
 
@@ -32,10 +32,12 @@ struct Partition {
 // first a list, is split in two, again and again, until there are n / kClusterTokens clusters, all
 // of at most kMaxClusterTokens: a rare token stands alone, many alike share a cluster. The same
 // input gives the same result on the same kind of CPU. kInvalidArgument when a key or value is not
-// finite.
+// finite, or 2^48 or more, also of the sink (the message names the first such token), and for other
+// numbers of tokens; kUnimplemented for head dimensions that no segment has.
 Status partition_reference(const PartitionArgs& args, Partition& out);
 Status partition_cpu(const PartitionArgs& args, Partition& out);
 
+// Of a partition that was made for these rows.
 struct DescribeArgs {
   std::int32_t d_k = 0;
   std::int32_t d_v = 0;

@@ -462,28 +462,26 @@ void partition_run(Workspace& work, std::int32_t begin, std::int32_t end, std::i
   for (const std::int32_t token : order) out.order.push_back(static_cast<std::uint16_t>(token));
 }
 
-// Whether `count` values are finite; a multiple of 16 of them.
-bool all_finite(const Bf16* values, std::int32_t count) {
+// Whether `count` values are below the limit of their magnitude; a multiple of 16 of them.
+bool all_below_limit(const Bf16* values, std::int32_t count) {
   const hn::ScalableTag<std::uint16_t> d;
-  const auto exponent = hn::Set(d, std::uint16_t{0x7f80});
+  const auto exponent = hn::Set(d, internal::kExponentBits);
   auto largest = hn::Zero(d);
   std::int32_t i = 0;
   for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
     largest = hn::Max(largest, hn::And(hn::LoadU(d, values + i), exponent));
   }
-  bool finite = hn::AllTrue(d, hn::Ne(largest, exponent));
-  for (; i < count; ++i) finite &= (values[i] & 0x7f80u) != 0x7f80u;
-  return finite;
+  bool below = hn::AllTrue(d, hn::Lt(largest, hn::Set(d, internal::kMagnitudeLimitBits)));
+  for (; i < count; ++i)
+    below &= (values[i] & internal::kExponentBits) < internal::kMagnitudeLimitBits;
+  return below;
 }
 
 Status load_keys(const PartitionArgs& args, Keys& keys) {
   const FloatTag d;
   for (std::int32_t i = 0; i < args.row_count; ++i) {
     const Bf16* row = args.rows + static_cast<std::int64_t>(i) * (args.d_k + args.d_v);
-    if (!all_finite(row, args.d_k + args.d_v)) {
-      return Status(Code::kInvalidArgument,
-                    "key or value of token " + std::to_string(i) + " of the segment is not finite");
-    }
+    if (!all_below_limit(row, args.d_k + args.d_v)) return internal::bad_value(i);
     float* key = keys[i];
     for (std::int32_t j = 0; j < args.d_k; j += kLanes) {
       hn::StoreU(load_bf16(d, row + j), d, key + j);
@@ -495,6 +493,7 @@ Status load_keys(const PartitionArgs& args, Keys& keys) {
 }  // namespace
 
 Status partition_target(const PartitionArgs& args, Partition& out) {
+  ICE_TRY(internal::validate(args));
   Workspace work(args);
   ICE_TRY(load_keys(args, work.keys));
   out = {};

@@ -340,7 +340,7 @@ void encode_row(const std::vector<double>& residual, const MutableCodesView& cod
                 std::int32_t row) {
   std::vector<double> magnitudes;
   for (const double value : residual) magnitudes.push_back(std::abs(value));
-  codes.scale[row] = float_to_fp16(static_cast<float>(best_scale(magnitudes)));
+  codes.scale[row] = float_to_fp16(static_cast<float>(std::min(best_scale(magnitudes), 65504.0)));
   const double scale = fp16_to_float(codes.scale[row]);
   for (std::int32_t j = 0; j < codes.d_k; ++j) {
     const double value = residual[static_cast<std::size_t>(j)];
@@ -368,12 +368,11 @@ std::vector<double> rotate_exactly(const std::vector<double>& x) {
 }  // namespace
 
 Status partition_reference(const PartitionArgs& args, Partition& out) {
+  ICE_TRY(internal::validate(args));
   for (std::int64_t i = 0; i < static_cast<std::int64_t>(args.row_count) * (args.d_k + args.d_v);
        ++i) {
-    if (!std::isfinite(bf16_to_float(args.rows[i]))) {
-      return Status(Code::kInvalidArgument, "key or value of token " +
-                                                std::to_string(i / (args.d_k + args.d_v)) +
-                                                " of the segment is not finite");
+    if (!(std::abs(bf16_to_float(args.rows[i])) < internal::kMagnitudeLimit)) {
+      return internal::bad_value(i / (args.d_k + args.d_v));
     }
   }
   const Keys keys(args);

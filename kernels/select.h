@@ -79,7 +79,8 @@ struct RankedRow {
   float vote = 0;
   std::int32_t index = 0;  // in the group's per-row arrays
 };
-// Rows of scratch that selecting `budget` rows (the largest B_s, where they are given) needs.
+// Rows of scratch that selecting `budget` rows (the largest B_s, where they are given) needs; at
+// most the indexed rows count.
 constexpr std::int64_t rank_scratch_rows(std::int32_t budget) {
   return 2 * static_cast<std::int64_t>(budget) + 64;
 }
@@ -95,12 +96,13 @@ struct RankGroup {
   SelectionRule rule;
 
   float* token_logit = nullptr;  // out [G, rows] x̂ of the rows of C; others are undefined
-  // out [rows] p of the rows of C, or x̂ - R where G = 1, which orders them alike; others are
-  // undefined
+  // out [rows] p of the rows of C, or x̂ - R where G = 1, which orders them alike (the largest
+  // float where it is not a number); others are undefined
   float* vote = nullptr;
-  RankedRow* ranking = nullptr;            // scratch rank_scratch_rows()
-  TableRow* selected = nullptr;            // out [B] S, ascending
-  std::int32_t* selected_count = nullptr;  // out
+  RankedRow* ranking = nullptr;  // scratch rank_scratch_rows()
+  // out [min(B, N)], or of Σ min(B_s, N_s): S, ascending
+  TableRow* selected = nullptr;
+  std::int32_t* selected_count = nullptr;  // out: as many, whatever the votes are
 };
 struct RankArgs {
   HeadShape shape;

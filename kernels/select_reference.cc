@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -20,6 +21,13 @@ double vote(double logit, double reference) {
   if (exponent < static_cast<double>(kLeastExponent)) return 0;
   const double cap = static_cast<double>(kVoteExponentCap);
   return std::exp(exponent < cap ? exponent : cap);  // a query that is not finite votes for all
+}
+
+// The vote of a token where there is one query row: finite, the largest for what is not a number.
+double only_vote(double logit, double reference) {
+  constexpr double kLargest = static_cast<double>(std::numeric_limits<float>::max());
+  const double above = logit - reference;
+  return std::max(above < kLargest ? above : kLargest, -kLargest);
 }
 
 // Offsets of a segment's items in arrays that hold one segment after the other.
@@ -181,7 +189,7 @@ void rank_reference(const RankArgs& args) {
                                                     segment.codes, row, args.shape.beta);
             group.token_logit[static_cast<std::int64_t>(h) * size.rows + offset.row + row] =
                 static_cast<float>(logit);
-            sum += group.row_count == 1 ? logit - static_cast<double>(group.reference_level[h])
+            sum += group.row_count == 1 ? only_vote(logit, group.reference_level[h])
                                         : vote(logit, group.reference_level[h]);
           }
           group.vote[offset.row + row] = static_cast<float>(sum);

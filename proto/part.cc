@@ -243,7 +243,9 @@ Result<PartHeader> check_part(ConstByteSpan part, PartKind kind) {
   if (part.size() < sizeof(PartHeader)) {
     return bad_part(kind, "truncated to " + std::to_string(part.size()) + " bytes");
   }
-  ICE_CHECK(reinterpret_cast<std::uintptr_t>(part.data()) % kPartAlign == 0);
+  if (reinterpret_cast<std::uintptr_t>(part.data()) % kPartAlign != 0) {
+    return bad_part(kind, "at an address that is no multiple of " + std::to_string(kPartAlign));
+  }
   const auto header = load<PartHeader>(part.data());
   ICE_TRY(check_header(part, kind, header));
   const PartShape shape = shape_of(header);

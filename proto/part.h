@@ -128,9 +128,9 @@ std::uint16_t* mutable_order(AlignedBytes& part, std::int32_t head_index);  // [
 
 // ------------------------------------------------------------------------------------- reading
 
-// A parsed part borrows its bytes, which must be 64-byte aligned and outlive it. parse_…() give
-// kInvalidArgument with what is wrong (another magic, version, kind, length, a count or an offset
-// that does not fit); after they succeed every index in the views is in range.
+// A parsed part borrows its bytes, which must outlive it. parse_…() give kInvalidArgument with what
+// is wrong (bytes that are not 64-byte aligned, another magic, version, kind, length, a count or an
+// offset that does not fit); after they succeed every index in the views is in range.
 struct LevelPart {
   PartShape shape;
   std::vector<LevelView> heads;

@@ -71,13 +71,14 @@ RankGroup GroupFixture::rank_group(const SelectionRule& rule) {
   const auto all_rows = static_cast<std::size_t>(size.rows);
   poison(token_logit, static_cast<std::size_t>(rows()) * all_rows);
   poison(vote, all_rows);
-  std::int32_t most = rule.budget;
-  std::int32_t total = rule.budget;
+  std::int32_t most = std::min(rule.budget, size.indexed_rows);
+  std::int32_t total = most;
   if (rule.segment_budgets != nullptr) {
     most = total = 0;
     for (std::size_t s = 0; s < segments.size(); ++s) {
-      most = std::max(most, rule.segment_budgets[s]);
-      total += rule.segment_budgets[s];
+      const std::int32_t budget = std::min(rule.segment_budgets[s], segments[s].indexed_rows());
+      most = std::max(most, budget);
+      total += budget;
     }
   }
   ranking_.resize(static_cast<std::size_t>(rank_scratch_rows(most)));

@@ -1,5 +1,5 @@
-// Random shapes, keys and queries through build, select and attend: the SIMD kernels against the
-// float64 reference, and a defined result for what no model should produce.
+// Random shapes, keys and queries through select, attend, merge and gather: the SIMD kernels
+// against the float64 reference, and a defined result for what no model should produce.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -7,33 +7,11 @@
 
 #include "bench/support/head_fixture.h"
 #include "bench/support/selection_fixture.h"
+#include "tests/support/selection_checks.h"
+#include "tests/support/strange_rows.h"
 
 namespace icefield {
 namespace {
-
-enum class Keys { kUsual, kAllEqual, kZero, kOneOutlier, kTiny, kLarge };
-
-std::vector<Bf16> make_rows(Rng& rng, Keys keys, std::int32_t rows, std::int32_t d_k,
-                            std::int32_t d_v) {
-  std::vector<Bf16> out = random_rows(rng, rows, d_k, d_v);
-  const std::int32_t width = d_k + d_v;
-  for (std::int32_t i = 0; i < rows; ++i) {
-    for (std::int32_t j = 0; j < d_k; ++j) {
-      Bf16& key = out[static_cast<std::size_t>(i * width + j)];
-      switch (keys) {
-        case Keys::kUsual: break;
-        case Keys::kAllEqual: key = float_to_bf16(static_cast<float>(j % 5) - 2); break;
-        case Keys::kZero: key = 0; break;
-        case Keys::kOneOutlier:
-          if (i == rows / 2) key = float_to_bf16(j % 2 == 0 ? 3000.0f : -3000.0f);
-          break;
-        case Keys::kTiny: key = float_to_bf16(1e-20f * bf16_to_float(key)); break;
-        case Keys::kLarge: key = float_to_bf16(20.0f * bf16_to_float(key)); break;
-      }
-    }
-  }
-  return out;
-}
 
 template <class T>
 const T& pick(Rng& rng, const std::vector<T>& from) {
@@ -48,6 +26,7 @@ struct World {
   std::vector<const Bf16*> rows;
   std::vector<float> q, exact_lse;
   SelectionRule rule;
+  std::vector<std::int32_t> segment_budgets;  // of the rule, or empty
 
   explicit World(Rng& rng) {
     const auto d_k = pick<std::int32_t>(rng, {16, 64, 80, 96, 128, 256});
@@ -55,10 +34,10 @@ struct World {
     shape = {.d_k = d_k, .d_v = d_v, .beta = 1.0f / std::sqrt(static_cast<float>(d_k))};
     const std::size_t count = 1 + rng.below(3);
     for (std::size_t s = 0; s < count; ++s) {
-      const auto keys = static_cast<Keys>(rng.below(8) % 6);
+      const auto keys = static_cast<StrangeKeys>(rng.below(8) % kStrangeKeyKinds);
       const auto length = pick<std::int32_t>(rng, {256, 256, 1024});
-      heads.push_back(HeadFixture::make(cpu_kernels(), make_rows(rng, keys, length, d_k, d_v), d_k,
-                                        d_v, s == 0 ? kSinkTokens : 0));
+      heads.push_back(HeadFixture::make(cpu_kernels(), strange_rows(rng, keys, length, d_k, d_v),
+                                        d_k, d_v, s == 0 ? kSinkTokens : 0));
       const bool in_window = s + 1 == count && length > 256 && rng.below(2) == 0;
       table.push_back(in_window ? heads.back()->without_last_extent() : heads.back()->index);
       rows.push_back(heads.back()->stored_rows.data());
@@ -71,12 +50,31 @@ struct World {
       exact_lse.push_back(rng.below(4) == 0 ? -HUGE_VALF : 3 * normal(rng));
     }
     const std::int32_t indexed = indexed_rows();
-    rule.budget = pick<std::int32_t>(rng, {0, 1, 17, 64, 256, indexed});
-    rule.budget = std::min(rule.budget, indexed);
+    rule.budget = pick<std::int32_t>(rng, {0, 1, 17, 64, 256, indexed, indexed + 1, 1 << 30});
     rule.breadth = pick<std::int32_t>(rng, {kAllClusters, 1, 2, 16});
+    if (rng.below(4) != 0) return;
+    for (const HeadIndex& segment : table) {
+      const std::int32_t all = segment.indexed_rows();
+      segment_budgets.push_back(pick<std::int32_t>(rng, {0, 1, 40, all, all + 1}));
+    }
+    rule.segment_budgets = segment_budgets.data();
   }
+  World(const World&) = delete;  // the rule refers to the budgets
+  World& operator=(const World&) = delete;
+
   std::int32_t indexed_rows() const {
     return table_size(table.data(), static_cast<std::int32_t>(table.size())).indexed_rows;
+  }
+  // What the rule selects, whatever the votes are.
+  std::size_t wanted_rows() const {
+    if (segment_budgets.empty()) {
+      return static_cast<std::size_t>(std::min(rule.budget, indexed_rows()));
+    }
+    std::int32_t wanted = 0;
+    for (std::size_t s = 0; s < table.size(); ++s) {
+      wanted += std::min(segment_budgets[s], table[s].indexed_rows());
+    }
+    return static_cast<std::size_t>(wanted);
   }
   GroupFixture group(const Kernels& kernels) const {
     return GroupFixture(kernels, shape, table, rows, q, exact_lse);
@@ -89,6 +87,14 @@ void expect_votes_close(const std::vector<float>& ours, const std::vector<float>
   for (std::size_t i = 0; i < ours.size(); ++i) {
     if (std::isnan(theirs[i])) continue;  // not in C: undefined
     ASSERT_NEAR(ours[i], theirs[i], 2e-4f * std::abs(theirs[i]) + 1e-37f) << "at " << i;
+  }
+}
+
+void expect_logits_close(const std::vector<float>& ours, const std::vector<float>& theirs) {
+  ASSERT_EQ(ours.size(), theirs.size());
+  for (std::size_t i = 0; i < ours.size(); ++i) {
+    if (std::isnan(theirs[i])) continue;  // not in C: undefined
+    ASSERT_NEAR(ours[i], theirs[i], 1e-5f * (1 + std::abs(theirs[i]))) << "at " << i;
   }
 }
 
@@ -107,54 +113,157 @@ void expect_same_attention(const PartialBuffer& ours, const PartialBuffer& their
   }
 }
 
-TEST(KernelsFuzz, SimdAgreesWithTheReferenceOnAnything) {
+// Makes one query row's results those of no terms.
+void forget_row(PartialBuffer& result, std::size_t row) {
+  const std::size_t d_v = result.out.size() / result.lse.size();
+  std::fill_n(result.out.begin() + static_cast<std::ptrdiff_t>(row * d_v), d_v, 0.0f);
+  result.lse[row] = -HUGE_VALF;
+  result.tail[row] = result.fault[row] = result.drift[row] = 0;
+}
+
+// One step of both after the other; what the reference of the next step is given has been compared.
+void expect_same_steps(const World& world, GroupFixture& simd, GroupFixture& reference) {
+  // Twice what contract and its rounding of e^x allow: both the cut and the vote may be off.
+  constexpr float kTolerance = 2e-4f;
+  const std::vector<SelectionPart> parts = selection_parts(world.table, world.rule);
+  simd.score_lists();
+  reference.score_lists();
+  for (std::size_t h = 0; h < simd.reference_level.size(); ++h) {
+    ASSERT_NEAR(simd.reference_level[h], reference.reference_level[h],
+                1e-5f * (1 + std::abs(reference.reference_level[h])));
+  }
+  reference.reference_level = simd.reference_level;
+  simd.propose(world.rule);
+  reference.propose(world.rule);
+  expect_votes_close(simd.cluster_vote, reference.cluster_vote);
+  expect_logits_close(simd.cluster_logit, reference.cluster_logit);
+  expect_same_candidates(parts, simd.candidate, reference.candidate, reference.cluster_vote,
+                         kTolerance);
+  reference.cluster_logit = simd.cluster_logit;
+  reference.candidate = simd.candidate;
+  simd.rank(world.rule);
+  reference.rank(world.rule);
+  expect_votes_close(simd.vote, reference.vote);
+  expect_logits_close(simd.token_logit, reference.token_logit);
+  ASSERT_EQ(simd.selected.size(), world.wanted_rows());
+  expect_same_rows(world.table, parts, simd.selected, reference.selected, reference.vote,
+                   kTolerance);
+  reference.token_logit = simd.token_logit;
+  reference.selected = simd.selected;
+  expect_same_attention(simd.attend(), reference.attend());
+}
+
+TEST(KernelsFuzz, SimdSelectsAndAttendsAsTheReferenceDoes) {
   for (std::uint64_t seed = 1; seed <= 25; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     SeededRng rng(seed);
     const World world(rng);
     GroupFixture simd = world.group(cpu_kernels());
     GroupFixture reference = world.group(reference_kernels());
-    simd.score_lists();
-    reference.score_lists();
-    for (std::size_t h = 0; h < simd.reference_level.size(); ++h) {
-      ASSERT_NEAR(simd.reference_level[h], reference.reference_level[h],
-                  1e-5f * (1 + std::abs(reference.reference_level[h])));
-    }
-    reference.reference_level = simd.reference_level;
-    simd.propose(world.rule);
-    reference.propose(world.rule);
-    expect_votes_close(simd.cluster_vote, reference.cluster_vote);
-    reference.cluster_logit = simd.cluster_logit;
-    reference.candidate = simd.candidate;
-    simd.rank(world.rule);
-    reference.rank(world.rule);
-    expect_votes_close(simd.vote, reference.vote);
-    ASSERT_EQ(simd.selected.size(), static_cast<std::size_t>(world.rule.budget));
-    ASSERT_EQ(simd.selected.size(), reference.selected.size());
-    reference.token_logit = simd.token_logit;
-    reference.selected = simd.selected;
-    expect_same_attention(simd.attend(), reference.attend());
+    expect_same_steps(world, simd, reference);
     if (HasFatalFailure()) return;
   }
 }
 
-// Queries that are not numbers give outputs that are not; the selection is of the right size, and
-// nothing outside the arrays is touched.
-TEST(KernelsFuzz, QueriesThatAreNotFiniteAreDefined) {
-  for (std::uint64_t seed = 100; seed < 110; ++seed) {
+// Partial results of `rows` query rows, about a third of them of no terms.
+PartialBuffer random_partial(Rng& rng, std::int32_t rows, std::int32_t d_v) {
+  PartialBuffer part(rows, d_v);
+  for (float& x : part.out) x = normal(rng);
+  for (std::size_t h = 0; h < part.lse.size(); ++h) {
+    const bool empty = rng.below(3) == 0;
+    part.lse[h] = empty ? -HUGE_VALF : 20 * normal(rng);
+    part.tail[h] = empty ? 0 : static_cast<float>(rng.unit());
+    part.fault[h] = empty ? 0 : part.tail[h] * static_cast<float>(rng.unit());
+    part.drift[h] = empty ? 0 : normal(rng);
+    if (empty) std::fill_n(part.out.begin() + static_cast<std::ptrdiff_t>(h) * d_v, d_v, 0.0f);
+  }
+  return part;
+}
+
+TEST(KernelsFuzz, SimdMergesAsTheReferenceDoes) {
+  for (std::uint64_t seed = 1; seed <= 200; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    SeededRng rng(seed);
+    const auto d_v = 16 * static_cast<std::int32_t>(1 + rng.below(16));
+    const auto rows = static_cast<std::int32_t>(1 + rng.below(20));
+    std::vector<PartialBuffer> parts;
+    for (std::uint64_t p = 1 + rng.below(5); p > 0; --p) {
+      parts.push_back(random_partial(rng, rows, d_v));
+    }
+    std::vector<PartialBuffer*> pointers;
+    for (PartialBuffer& part : parts) pointers.push_back(&part);
+    const PartialBuffer ours = merge(cpu_kernels(), d_v, pointers);
+    const PartialBuffer theirs = merge(reference_kernels(), d_v, pointers);
+    for (std::size_t i = 0; i < ours.out.size(); ++i) {
+      ASSERT_NEAR(ours.out[i], theirs.out[i], 1e-6f * (1 + std::abs(theirs.out[i])));
+    }
+    for (std::size_t h = 0; h < ours.lse.size(); ++h) {
+      if (std::isinf(theirs.lse[h])) {
+        ASSERT_EQ(ours.lse[h], theirs.lse[h]);
+      } else {
+        ASSERT_NEAR(ours.lse[h], theirs.lse[h], 1e-6f * (1 + std::abs(theirs.lse[h])));
+      }
+      ASSERT_NEAR(ours.tail[h], theirs.tail[h], 1e-6f);
+      ASSERT_NEAR(ours.fault[h], theirs.fault[h], 1e-6f);
+      ASSERT_NEAR(ours.drift[h], theirs.drift[h], 1e-6f * (1 + std::abs(theirs.drift[h])));
+    }
+  }
+}
+
+// Pages of any length from any address, none at all too; nothing beside `out` is written.
+TEST(KernelsFuzz, PagesAreGatheredAsTheyAre) {
+  constexpr std::byte kUntouched{0x5a};
+  for (std::uint64_t seed = 1; seed <= 200; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    SeededRng rng(seed);
+    const auto bytes = static_cast<std::int64_t>(1 + rng.below(700));
+    const auto count = static_cast<std::int32_t>(rng.below(40));
+    std::vector<std::byte> slab(20000);
+    for (std::byte& b : slab) b = static_cast<std::byte>(rng.next());
+    std::vector<const std::byte*> pages;
+    std::vector<std::byte> expected(1, kUntouched);
+    for (std::int32_t i = 0; i < count; ++i) {
+      pages.push_back(slab.data() + rng.below(slab.size() - static_cast<std::size_t>(bytes)));
+      expected.insert(expected.end(), pages.back(), pages.back() + bytes);
+    }
+    expected.push_back(kUntouched);
+    for (const Kernels* kernels : {&cpu_kernels(), &reference_kernels()}) {
+      std::vector<std::byte> out(expected.size(), kUntouched);
+      kernels->page_gather(
+          {.pages = pages.data(), .out = out.data() + 1, .page_bytes = bytes, .page_count = count});
+      ASSERT_EQ(out, expected);
+    }
+  }
+}
+
+// A query row that is not finite votes for all: the selection is of the right size, and every other
+// row of its group is attended as the reference attends it. Its own output is not specified.
+TEST(KernelsFuzz, QueriesThatAreNotFiniteSelectAsManyAndLeaveOthersAlone) {
+  for (std::uint64_t seed = 100; seed < 130; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
     SeededRng rng(seed);
     World world(rng);
-    const float bad = seed % 2 == 0 ? NAN : HUGE_VALF;
-    world.q[rng.below(world.q.size())] = bad;
-    GroupFixture group = world.group(cpu_kernels());
-    group.select(world.rule);
-    EXPECT_LE(group.selected.size(), static_cast<std::size_t>(world.rule.budget));
-    for (const TableRow& row : group.selected) {
-      const HeadIndex& segment = world.table[static_cast<std::size_t>(row.segment)];
-      EXPECT_GE(row.row, segment.first_row);
-      EXPECT_LT(row.row, segment.end_row);
+    const float bad[] = {NAN, HUGE_VALF, -HUGE_VALF};
+    const std::size_t at = rng.below(world.q.size());
+    world.q[at] = bad[seed % 3];
+    const std::size_t bad_row = at / static_cast<std::size_t>(world.shape.d_k);
+    for (const Kernels* kernels : {&cpu_kernels(), &reference_kernels()}) {
+      GroupFixture group = world.group(*kernels);
+      group.select(world.rule);
+      ASSERT_EQ(group.selected.size(), world.wanted_rows());
+      expect_same_rows(world.table, {}, group.selected, group.selected, {}, 0);
+      GroupFixture reference = world.group(reference_kernels());
+      reference.cluster_logit = group.cluster_logit;
+      reference.candidate = group.candidate;
+      reference.token_logit = group.token_logit;
+      reference.selected = group.selected;
+      PartialBuffer ours = group.attend();
+      PartialBuffer theirs = reference.attend();
+      forget_row(ours, bad_row);
+      forget_row(theirs, bad_row);
+      expect_same_attention(ours, theirs);
     }
-    group.attend();
+    if (HasFatalFailure()) return;
   }
 }
 

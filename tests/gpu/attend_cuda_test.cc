@@ -98,10 +98,11 @@ TEST(AttendCuda, GroupsOfOneLaunchDoNotMix) {
 }
 
 TEST(AttendCuda, RandomShapes) {
+  constexpr std::int32_t kHeadDims[] = {64, 80, 96, 128, 256};
   SeededRng rng(60);
-  for (int i = 0; i < 5; ++i) {
+  for (std::size_t i = 0; i < std::size(kHeadDims); ++i) {
     SCOPED_TRACE("case " + std::to_string(i));
-    LayerCase layer = random_layer(rng, std::vector<std::int32_t>{64, 80, 96, 128}[rng.below(4)]);
+    LayerCase layer = random_layer(rng, kHeadDims[i]);
     const std::int32_t page_rows = 1 << rng.below(5);
     for (GroupOptions& option : layer.options) {
       option.page_rows = page_rows;

@@ -145,6 +145,12 @@ TEST(AttendBatch, GroupsOfACallAreEachByItself) {
     const World worlds[] = {World(51, {1024, 256}, d, 3), World(52, {256}, d, 1),
                             World(53, {1024}, d, 16)};
     const std::int32_t budgets[] = {64, 0, 200};
+    // The first has a silent segment, the last a cluster whose rest took in a missing row.
+    const std::vector<SegmentAccount> accounts[] = {
+        {{}, {.by = Accounting::kClusters, .fault = true}}, {}, {}};
+    std::vector<std::uint8_t> faulty[3];
+    faulty[2].assign(static_cast<std::size_t>(worlds[2].table[0].clusters.count), 0);
+    faulty[2][3] = 1;
     for (const Kernels* kernels : {&cpu_kernels(), &reference_kernels()}) {
       std::vector<GroupFixture> batch;
       std::vector<PartialBuffer> results;
@@ -169,7 +175,7 @@ TEST(AttendBatch, GroupsOfACallAreEachByItself) {
       std::vector<AttendGroup> attends;
       for (std::size_t i = 0; i < 3; ++i) {
         batch[i].keep_selected();
-        attends.push_back(batch[i].attend_group(results[i], {}, {}));
+        attends.push_back(batch[i].attend_group(results[i], accounts[i], faulty[i]));
       }
       kernels->attend({.shape = shape, .group_count = 3, .groups = attends.data()});
       for (std::size_t i = 0; i < 3; ++i) {
@@ -177,10 +183,13 @@ TEST(AttendBatch, GroupsOfACallAreEachByItself) {
         alone.select({.budget = budgets[i], .breadth = 2});
         EXPECT_EQ(batch[i].selected, alone.selected);
         EXPECT_EQ(batch[i].candidate, alone.candidate);
-        const PartialBuffer expected = alone.attend();
+        const PartialBuffer expected = alone.attend(accounts[i], faulty[i]);
         EXPECT_EQ(results[i].out, expected.out);
         EXPECT_EQ(results[i].lse, expected.lse);
         EXPECT_EQ(results[i].tail, expected.tail);
+        EXPECT_EQ(results[i].fault, expected.fault);
+        EXPECT_EQ(results[i].drift, expected.drift);
+        EXPECT_GT(expected.drift[0], 0);
       }
     }
   }

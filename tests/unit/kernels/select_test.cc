@@ -10,6 +10,7 @@
 
 #include "bench/support/head_fixture.h"
 #include "bench/support/selection_fixture.h"
+#include "tests/support/selection_checks.h"
 
 namespace icefield {
 namespace {
@@ -80,18 +81,9 @@ TEST_P(Select, SimdAgreesWithTheReferenceStepByStep) {
   reference.propose(rule);
   expect_close(simd.cluster_logit, reference.cluster_logit, 1e-5f);
   expect_close(simd.cluster_vote, reference.cluster_vote, kVoteTolerance);
-  // Candidates may differ only around the cut, and around what reaches.
-  float cut = std::numeric_limits<float>::infinity();
-  for (std::size_t i = 0; i < simd.candidate.size(); ++i) {
-    if (reference.candidate[i] == 1) cut = std::min(cut, reference.cluster_vote[i]);
-  }
-  for (std::size_t i = 0; i < simd.candidate.size(); ++i) {
-    ASSERT_LE(simd.candidate[i], 1) << "cluster " << i << " was not written";
-    if (simd.candidate[i] == reference.candidate[i]) continue;
-    const float vote = reference.cluster_vote[i];
-    if (std::abs(vote - kReachingVote) <= kVoteTolerance * kReachingVote) continue;
-    EXPECT_NEAR(vote, cut, kVoteTolerance * cut);
-  }
+  const std::vector<SelectionPart> parts = selection_parts(world.table, rule);
+  expect_same_candidates(parts, simd.candidate, reference.candidate, reference.cluster_vote,
+                         kVoteTolerance);
 
   reference.cluster_logit = simd.cluster_logit;
   reference.candidate = simd.candidate;
@@ -103,24 +95,8 @@ TEST_P(Select, SimdAgreesWithTheReferenceStepByStep) {
   expect_close(simd.vote, reference.vote, kVoteTolerance);
   ASSERT_EQ(simd.selected.size(), static_cast<std::size_t>(rule.budget));
   ASSERT_EQ(reference.selected.size(), simd.selected.size());
-  EXPECT_TRUE(std::is_sorted(simd.selected.begin(), simd.selected.end(),
-                             [](const TableRow& a, const TableRow& b) {
-                               return std::pair(a.segment, a.row) < std::pair(b.segment, b.row);
-                             }));
-  std::vector<std::int32_t> first_row = {0};
-  for (const HeadIndex& segment : world.table) {
-    first_row.push_back(first_row.back() + segment.codes.row_count);
-  }
-  const auto vote_of = [&](const TableRow& row) {
-    return reference
-        .vote[static_cast<std::size_t>(first_row[static_cast<std::size_t>(row.segment)] + row.row)];
-  };
-  float least = std::numeric_limits<float>::infinity();
-  for (const TableRow& row : reference.selected) least = std::min(least, vote_of(row));
-  for (const TableRow& row : simd.selected) {
-    EXPECT_GE(vote_of(row), least - kVoteTolerance * std::abs(least));
-    EXPECT_GE(row.row, world.table[static_cast<std::size_t>(row.segment)].first_row);
-  }
+  expect_same_rows(world.table, parts, simd.selected, reference.selected, reference.vote,
+                   kVoteTolerance);
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -143,6 +119,34 @@ TEST(SelectRule, BudgetOfAllSelectsEveryIndexedRow) {
     GroupFixture group = world.group(*kernels);
     group.select({.budget = world.indexed()});
     EXPECT_EQ(group.selected.size(), static_cast<std::size_t>(world.indexed()));
+  }
+}
+
+// More than there is counts as all there is, of the table and of each segment.
+TEST(SelectRule, BudgetsFromNothingToFarBeyondAreDefined) {
+  constexpr std::int32_t kMost = std::numeric_limits<std::int32_t>::max();
+  for (const std::int32_t query_rows : {1, 3}) {
+    const World world(16, {1024, 256}, 64, query_rows);
+    const std::int32_t n = world.indexed();
+    for (const Kernels* kernels : {&cpu_kernels(), &reference_kernels()}) {
+      GroupFixture all = world.group(*kernels);
+      all.select({.budget = n});
+      for (const std::int32_t breadth : {kAllClusters, 1, 16}) {
+        for (const std::int32_t budget : {0, 1, n - 1, n, n + 1, 2 * n + 77, kMost}) {
+          SCOPED_TRACE(testing::Message() << "budget " << budget << " breadth " << breadth);
+          GroupFixture group = world.group(*kernels);
+          group.select({.budget = budget, .breadth = breadth});
+          EXPECT_EQ(group.selected.size(), static_cast<std::size_t>(std::min(budget, n)));
+          if (budget >= n) {
+            EXPECT_EQ(group.selected, all.selected);
+          }
+        }
+      }
+      const std::int32_t budgets[] = {1, kMost};
+      GroupFixture group = world.group(*kernels);
+      group.select({.segment_budgets = budgets, .breadth = 1});
+      EXPECT_EQ(group.selected.size(), 1u + 256);
+    }
   }
 }
 

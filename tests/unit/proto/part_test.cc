@@ -70,7 +70,7 @@ AlignedBytes make(PartKind kind) {
   return part;
 }
 
-Status parse(const AlignedBytes& part, PartKind kind) {
+Status parse(ConstByteSpan part, PartKind kind) {
   switch (kind) {
     case PartKind::kCodes: return parse_codes_part(part).status();
     case PartKind::kOrder: return parse_order_part(part).status();
@@ -193,6 +193,18 @@ TEST_P(PartKinds, OtherKindsVersionsAndLengthsAreRefused) {
   bad = good;
   bad.resize(good.size() + 64);
   EXPECT_EQ(parse(bad, GetParam()).code(), Code::kInvalidArgument);
+}
+
+// Bytes that a transport or a tier left somewhere else than kernels can scan them.
+TEST_P(PartKinds, BytesAtAnOddAddressAreRefused) {
+  const AlignedBytes good = make(GetParam());
+  for (const std::size_t offset : {1, 2, 4, 32}) {
+    AlignedBytes elsewhere(good.size() + offset);
+    std::ranges::copy(good, elsewhere.begin() + static_cast<std::ptrdiff_t>(offset));
+    const Status status = parse(ConstByteSpan(elsewhere).subspan(offset), GetParam());
+    EXPECT_EQ(status.code(), Code::kInvalidArgument) << offset;
+    EXPECT_NE(status.message().find("multiple of 64"), std::string::npos) << status.to_string();
+  }
 }
 
 // Whatever the bytes are, parsing neither crashes nor lets an index through that is out of range.
