@@ -188,9 +188,9 @@ void CpuAttention::drop_missing(std::int32_t layer, LayerGroup& group, Scratch& 
     rank(layer, group, work, {.budget = size.indexed_rows, .breadth = kAllClusters});
   }
   work.faulty.assign(static_cast<std::size_t>(size.clusters), 0);
-  std::vector<std::int32_t> first_cluster = {0};
+  work.first_cluster.assign(1, 0);
   for (const HeadIndex& segment : table) {
-    first_cluster.push_back(first_cluster.back() + segment.clusters.count);
+    work.first_cluster.push_back(work.first_cluster.back() + segment.clusters.count);
   }
   for (const SelectedPage& page : group.pages) {
     if (!page.missing()) continue;
@@ -198,7 +198,7 @@ void CpuAttention::drop_missing(std::int32_t layer, LayerGroup& group, Scratch& 
       const TableRow& at = group.selected[i];
       const auto segment = static_cast<std::size_t>(at.segment);
       const std::int32_t cluster = cluster_of(table[segment].clusters, at.row);
-      work.faulty[static_cast<std::size_t>(first_cluster[segment] + cluster)] = 1;
+      work.faulty[static_cast<std::size_t>(work.first_cluster[segment] + cluster)] = 1;
     }
   }
   group.drop_missing();

@@ -39,7 +39,7 @@ class CpuAttention : public LayerAttention {
     PartialRows exact, chosen, merged;
     std::vector<float> list_logit, reference_level, segment_mass;
     std::vector<float> cluster_logit, cluster_vote, token_logit, vote, attend;
-    std::vector<std::int32_t> order;
+    std::vector<std::int32_t> order, first_cluster;
     std::vector<std::uint8_t> candidate, faulty;
     std::vector<RankedRow> ranking;
   };

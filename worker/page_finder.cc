@@ -145,7 +145,8 @@ void PageFinder::read_behind() {
   if (missed_.size() > most) missed_.resize(most);
   if (missed_.empty()) return;
   behind_ = std::make_unique<Behind>();
-  behind_->pages = std::exchange(missed_, {});
+  behind_->pages = missed_;  // which keeps its room: the steps that fill it must not allocate
+  missed_.clear();
   std::vector<WantedPage>& wanted = behind_->wanted.emplace_back();
   for (const MissedPage& page : behind_->pages) {
     if (behind_->segments.empty() || behind_->segments.back().number != segment_of(page.key)) {

@@ -9,6 +9,7 @@ namespace icefield {
 
 Step::Step(Worker& worker, std::vector<StepItem> items)
     : worker_(&worker), items_(std::move(items)) {
+  first_token_.reserve(items_.size());
   for (const StepItem& item : items_) {
     first_token_.push_back(token_count_);
     const auto count = static_cast<std::int64_t>(item.tokens.size());
