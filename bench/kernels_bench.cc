@@ -82,6 +82,15 @@ void BM_Build(benchmark::State& state) {
 BENCHMARK(BM_Build)->Args({256, 64})->Args({1024, 64})->Args({4096, 64})->Args({4096, 128});
 
 // A third argument: query rows.
+void BM_ScoreLists(benchmark::State& state) {
+  Context context(static_cast<std::int32_t>(state.range(0)),
+                  static_cast<std::int32_t>(state.range(1)),
+                  static_cast<std::int32_t>(state.range(2)));
+  for (auto _ : state) context.group->score_lists();
+  set_rows(state, state.range(0));
+}
+BENCHMARK(BM_ScoreLists)->Args({8192, 64, 3})->Args({8192, 128, 1})->Args({8192, 128, 8});
+
 void BM_Propose(benchmark::State& state) {
   Context context(static_cast<std::int32_t>(state.range(0)),
                   static_cast<std::int32_t>(state.range(1)),
@@ -139,12 +148,34 @@ void BM_Merge(benchmark::State& state) {
     std::fill(buffers.back().lse.begin(), buffers.back().lse.end(), 0.5f);
     std::fill(buffers.back().tail.begin(), buffers.back().tail.end(), 0.1f);
     std::fill(buffers.back().fault.begin(), buffers.back().fault.end(), 0.0f);
+    std::fill(buffers.back().drift.begin(), buffers.back().drift.end(), 0.01f);
   }
   for (PartialBuffer& buffer : buffers) parts.push_back(&buffer);
   for (auto _ : state) benchmark::DoNotOptimize(merge(cpu_kernels(), kDim, parts));
   state.SetItemsProcessed(state.iterations() * state.range(0));
 }
 BENCHMARK(BM_Merge)->Arg(2)->Arg(8);
+
+// Arguments: head dimension, query rows. Bound: the bytes of the slope, d² of them.
+void BM_AddSlope(benchmark::State& state) {
+  const auto d = static_cast<std::int32_t>(state.range(0));
+  const auto queries = static_cast<std::int32_t>(state.range(1));
+  Context context(kSlopeTokens, d, queries);
+  const HeadSlope slope = mean_slope(context.group->segments);
+  const std::vector<float> drift(static_cast<std::size_t>(queries), 0.01f);
+  std::vector<float> out(static_cast<std::size_t>(queries * d), 0.0f);
+  for (auto _ : state) {
+    cpu_kernels().add_slope({.shape = context.group->shape,
+                             .slope = slope.view(),
+                             .row_count = queries,
+                             .q = context.group->q.data(),
+                             .drift = drift.data(),
+                             .out = out.data()});
+    benchmark::ClobberMemory();
+  }
+  set_bytes(state, slope.bytes());
+}
+BENCHMARK(BM_AddSlope)->Args({64, 3})->Args({128, 1})->Args({128, 8});
 
 // Arguments: pages, bytes of a page.
 void BM_PageGather(benchmark::State& state) {
