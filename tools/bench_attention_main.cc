@@ -25,8 +25,13 @@ DEFINE_int32(group, 8, "query rows that share a selection");
 DEFINE_int32(n, 8192, "indexed tokens of a head");
 DEFINE_int32(selected, 4096, "of them, for attention with the tail of the rest");
 DEFINE_int32(rows, 32768, "that one query row attends exactly");
-DEFINE_int32(budget, 64, "where codes are ranked, and for heads on several threads");
-DEFINE_int32(heads, 8, "on one and on two threads");
+DEFINE_int32(budget, 64, "tokens of a step, and where codes are ranked");
+DEFINE_int32(heads, 8, "on one thread and on several");
+DEFINE_int32(threads, 2, "that heads are spread over, beside one");
+DEFINE_string(
+    keys, "synthetic_diffuse",
+    "synthetic_diffuse, synthetic_peaked, _flat, _outliers, _needles, _drift, _uniform or "
+    "_recency");
 DEFINE_int32(rank_heads, 16, "whose codes are ranked one after the other, beside one head alone");
 DEFINE_int32(rounds, 31, "of every case; what is compared takes turns");
 DEFINE_bool(json, false, "print one JSON object instead of a table");
@@ -38,7 +43,11 @@ constexpr char kUsage[] =
     R"(icefield bench attention — the kernels of a step, beside what the machine can do
 
   icefield bench attention --head_dim=128 --group=8
+
+One thread but for threads_speedup. Figures that bench index has too bear its names and parameters.
 )";
+
+constexpr char kSynthetic[] = "synthetic_";
 
 using Times = std::vector<double>;  // ms, one per round
 using Action = std::function<void()>;
@@ -80,13 +89,14 @@ double deviation(const Times& values) {
 
 // One head with everything that a step needs.
 struct Head {
-  explicit Head(std::int32_t group, std::uint64_t seed)
-      : set(synthetic_keys({.tokens = FLAGS_n,
+  Head(SyntheticKind kind, std::int32_t group, std::uint64_t seed, std::int32_t breadth)
+      : set(synthetic_keys({.kind = kind,
+                            .tokens = FLAGS_n,
                             .head_dim = FLAGS_head_dim,
                             .group = group,
                             .steps = 1,
                             .seed = seed})),
-        method(cpu_kernels(), set, kAllClusters),
+        method(cpu_kernels(), set, breadth),
         lse(static_cast<std::size_t>(group), -HUGE_VALF),
         result(group, FLAGS_head_dim) {
     method.build();
@@ -105,9 +115,21 @@ struct Head {
   PartialBuffer result;
 };
 
+// What a figure is of; 0 and null: it has none.
+struct Shape {
+  std::int32_t group = 1;
+  std::int64_t n = 0;
+  std::int32_t budget = 0;
+  const char* breadth = nullptr;
+  int threads = 1;
+};
+
 class Bench {
  public:
+  explicit Bench(SyntheticKind kind) : kind_(kind) {}
+
   void run() {
+    step();
     attend_selected();
     attend_exact();
     spread_over_threads();
@@ -118,21 +140,72 @@ class Bench {
   std::string text() const { return machine_name() + "\n" + table_.text(); }
 
  private:
-  nlohmann::ordered_json params(std::int32_t group, std::int64_t n, const Times& times) const {
-    return {{"head_dim", FLAGS_head_dim}, {"group", group},         {"n", n}, {"threads", 1},
-            {"ms", quantile(times, 0.5)}, {"mad", deviation(times)}};
+  // The parameters of bench index, and the time with its deviation.
+  static nlohmann::ordered_json params(const Shape& shape, const Times& times) {
+    nlohmann::ordered_json all = {{"method", "icefield"},       {"n", shape.n},
+                                  {"head_dim", FLAGS_head_dim}, {"group", shape.group},
+                                  {"budget", nullptr},          {"breadth", nullptr},
+                                  {"threads", shape.threads},   {"keys", FLAGS_keys},
+                                  {"ms", quantile(times, 0.5)}, {"mad", deviation(times)}};
+    if (shape.budget != 0) all["budget"] = shape.budget;
+    if (shape.breadth != nullptr) all["breadth"] = shape.breadth;
+    return all;
   }
 
-  void add(const std::string& what, Figure figure, int digits) {
-    table_.add({what, number_text(figure.params["ms"], 3), number_text(figure.params["mad"], 3),
+  std::unique_ptr<ExactScan> int8_scan(const Head& head) const {
+    auto scan =
+        std::make_unique<ExactScan>(cpu_kernels(), head.set, head.method.index(),
+                                    ExactScanOptions{.keys = ExactScanOptions::Keys::kInt8});
+    scan->build();
+    return scan;
+  }
+
+  void add(const std::string& what, const Times& times, Figure figure, int digits) {
+    table_.add({what, number_text(quantile(times, 0.5), 3), number_text(deviation(times), 3),
                 number_text(figure.value, digits) + " " + figure.unit, figure.against,
                 figure.against.empty() ? "" : number_text(figure.ratio, 2)});
     report_.add(std::move(figure));
   }
 
+  // One head as the product has it: its index built, a selection by the rule, its attention.
+  void step() {
+    Head head(kind_, FLAGS_group, 1, kRuleBreadth);
+    const MethodQuery query = head.query(FLAGS_budget);
+    const std::unique_ptr<ExactScan> scan = int8_scan(head);
+    const Shape shape{
+        .group = FLAGS_group, .n = FLAGS_n, .budget = FLAGS_budget, .breadth = "rule"};
+    const std::vector<Times> build = take_turns({[&] { head.method.build(); }});
+    Figure building{.name = "build_us_per_token",
+                    .params = params({.group = FLAGS_group, .n = FLAGS_n}, build[0]),
+                    .value = 1000 * quantile(build[0], 0.5) / FLAGS_n,
+                    .unit = "us"};
+    // Of the value, as in bench index.
+    building.params["mad"] = 1000 * deviation(build[0]) / FLAGS_n;
+    add("build", build[0], std::move(building), 2);
+    const std::vector<Times> select =
+        take_turns({[&] { head.method.select(query); }, [&] { scan->select(query); }});
+    Figure selecting{.name = "select_ms",
+                     .params = params(shape, select[0]),
+                     .value = quantile(select[0], 0.5),
+                     .unit = "ms",
+                     .against = "exact_int8",
+                     .better = "lower"};
+    selecting.params["exact_int8_ms"] = quantile(select[1], 0.5);
+    selecting.ratio = selecting.value / quantile(select[1], 0.5);
+    add("select", select[0], std::move(selecting), 3);
+    const std::vector<Times> attend =
+        take_turns({[&] { head.method.attend(query, head.result.view()); }});
+    add("attend what is selected and the tail", attend[0],
+        {.name = "attend_ms",
+         .params = params(shape, attend[0]),
+         .value = quantile(attend[0], 0.5),
+         .unit = "ms"},
+        3);
+  }
+
   // Multiply-adds of the selected rows alone; what the tail costs is in the time.
   void attend_selected() {
-    Head head(FLAGS_group, 1);
+    Head head(kind_, FLAGS_group, 1, kAllClusters);
     const MethodQuery query = head.query(FLAGS_selected);
     head.method.select(query);
     Times limits;
@@ -141,21 +214,24 @@ class Bench {
                     [&] { limits.push_back(fma_gflops()); }});
     const double flop =
         4.0 * FLAGS_group * FLAGS_head_dim * static_cast<double>(head.method.selected().size());
-    Figure figure{.name = "attend_gflops",
-                  .params = params(FLAGS_group, FLAGS_n, times[0]),
-                  .value = flop / quantile(times[0], 0.5) / 1e6,
-                  .unit = "GFLOP/s",
-                  .against = "fma",
-                  .better = "higher"};
+    Figure figure{
+        .name = "attend_gflops",
+        .params =
+            params({.group = FLAGS_group, .n = FLAGS_n, .budget = FLAGS_selected, .breadth = "all"},
+                   times[0]),
+        .value = flop / quantile(times[0], 0.5) / 1e6,
+        .unit = "GFLOP/s",
+        .against = "fma",
+        .better = "higher"};
     figure.params["selected"] = FLAGS_selected;
     figure.params["fma_gflops"] = quantile(limits, 0.5);
     figure.ratio = figure.value / quantile(limits, 0.5);
-    add("attend selected rows and the tail", std::move(figure), 1);
+    add("attend selected rows and the tail", times[0], std::move(figure), 1);
   }
 
   void attend_exact() {
-    const KeySet set =
-        synthetic_keys({.tokens = FLAGS_rows, .head_dim = FLAGS_head_dim, .group = 1, .steps = 1});
+    const KeySet set = synthetic_keys(
+        {.kind = kind_, .tokens = FLAGS_rows, .head_dim = FLAGS_head_dim, .group = 1, .steps = 1});
     const HeadShape shape{.d_k = set.d_k, .d_v = set.d_v, .beta = set.beta};
     const auto bytes = static_cast<double>(set.rows.size() * sizeof(Bf16));
     Times limits;
@@ -165,20 +241,21 @@ class Bench {
          },
          [&] { limits.push_back(read_gbps(std::as_bytes(std::span(set.rows)))); }});
     Figure figure{.name = "attend_gbps",
-                  .params = params(1, FLAGS_rows, times[0]),
+                  .params = params({.n = FLAGS_rows}, times[0]),
                   .value = bytes / quantile(times[0], 0.5) / 1e6,
                   .unit = "GB/s",
                   .against = "read",
                   .better = "higher"};
     figure.params["read_gbps"] = quantile(limits, 0.5);
     figure.ratio = figure.value / quantile(limits, 0.5);
-    add("attend exact rows, one query row", std::move(figure), 1);
+    add("attend exact rows, one query row", times[0], std::move(figure), 1);
   }
 
   void spread_over_threads() {
     std::vector<std::unique_ptr<Head>> heads;
     for (std::int32_t h = 0; h < FLAGS_heads; ++h) {
-      heads.push_back(std::make_unique<Head>(FLAGS_group, static_cast<std::uint64_t>(h)));
+      const auto seed = static_cast<std::uint64_t>(h);
+      heads.push_back(std::make_unique<Head>(kind_, FLAGS_group, seed, kAllClusters));
     }
     constexpr int kSteps = 16;  // long against the start of a thread
     const auto run = [&](int threads) {
@@ -193,31 +270,36 @@ class Bench {
       work();
       for (std::thread& other : others) other.join();
     };
-    const std::vector<Times> times = take_turns({[&] { run(1); }, [&] { run(2); }});
+    const std::vector<Times> times = take_turns({[&] { run(1); }, [&] { run(FLAGS_threads); }});
     Figure figure{.name = "threads_speedup",
-                  .params = params(FLAGS_group, FLAGS_n, times[1]),
+                  .params = params({.group = FLAGS_group,
+                                    .n = FLAGS_n,
+                                    .budget = FLAGS_budget,
+                                    .breadth = "all",
+                                    .threads = FLAGS_threads},
+                                   times[1]),
                   .value = quantile(times[0], 0.5) / quantile(times[1], 0.5),
                   .unit = "x",
                   .against = "one thread",
                   .better = "higher"};
-    figure.params["threads"] = 2;
     figure.params["heads"] = FLAGS_heads;
     figure.ratio = figure.value;
-    add("select and attend of " + std::to_string(FLAGS_heads) + " heads, two threads",
-        std::move(figure), 2);
+    add("select and attend of " + std::to_string(FLAGS_heads) + " heads, " +
+            std::to_string(FLAGS_threads) + " threads",
+        times[1], std::move(figure), 2);
   }
 
   void seal() {
-    const KeySet set =
-        synthetic_keys({.tokens = kExtentRows, .head_dim = FLAGS_head_dim, .group = 1, .steps = 1});
+    const KeySet set = synthetic_keys(
+        {.kind = kind_, .tokens = kExtentRows, .head_dim = FLAGS_head_dim, .group = 1, .steps = 1});
     const std::vector<Times> times = take_turns({[&] {
       HeadFixture head;
       head.build(cpu_kernels(), set.rows.data(),
                  {.kv_head_count = 1, .d_k = set.d_k, .d_v = set.d_v, .row_count = kExtentRows});
     }});
-    add("seal " + std::to_string(kExtentRows) + " tokens",
+    add("seal " + std::to_string(kExtentRows) + " tokens", times[0],
         {.name = "seal_ms",
-         .params = params(1, kExtentRows, times[0]),
+         .params = params({.n = kExtentRows}, times[0]),
          .value = quantile(times[0], 0.5),
          .unit = "ms"},
         3);
@@ -230,13 +312,11 @@ class Bench {
     std::vector<std::unique_ptr<Head>> heads;
     std::vector<std::unique_ptr<ExactScan>> scans;
     for (std::int32_t h = 0; h < FLAGS_rank_heads; ++h) {
-      heads.push_back(std::make_unique<Head>(group, static_cast<std::uint64_t>(h)));
+      const auto seed = static_cast<std::uint64_t>(h);
+      heads.push_back(std::make_unique<Head>(kind_, group, seed, kAllClusters));
       Head& head = *heads.back();
       head.method.propose(head.query(FLAGS_budget));
-      scans.push_back(
-          std::make_unique<ExactScan>(cpu_kernels(), head.set, head.method.index(),
-                                      ExactScanOptions{.keys = ExactScanOptions::Keys::kInt8}));
-      scans.back()->build();
+      scans.push_back(int8_scan(head));
     }
     for (const std::size_t count : {std::size_t{1}, heads.size()}) {
       const std::vector<Times> times =
@@ -257,21 +337,23 @@ class Bench {
     for (Times& some : times) {
       for (double& ms : some) ms /= static_cast<double>(heads);
     }
-    Figure figure{.name = "rank_ms",
-                  .params = params(group, FLAGS_n, times[0]),
-                  .value = quantile(times[0], 0.5),
-                  .unit = "ms",
-                  .against = "exact_int8",
-                  .better = "lower"};
+    Figure figure{
+        .name = "rank_ms",
+        .params = params({.group = group, .n = FLAGS_n, .budget = FLAGS_budget, .breadth = "all"},
+                         times[0]),
+        .value = quantile(times[0], 0.5),
+        .unit = "ms",
+        .against = "exact_int8",
+        .better = "lower"};
     figure.params["heads"] = heads;
-    figure.params["budget"] = FLAGS_budget;
     figure.params["exact_int8_ms"] = quantile(times[1], 0.5);
     figure.ratio = figure.value / quantile(times[1], 0.5);
     add("rank all codes of " + std::string(heads == 1 ? "one head" : "head after head") + ", " +
             std::to_string(group) + (group == 1 ? " query row" : " query rows"),
-        std::move(figure), 3);
+        times[0], std::move(figure), 3);
   }
 
+  const SyntheticKind kind_;
   Report report_{"bench attention"};
   Table table_{{"", "ms", "MAD", "", "against", "ratio"}};
 };
@@ -281,14 +363,19 @@ Status run() {
   const bool counts = FLAGS_n >= kExtentRows && FLAGS_n % kExtentRows == 0 && FLAGS_rows >= 1 &&
                       FLAGS_selected >= 1 && FLAGS_selected <= FLAGS_n && FLAGS_budget >= 1;
   const bool sizes = FLAGS_group >= 1 && FLAGS_group <= 256 && FLAGS_heads >= 1 &&
-                     FLAGS_rank_heads >= 1 && FLAGS_rounds >= 1 && FLAGS_rows <= (1 << 20) &&
-                     FLAGS_n <= (1 << 20);
+                     FLAGS_rank_heads >= 1 && FLAGS_rounds >= 1 && FLAGS_threads >= 1 &&
+                     FLAGS_threads <= 256 && FLAGS_rows <= (1 << 20) && FLAGS_n <= (1 << 20);
   if (!dims || !counts || !sizes) {
     return Status(Code::kInvalidArgument,
                   "--head_dim: multiples of 16 up to 256; --n: multiples of 256; --selected: at "
                   "most n; all others: 1 or more");
   }
-  Bench bench;
+  if (!FLAGS_keys.starts_with(kSynthetic)) {
+    return Status(Code::kInvalidArgument, "--keys=" + FLAGS_keys + ": expected synthetic_…");
+  }
+  ICE_TRY(const SyntheticKind kind,
+          parse_synthetic_kind(FLAGS_keys.substr(sizeof(kSynthetic) - 1)));
+  Bench bench(kind);
   bench.run();
   std::cout << (FLAGS_json ? bench.json() : bench.text());
   return Status();

@@ -1,5 +1,6 @@
 // icefield bench index — finding and attending the tokens that matter: ours beside exact scans,
-// pages and flat clusters, on the same keys, in the same run, on one thread.
+// pages and flat clusters, on the same keys, in the same run. One thread: two at once would take
+// turns at the memory with whatever method the other is at. `bench attention` has several.
 //
 // Estimate at 131 072 tokens, d = 128, one thread: an int8 scan reads 17 MB, so about 1 ms at 20
 // GB/s however good its top-k is; ours reads L1 (1.2 MB) and the codes of its candidates (34 B
@@ -50,10 +51,13 @@ pages_quest     the same, ranked by Quest's bound from channel minima and maxima
 pages_icecache  16 similar tokens, ranked by the best of them, IceCache's rule
 flat_retroinfer flat k-means, whole clusters, RetroInfer's estimate of the rest
 
+Every method works on one head at a time, on one thread.
+
   icefield bench index --n=8192 --budget=64 --keys=synthetic
   icefield bench index --keys=recorded:KEYS --heads=12   (icefield eval --record=KEYS wrote them)
 )";
 
+constexpr int kThreads = 1;  // of every figure
 constexpr char kRecorded[] = "recorded:";
 constexpr char kSynthetic[] = "synthetic";
 
@@ -194,7 +198,7 @@ class Bench {
     std::vector<double> values;
     for (int i = 0; i < 7; ++i) values.push_back(measure());
     report_.add({.name = name,
-                 .params = {{"threads", 1}, {"mad", deviation(values)}},
+                 .params = {{"threads", kThreads}, {"mad", deviation(values)}},
                  .value = quantile(values, 0.5),
                  .unit = unit});
     text_ += std::string(name) + " " + number_text(quantile(values, 0.5), 1) + "\n";
@@ -234,14 +238,11 @@ class Bench {
   void add_row(const Shape& shape, const TrialTable& table, std::size_t m, std::size_t b,
                Table& text) {
     const TrialSums& sums = table[m][b];
-    const nlohmann::ordered_json params = {{"method", methods_[m].name},
-                                           {"n", shape.n},
-                                           {"head_dim", shape.head_dim},
-                                           {"group", shape.group},
-                                           {"budget", options_.budgets[b]},
-                                           {"breadth", breadth_of(m)},
-                                           {"threads", 1},
-                                           {"keys", shape.keys}};
+    const nlohmann::ordered_json params = {
+        {"method", methods_[m].name},    {"n", shape.n},
+        {"head_dim", shape.head_dim},    {"group", shape.group},
+        {"budget", options_.budgets[b]}, {"breadth", breadth_of(m)},
+        {"threads", kThreads},           {"keys", shape.keys}};
     const auto time = [&](const char* name, const char* unit, auto member, std::size_t against) {
       const std::vector<double>& values = sums.*member;
       Figure figure{.name = name, .params = params, .value = quantile(values, 0.5), .unit = unit};

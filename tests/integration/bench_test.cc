@@ -66,7 +66,8 @@ const SmallBench kBenches[] = {
     {"attention",
      {"--n=512", "--selected=64", "--rows=512", "--heads=2", "--rank_heads=2", "--rounds=1",
       "--head_dim=64"},
-     {"attend_gflops", "attend_gbps", "threads_speedup", "seal_ms", "rank_ms"},
+     {"build_us_per_token", "select_ms", "attend_ms", "attend_gflops", "attend_gbps",
+      "threads_speedup", "seal_ms", "rank_ms"},
      {}},
     {"index",
      {"--n=512", "--head_dim=64", "--group=2", "--budget=16,64", "--keys=synthetic", "--steps=2",
@@ -99,6 +100,38 @@ const SmallBench kBenches[] = {
 };
 INSTANTIATE_TEST_SUITE_P(All, Bench, testing::ValuesIn(kBenches),
                          [](const auto& bench) { return std::string(bench.param.name); });
+
+// Whoever reads the figures of one reads those of the other.
+TEST(BenchAttention, FiguresHaveTheParametersOfBenchIndex) {
+  const ProcessResult result =
+      run_icefield({"bench", "attention", "--json", "--n=512", "--selected=64", "--rows=512",
+                    "--heads=2", "--threads=3", "--rank_heads=1", "--rounds=1", "--head_dim=64",
+                    "--group=2", "--budget=16", "--keys=synthetic_peaked"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const json report = json::parse(result.out);
+  for (const json& figure : report["figures"]) {
+    const json& params = figure["params"];
+    for (const char* name :
+         {"method", "n", "head_dim", "group", "budget", "breadth", "threads", "keys", "mad"}) {
+      EXPECT_TRUE(params.contains(name)) << name << " of " << figure;
+    }
+    EXPECT_EQ(params["method"], "icefield");
+    EXPECT_EQ(params["keys"], "synthetic_peaked");
+    EXPECT_EQ(params["threads"], figure["name"] == "threads_speedup" ? 3 : 1);
+    if (figure["name"] != "select_ms") continue;
+    EXPECT_EQ(params["n"], 512);
+    EXPECT_EQ(params["group"], 2);
+    EXPECT_EQ(params["budget"], 16);
+    EXPECT_EQ(params["breadth"], "rule");
+    EXPECT_EQ(figure["against"], "exact_int8");
+  }
+}
+
+TEST(BenchAttention, OtherKeysAreRefused) {
+  for (const char* keys : {"--keys=recorded:FILE", "--keys=synthetic_none"}) {
+    EXPECT_EQ(run_icefield({"bench", "attention", keys}).exit_code, 2) << keys;
+  }
+}
 
 // Two heads of 320 tokens, of which the 240 between sink and window are indexed.
 RecordedKeys small_recording() {
