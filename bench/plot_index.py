@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
-"""Plots what `icefield bench index --json` measured: misses and output error against what was moved.
+"""Plots what `icefield bench index --json` and `icefield eval --json` measured: output error, lost
+answers and more against what was moved.
 
     python3 -m venv .cache/plot && .cache/plot/bin/pip install -r bench/plot_requirements.txt
     build/release/bin/icefield bench index --budget=32,64,128,256 --json > index.json
-    .cache/plot/bin/python bench/plot_index.py index.json --out docs/images
+    build/release/bin/icefield eval --context_tokens=7168 --noprobes --json \\
+        --method=icefield:64,pages_quest:64:256 > eval.json
+    .cache/plot/bin/python bench/plot_index.py index.json eval.json --out docs/images
 
-One PNG per kind of keys: index_<keys>.png. A row per measure and what it is set against, a column
-per number of tokens; each method is a line over its budgets. Lost answers are plotted where the
-figures have them.
+One PNG per kind of keys, index_<keys>.png, and index_answers.png of all evaluations together. A row
+per measure and what it is set against, a column per number of tokens; each method is a line over
+its budgets. Breadths in numbers are one line: each belongs to its budget.
 """
 
 import argparse
@@ -35,8 +38,11 @@ METHODS = [
 MEASURES = [
     ("lost_answers", "lost answers"),
     ("strong_misses", "strong tokens missed"),
+    ("kl", "KL of the continuation, nats"),
     ("output_error_mean", "output error, mean"),
 ]
+LOGARITHMIC = {"kl", "output_error_mean"}
+ANSWERS = "answers"  # what evaluations go by, as others do by their keys
 AGAINST = [
     ("moved_bytes", "bytes read: index and K/V, per step and head"),
     ("pages_touched", "pages of K/V moved (single rows, or of 8 or 16 tokens)"),
@@ -44,17 +50,46 @@ AGAINST = [
 
 
 def load(paths):
-    """{keys: {n: {(method, breadth): {budget: {figure: value}}}}}"""
+    """{keys: {n: {(method, breadth): {(budget, breadth): {figure: value}}}}}"""
     nested = lambda: collections.defaultdict(nested)  # noqa: E731
     table = nested()
+    answers = nested()
     for path in paths:
-        for figure in json.loads(pathlib.Path(path).read_text())["figures"]:
+        report = json.loads(pathlib.Path(path).read_text())
+        for figure in report["figures"]:
             p = figure["params"]
-            if "method" not in p:
+            if "method" not in p or p.get("task", "all") not in ("all", "continuation"):
                 continue
-            line = (p["method"], p["breadth"])
-            table[p["keys"]][p["n"]][line][p["budget"]][figure["name"]] = figure["value"]
+            breadth = p["breadth"]
+            line = (p["method"], "some" if str(breadth).isdigit() else breadth)
+            point = (p["budget"], breadth)
+            if report["command"] == "eval":
+                values = answers[p["context_tokens"]][line][point]
+                values.setdefault(figure["name"], []).append(figure["value"])
+            else:
+                table[p["keys"]][p["n"]][line][point][figure["name"]] = figure["value"]
+    for n, lines in answers.items():
+        for line, points in lines.items():
+            for point, values in points.items():
+                table[ANSWERS][n][line][point] = summed(values)
     return table
+
+
+def summed(values):
+    """One point out of the figures of several evaluations, which count as many documents each."""
+    mean = {name: sum(each) / len(each) for name, each in values.items()}
+    result = {"lost_answers": mean["lost"] / mean["full_right"],
+              "moved_bytes": mean["moved_bytes"], "pages_touched": mean["pages_per_token"]}
+    if "kl" in mean:
+        result["kl"] = mean["kl"]
+    return result
+
+
+def label_of(title, breadth, several):
+    if not several or breadth is None:
+        return title
+    return {"all": f"{title}, all codes ranked", "rule": f"{title}, the default's breadth",
+            "some": f"{title}, a quarter of the codes"}.get(breadth, f"{title}, breadth {breadth}")
 
 
 def plot_panel(axes, lines, against, measure):
@@ -63,12 +98,11 @@ def plot_panel(axes, lines, against, measure):
         breadths = sorted((breadth for method, breadth in lines if method == name), key=str)
         for i, breadth in enumerate(breadths):
             points = sorted((v[against], v[measure]) for v in lines[name, breadth].values())
-            label = f"{title}, breadth {breadth}" if several and breadth else title
             axes.plot(*zip(*points), color=colour, marker=marker, markersize=5, linewidth=1.2,
-                      linestyle=["-", "--", ":"][i % 3], label=label,
+                      linestyle=["-", "--", ":"][i % 3], label=label_of(title, breadth, several),
                       zorder=3 if name == "icefield" else 2)
     axes.set_xscale("log")
-    if measure == "output_error_mean":
+    if measure in LOGARITHMIC:
         axes.set_yscale("log")
     else:
         axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
@@ -96,15 +130,17 @@ def plot(keys, sizes, out):
                 axes.set_ylabel(measure_label, fontsize=9)
             axes.tick_params(labelsize=8)
             labels.update(zip(*reversed(axes.get_legend_handles_labels())))
-        if measure != "output_error_mean":
+        if measure not in LOGARITHMIC:
             grid[r][0].set_ylim(-0.02 * grid[r][0].get_ylim()[1], None)
-    figure.suptitle(f"keys: {keys}. Lower and further left is better", fontsize=11)
+    what = "questions asked of the model" if keys == ANSWERS else f"keys: {pathlib.Path(keys).name}"
+    figure.suptitle(f"{what}. Lower and further left is better", fontsize=11)
     figure.legend(labels.values(), labels.keys(), loc="lower center", fontsize=8,
                   ncols=min(4, 1 + len(columns)))
     legend_share = 0.9 / figure.get_size_inches()[1]
     figure.tight_layout(rect=(0, legend_share, 1, 0.985))
     out.mkdir(parents=True, exist_ok=True)
-    name = "index_" + re.sub(r"[^A-Za-z0-9]+", "_", keys.split("/")[-1]).strip("_") + ".png"
+    stem = pathlib.Path(keys).name.removesuffix(".bin")
+    name = "index_" + re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_") + ".png"
     figure.savefig(out / name, dpi=110)
     plt.close(figure)
     print(out / name)
@@ -112,7 +148,7 @@ def plot(keys, sizes, out):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("json", nargs="+", help="what icefield bench index --json printed")
+    parser.add_argument("json", nargs="+", help="what icefield bench index or eval --json printed")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/images"))
     options = parser.parse_args()
     for keys, sizes in load(options.json).items():

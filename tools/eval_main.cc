@@ -13,9 +13,12 @@
 DEFINE_string(document, "", "text of 200 KB or more; empty: what ./dev text made");
 DEFINE_string(model, "", "GGUF file; empty: what ./dev model fetched");
 DEFINE_string(context_tokens, "4096", "lengths of the documents, for example 4096,7168");
+DEFINE_string(method, "icefield",
+              "methods to measure, each with budgets of its own where they follow a colon: "
+              "icefield,pages_quest:256:1024");
 DEFINE_string(budget, "64,256", "budgets to measure, numbers or all");
 DEFINE_string(breadth, "rule",
-              "breadths to measure: numbers, all, or rule: 32, and at least 8192 tokens");
+              "breadths of ours to measure: numbers, all, or rule, which is all up to 8192 tokens");
 DEFINE_int32(documents, 1, "documents of each length");
 DEFINE_uint64(seed, 1, "of documents and questions");
 DEFINE_string(tasks, "facts,multikey,neardup,multiquery,passage,continuation",
@@ -41,17 +44,61 @@ constexpr char kUsage[] =
     R"(icefield eval — measures clustered against full attention, paired on the same questions
 
 Facts are hidden in prose; each question is asked with full attention and with every budget and
-breadth. "lost": full attention answers it, this does not.
+breadth. "lost": full attention answers it, this does not. Up to 8 192 tokens the rule ranks every
+code; at 7 168 tokens a quarter of them is --breadth=13 for a budget of 64, 3 for 256.
 
-  icefield eval --context_tokens=4096,7168 --budget=64,256 --breadth=rule,all --documents=3
+  icefield eval --context_tokens=7168 --budget=64 --breadth=13,all --documents=3
   icefield eval --context_tokens=7168 --seed=1 --record=keys.bin
+
+--method attends with the other methods of icefield bench index as well, on one token at a time:
+exact_fp32, exact_int8, exact_no_tail, pages_mean, pages_quest, pages_icecache, flat_retroinfer.
+"moved" is what a step reads for one KV head: index and K/V, without what a pool would save.
+
+  icefield eval --context_tokens=7168 --breadth=13 --method=icefield:64,pages_quest:64:256:1024
 )";
+
+constexpr char kOurs[] = "icefield";
 
 struct Plan {
   std::vector<std::int64_t> lengths;
   EvalOptions options;
   std::vector<EvalTask> tasks;
 };
+
+// The arms of "NAME" or "NAME:BUDGET:BUDGET".
+Status add_arms(const std::string& text, const std::vector<std::int64_t>& all_budgets,
+                const std::vector<std::int32_t>& breadths, std::vector<EvalArm>& arms) {
+  const std::size_t colon = std::min(text.find(':'), text.size());
+  const std::string name = text.substr(0, colon);
+  std::vector<std::int64_t> budgets = all_budgets;
+  if (colon < text.size()) {
+    std::string numbers = text.substr(colon + 1);
+    std::replace(numbers.begin(), numbers.end(), ':', ',');
+    ICE_TRY(budgets, parse_numbers("method", numbers, 0));
+  }
+  std::optional<TrialMethod> method;
+  for (const TrialMethod& known : all_trial_methods(cpu_kernels(), {})) {
+    if (known.name == name) method = known;
+  }
+  if (!method.has_value() && name != kOurs) {
+    return Status(Code::kInvalidArgument, "--method: no method \"" + name + "\", see --help");
+  }
+  if (method.has_value() && (FLAGS_device != "cpu" || FLAGS_group_tokens != 1)) {
+    return Status(Code::kInvalidArgument,
+                  "--method=" + name + " attends on the CPU, one token at a time");
+  }
+  for (const std::int64_t number : budgets) {
+    const std::int64_t budget = number == kAllNumber ? kBudgetAll : number;
+    if (method.has_value()) {
+      arms.push_back({.budget = budget, .method = method});
+      continue;
+    }
+    for (const std::int32_t breadth : breadths) {
+      arms.push_back({.budget = budget, .breadth = breadth});
+    }
+  }
+  return Status();
+}
 
 Result<Plan> make_plan() {
   Plan plan;
@@ -63,12 +110,11 @@ Result<Plan> make_plan() {
   }
   ICE_TRY(const auto budgets, parse_numbers("budget", FLAGS_budget, 0));
   ICE_TRY(const std::vector<std::int32_t> breadths, parse_breadths(FLAGS_breadth));
-  for (const std::int64_t budget : budgets) {
-    for (const std::int32_t breadth : breadths) {
-      plan.options.arms.push_back(
-          {.budget = budget == kAllNumber ? kBudgetAll : budget, .breadth = breadth});
-    }
+  std::istringstream methods(FLAGS_method);
+  for (std::string method; std::getline(methods, method, ',');) {
+    ICE_TRY(add_arms(method, budgets, breadths, plan.options.arms));
   }
+  if (plan.options.arms.empty()) return Status(Code::kInvalidArgument, "--method names none");
   plan.options.group_tokens = FLAGS_group_tokens;
   plan.options.continuation = false;
   plan.options.probes = FLAGS_probes;
@@ -95,6 +141,9 @@ Result<Plan> make_plan() {
 std::string budget_text(const EvalArm& arm) {
   return arm.budget == kBudgetAll ? "all" : std::to_string(arm.budget);
 }
+
+std::string method_text(const EvalArm& arm) { return arm.ours() ? kOurs : arm.method->name; }
+
 // All figures of one arm, in the order in which the table shows them.
 class ArmFigures {
  public:
@@ -105,8 +154,10 @@ class ArmFigures {
   void add_all(const KvShape& shape) {
     if (plan_.options.questions) add_questions();
     if (plan_.options.continuation) add_continuation();
-    if (plan_.options.probes) add_probes();
-    add_costs(shape);
+    if (plan_.options.probes && arm_.ours()) add_probes();
+    if (arm_.ours()) add_costs(shape);
+    if (sums_.reads.groups > 0) add_reads();
+    add_document();
   }
 
  private:
@@ -114,12 +165,14 @@ class ArmFigures {
            const char* better = "") {
     Figure figure{.name = name,
                   .params = {{"task", task},
+                             {"method", method_text(arm_)},
                              {"budget", budget_text(arm_)},
-                             {"breadth", breadth_text(arm_.breadth)},
+                             {"breadth", nullptr},
                              {"context_tokens", length_},
                              {"group_tokens", plan_.options.group_tokens}},
                   .value = value,
                   .unit = unit};
+    if (arm_.ours()) figure.params["breadth"] = breadth_text(arm_.breadth);
     if (!std::isnan(full)) {
       figure.against = "full attention";
       figure.ratio = full == 0 ? 0 : value / full;
@@ -171,7 +224,6 @@ class ArmFigures {
     const StepReport& steps = sums_.steps;
     add("all", "hot_bytes", sums_.hot_bytes / documents, "bytes", sums_.full_bytes / documents,
         "lower");
-    add("all", "full_bytes", sums_.full_bytes / documents, "bytes");
     add("all", "rows_per_token", static_cast<double>(steps.rows_selected) / tokens / heads,
         "rows/head");
     add("all", "pages_per_token", static_cast<double>(steps.pages_touched) / tokens / heads,
@@ -180,9 +232,32 @@ class ArmFigures {
     add("all", "tail_share", steps.tail_share(), "share");
     add("all", "pool_hit_rate", share(steps.page_hits, steps.pages_touched), "share");
     add("all", "coverage", static_cast<double>(steps.coverage_min), "share");
+    add("all", "seal_ms", sums_.build_ms / documents, "ms");
+  }
+
+  // Of one step and KV head, as icefield bench index counts.
+  void add_reads() {
+    const MethodReads& reads = sums_.reads;
+    const auto groups = static_cast<double>(reads.groups);
+    const auto index = static_cast<double>(reads.cost.index_bytes_read);
+    if (arm_.ours()) {
+      add("all", "ranked", share(reads.cost.rows_ranked, reads.rows_indexed), "share");
+    } else {
+      add("all", "pages_per_token", static_cast<double>(reads.cost.pages) / groups, "pages/head");
+    }
+    add("all", "index_bytes_read", index / groups, "B/head");
+    add("all", "moved_bytes", (index + static_cast<double>(reads.cost.page_bytes)) / groups,
+        "B/head");
+  }
+
+  void add_document() {
+    const auto documents = static_cast<double>(sums_.documents);
+    add("all", "full_bytes", sums_.full_bytes / documents, "bytes");
     add("all", "prefill_tokens", sums_.prefill_tokens / documents, "tokens");
     add("all", "prefill_ms", sums_.prefill_ms / documents, "ms");
-    add("all", "seal_ms", sums_.build_ms / documents, "ms");
+    if (!arm_.ours()) {
+      add("all", "metadata_fraction", sums_.method_index_bytes / sums_.full_bytes, "share");
+    }
   }
 
   static double share(std::int64_t part, std::int64_t whole) {
@@ -196,43 +271,51 @@ class ArmFigures {
   Report& report_;
 };
 
-std::string table_of(const Plan& plan, const std::vector<EvalSums>& sums, const KvShape& shape) {
-  Table table({"budget", "breadth", "right",      "full", "lost",          "gained",   "NLL",
-               "full",   "KL",      "top-1",      "ties", "strong missed", "recall64", "hot",
-               "rows",   "pages",   "cold/token", "tail", "ms/token",      "full",     "hits"});
+std::vector<std::string> table_row(const EvalArm& how, const EvalSums& arm) {
+  const EvalCounts total = arm.total();
+  const auto maybe = [](bool known, const std::string& text) { return known ? text : "–"; };
+  const auto ratio = [](auto part, auto whole) {
+    return static_cast<double>(part) / static_cast<double>(whole);
+  };
+  const bool asked = total.answer_tokens > 0;
+  const std::int64_t tokens = arm.continuation_tokens;
+  const MethodReads& reads = arm.reads;
+  const bool counted = reads.groups > 0;
+  const MethodCost& cost = reads.cost;
+  return {method_text(how),
+          budget_text(how),
+          maybe(how.ours(), breadth_text(how.breadth)),
+          std::to_string(total.right),
+          std::to_string(total.full_right),
+          std::to_string(total.lost),
+          std::to_string(total.gained),
+          maybe(asked, number_text(total.nll / static_cast<double>(total.answer_tokens), 3)),
+          maybe(asked, number_text(total.full_nll / static_cast<double>(total.answer_tokens), 3)),
+          maybe(tokens > 0, number_text(arm.kl / static_cast<double>(tokens), 4)),
+          maybe(tokens > 0, number_text(ratio(arm.top1_agree, tokens), 3)),
+          maybe(tokens > 0, std::to_string(arm.near_ties)),
+          maybe(arm.strong_pairs > 0,
+                std::to_string(arm.strong_misses) + "/" + std::to_string(arm.strong_pairs)),
+          maybe(arm.top64_wanted > 0, number_text(ratio(arm.top64_found, arm.top64_wanted), 3)),
+          maybe(counted && how.ours(), percent_text(ratio(cost.rows_ranked, reads.rows_indexed))),
+          maybe(counted, number_text(ratio(cost.pages, reads.groups), 0)),
+          maybe(counted, bytes_text(ratio(cost.index_bytes_read + cost.page_bytes, reads.groups))),
+          maybe(how.ours(), percent_text(arm.hot_bytes / arm.full_bytes)),
+          maybe(how.ours(), bytes_text(ratio(arm.steps.bytes_moved, arm.step_tokens))),
+          maybe(how.ours(), percent_text(arm.steps.tail_share())),
+          maybe(tokens > 0, number_text(arm.decode_ms / static_cast<double>(tokens), 1)),
+          maybe(tokens > 0, number_text(arm.full_decode_ms / static_cast<double>(tokens), 1)),
+          maybe(arm.steps.pages_touched > 0,
+                percent_text(ratio(arm.steps.page_hits, arm.steps.pages_touched)))};
+}
+
+std::string table_of(const Plan& plan, const std::vector<EvalSums>& sums) {
+  Table table({"method",        "budget",   "breadth",  "right", "full",  "lost",
+               "gained",        "NLL",      "full",     "KL",    "top-1", "ties",
+               "strong missed", "recall64", "ranked",   "pages", "moved", "hot",
+               "cold/token",    "tail",     "ms/token", "full",  "hits"});
   for (std::size_t i = 0; i < sums.size(); ++i) {
-    const EvalSums& arm = sums[i];
-    const EvalCounts total = arm.total();
-    const double heads = static_cast<double>(shape.layer_count) * shape.kv_head_count;
-    const auto steps = static_cast<double>(std::max<std::int64_t>(1, arm.step_tokens));
-    const auto tokens = static_cast<double>(arm.continuation_tokens);
-    const auto answers = static_cast<double>(total.answer_tokens);
-    const auto maybe = [](bool known, const std::string& text) { return known ? text : "–"; };
-    table.add({budget_text(plan.options.arms[i]),
-               breadth_text(plan.options.arms[i].breadth),
-               std::to_string(total.right),
-               std::to_string(total.full_right),
-               std::to_string(total.lost),
-               std::to_string(total.gained),
-               maybe(answers > 0, number_text(total.nll / answers, 3)),
-               maybe(answers > 0, number_text(total.full_nll / answers, 3)),
-               maybe(tokens > 0, number_text(arm.kl / tokens, 4)),
-               maybe(tokens > 0, number_text(static_cast<double>(arm.top1_agree) / tokens, 3)),
-               maybe(tokens > 0, std::to_string(arm.near_ties)),
-               maybe(arm.strong_pairs > 0,
-                     std::to_string(arm.strong_misses) + "/" + std::to_string(arm.strong_pairs)),
-               maybe(arm.top64_wanted > 0, number_text(static_cast<double>(arm.top64_found) /
-                                                           static_cast<double>(arm.top64_wanted),
-                                                       3)),
-               percent_text(arm.hot_bytes / arm.full_bytes),
-               number_text(static_cast<double>(arm.steps.rows_selected) / steps / heads, 0),
-               number_text(static_cast<double>(arm.steps.pages_touched) / steps / heads, 0),
-               bytes_text(static_cast<double>(arm.steps.bytes_moved) / steps),
-               percent_text(arm.steps.tail_share()),
-               maybe(tokens > 0, number_text(arm.decode_ms / tokens, 1)),
-               maybe(tokens > 0, number_text(arm.full_decode_ms / tokens, 1)),
-               percent_text(static_cast<double>(arm.steps.page_hits) /
-                            std::max(1.0, static_cast<double>(arm.steps.pages_touched)))});
+    table.add(table_row(plan.options.arms[i], sums[i]));
   }
   return table.text();
 }
@@ -257,6 +340,24 @@ Status record(const Plan& plan, const EvalText& text, Session& session) {
   return write_recorded_keys(keys, FLAGS_record);
 }
 
+Result<std::unique_ptr<Session>> open_session(EvalOptions& options) {
+  Session::Options session{.model_path = FLAGS_model.empty() ? default_model_path() : FLAGS_model,
+                           .store = FLAGS_store,
+                           .dram_bytes = FLAGS_dram_bytes,
+                           .page_rows = FLAGS_page_rows,
+                           .device = FLAGS_device,
+                           .threads = FLAGS_threads,
+                           .fetch_timeout = kFetchTimeout};
+  if (FLAGS_device == "cpu") {
+    session.attention = [&options](const AttentionShape& shape, ThreadPool& threads) {
+      auto attention = std::make_unique<MethodAttention>(shape, cpu_kernels(), threads);
+      options.attention = attention.get();
+      return attention;
+    };
+  }
+  return Session::open(std::move(session));
+}
+
 Status run() {
   ICE_TRY(Plan plan, make_plan());
   const std::string path = FLAGS_document.empty() ? default_text_path() : FLAGS_document;
@@ -267,14 +368,7 @@ Status run() {
                : content.error();
   }
   ICE_TRY(const EvalText text, EvalText::parse(*content));
-  ICE_TRY(std::unique_ptr<Session> session,
-          Session::open({.model_path = FLAGS_model.empty() ? default_model_path() : FLAGS_model,
-                         .store = FLAGS_store,
-                         .dram_bytes = FLAGS_dram_bytes,
-                         .page_rows = FLAGS_page_rows,
-                         .device = FLAGS_device,
-                         .threads = FLAGS_threads,
-                         .fetch_timeout = kFetchTimeout}));
+  ICE_TRY(std::unique_ptr<Session> session, open_session(plan.options));
   const ModelConfig& config = session->model().config();
   for (const std::int64_t length : plan.lengths) {
     if (length + kContinuationTokens > config.max_positions) {
@@ -302,7 +396,7 @@ Status run() {
     if (FLAGS_json) continue;
     std::cout << length << " tokens, " << FLAGS_documents << " documents, group of "
               << plan.options.group_tokens << ":\n\n"
-              << table_of(plan, sums, config.kv) << "\n";
+              << table_of(plan, sums) << "\n";
   }
   if (FLAGS_json) std::cout << report.json();
   return Status();

@@ -18,7 +18,8 @@ SelectionProbe::SelectionProbe(Session& session, const Context& sealed, const Co
                                const std::vector<EvalArm>& arms, std::vector<EvalSums>& sums)
     : session_(session), dense_(dense), orders_(orders), arms_(arms), sums_(sums) {
   for (std::size_t i = 0; i < arms.size(); ++i) {
-    twins_.push_back({.context = session.worker().fork(sealed), .step = std::nullopt});
+    if (!arms[i].ours()) continue;
+    twins_.push_back({.arm = i, .context = session.worker().fork(sealed), .step = std::nullopt});
   }
 }
 
@@ -27,12 +28,12 @@ SelectionProbe::~SelectionProbe() = default;
 Status SelectionProbe::begin_token(TokenId token, bool probed) {
   const auto begin = std::chrono::steady_clock::now();
   probed_ = probed;
-  for (std::size_t i = 0; i < twins_.size(); ++i) {
+  for (Twin& twin : twins_) {
     std::vector<StepItem> items;
     items.push_back(
-        {.context = &twins_[i].context, .tokens = {token}, .options = arms_[i].attend()});
+        {.context = &twin.context, .tokens = {token}, .options = arms_[twin.arm].attend()});
     ICE_TRY(Step step, session_.worker().begin_step(std::move(items)));
-    twins_[i].step.emplace(std::move(step));
+    twin.step.emplace(std::move(step));
   }
   spent_ms_ += ms_since(begin);
   return Status();
@@ -57,10 +58,10 @@ Status SelectionProbe::on_attention(std::int32_t layer, const float* q, const fl
   for (Twin& twin : twins_) twin.step->append(layer, k, v);
   if (probed_) {
     true_attention(layer, q);
-    for (std::size_t i = 0; i < twins_.size(); ++i) {
-      ICE_TRY(twins_[i].step->attend(layer, q, out_.data()));
+    for (Twin& twin : twins_) {
+      ICE_TRY(twin.step->attend(layer, q, out_.data()));
       for (std::int32_t head = 0; head < config.kv.kv_head_count; ++head) {
-        compare(layer, head, twins_[i], sums_[i]);
+        compare(layer, head, twin, sums_[twin.arm]);
       }
     }
   }

@@ -187,15 +187,31 @@ class DocumentEval {
 
   Status run_arm(std::size_t arm) {
     const EvalArm& how = options_.arms[arm];
-    EvalSums& sums = sums_[arm];
+    if (!how.ours()) {
+      // A method is built once for all of its budgets that follow each other.
+      MethodAttention& attention = *options_.attention;
+      if (method_ == nullptr || method_->name() != how.method->name) {
+        method_ = std::make_unique<MethodDocument>(attention.shape(), attention.kernels(),
+                                                   attention.threads(), dense_, *how.method);
+      }
+      const MethodAttention::Use use = attention.use(*method_, how.budget);
+      ICE_TRY(ask_all(dense_, {}, sums_[arm]));
+      sums_[arm].method_index_bytes += static_cast<double>(method_->index_bytes());
+      return Status();
+    }
     const ModelConfig& config = session_.model().config();
     const std::int64_t pool_budget = how.budget == kBudgetAll ? 256 : how.budget;
     ICE_TRY(session_.worker().resize_pool(
         default_pool_bytes(config, pool_budget, session_.worker().options().page_rows)));
+    return ask_all(sealed_, how.attend(), sums_[arm]);
+  }
+
+  // Everything that is asked, on forks of `past`.
+  Status ask_all(const Context& past, const AttendOptions& attend, EvalSums& sums) {
     (void)session_.decoder().take_report();
-    const AttendOptions attend = how.attend();
+    if (options_.attention != nullptr) (void)options_.attention->take_reads();
     for (std::size_t i = 0; options_.questions && i < document_.questions.size(); ++i) {
-      Context context = session_.worker().fork(sealed_);
+      Context context = session_.worker().fork(past);
       const std::int64_t before = context.token_count();
       ICE_TRY(const EvalOutcome outcome,
               ask_question(session_.decoder(), context, document_.questions[i], attend,
@@ -204,8 +220,7 @@ class DocumentEval {
       count(document_.questions[i].task, full_outcomes_[i], outcome, sums);
       sums.step_tokens += context.token_count() - before;
     }
-    double hot_bytes = 0;
-    Context context = session_.worker().fork(sealed_);
+    Context context = session_.worker().fork(past);
     for (std::size_t i = 0; options_.continuation && i < document_.continuation.size(); ++i) {
       const auto begin = std::chrono::steady_clock::now();
       ICE_TRY(const std::span<const float> logits,
@@ -217,10 +232,12 @@ class DocumentEval {
       compare_logits(full_logits_[i], logits, sums);
       advance(1);
     }
-    const Context* contexts[] = {&sealed_, &context};
-    hot_bytes = static_cast<double>(session_.worker().hot_bytes(contexts));
-    sums.hot_bytes += hot_bytes;
+    const Context* contexts[] = {&past, &context};
+    if (!past.dense()) {
+      sums.hot_bytes += static_cast<double>(session_.worker().hot_bytes(contexts));
+    }
     sums.steps.add(session_.decoder().take_report());
+    if (options_.attention != nullptr) sums.reads.add(options_.attention->take_reads());
     return Status();
   }
 
@@ -255,6 +272,7 @@ class DocumentEval {
   const std::function<void(double)>& progress_;
   Context dense_;
   Context sealed_;
+  std::unique_ptr<MethodDocument> method_;         // of the last arm that was not ours
   std::vector<std::vector<AlignedBytes>> orders_;  // [segment][layer]
   std::vector<EvalOutcome> full_outcomes_;         // by question
   std::vector<std::vector<float>> full_logits_;    // by continuation token

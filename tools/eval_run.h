@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tools/eval_document.h"
+#include "tools/method_attention.h"
 #include "tools/session.h"
 
 namespace icefield {
@@ -15,6 +16,10 @@ namespace icefield {
 struct EvalArm {
   std::int64_t budget = 64;  // kBudgetAll: everything, through the clustered path
   std::int32_t breadth = kRuleBreadth;
+  // Of bench/; absent: ours, as the worker attends.
+  std::optional<TrialMethod> method = std::nullopt;
+
+  bool ours() const { return !method.has_value(); }
   AttendOptions attend() const { return {.budget = budget, .breadth = breadth}; }
 };
 
@@ -45,12 +50,14 @@ struct EvalSums {
   std::int64_t strong_misses = 0;
   std::int64_t top64_wanted = 0;
   std::int64_t top64_found = 0;
-  // Work of all clustered steps.
+  // Work of all steps of the arm. `steps` knows ours alone; `reads` is empty where nothing counts.
   StepReport steps;
+  MethodReads reads;
   std::int64_t step_tokens = 0;
   // Per document or question.
   std::int64_t documents = 0;
-  double hot_bytes = 0;
+  double hot_bytes = 0;           // of ours
+  double method_index_bytes = 0;  // of the others: kept beside the K/V
   double full_bytes = 0;
   double prefill_tokens = 0;
   double prefill_ms = 0;
@@ -83,7 +90,9 @@ struct EvalOptions {
   std::int32_t group_tokens = 1;
   bool questions = true;
   bool continuation = true;
-  bool probes = true;
+  bool probes = true;  // of ours
+  // What the session attends with, where arms have other methods than ours or reads are counted.
+  MethodAttention* attention = nullptr;
 };
 
 // Measures one document; sums[i] belongs to arms[i] and is added to. `progress` gets 0 … 1.

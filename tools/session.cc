@@ -63,8 +63,9 @@ Result<std::unique_ptr<Session>> Session::open(Options options) {
                                  .page_rows = options.page_rows,
                                  .fetch_timeout = options.fetch_timeout};
   ICE_TRY(worker_options.validate());
-  ICE_TRY(std::unique_ptr<LayerAttention> attention,
-          attention_device(options.device, Worker::attention_shape(worker_options)));
+  const AttentionShape shape = Worker::attention_shape(worker_options);
+  ICE_TRY(std::unique_ptr<LayerAttention> attention, attention_device(options.device, shape));
+  if (options.attention) attention = options.attention(shape, *session->threads_);
   ICE_TRY(session->worker_, Worker::create(std::move(worker_options),
                                            {.kernels = cpu_kernels(),
                                             .threads = *session->threads_,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -28,6 +29,8 @@ class Session {
     std::int32_t page_rows = 1;
     std::string device = "cpu";  // that attends: cpu or cuda
     std::int32_t threads = 0;    // 0: one per core
+    // Makes what attends instead of the device; empty: the device.
+    std::function<std::unique_ptr<LayerAttention>(const AttentionShape&, ThreadPool&)> attention;
     std::chrono::milliseconds fetch_timeout = Worker::Options().fetch_timeout;
   };
 

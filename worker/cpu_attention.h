@@ -23,6 +23,12 @@ class CpuAttention : public LayerAttention {
   Status place(std::span<const ArrivedPage> pages) override;
   Status attend(const LayerCall& call, PageFinder& pages) override;
 
+  // Which clusters of a group's segment table the last attend() ranked [clusters]; only of groups
+  // that did not select everything.
+  std::span<const std::uint8_t> candidates(std::size_t group) const {
+    return scratch_[group].candidate;
+  }
+
  private:
   // A partial result with memory of its own.
   struct PartialRows {

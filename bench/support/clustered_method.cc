@@ -30,6 +30,16 @@ std::int64_t ranked_panels(const HeadIndex& segment, const std::uint8_t* candida
   return panels;
 }
 
+// Bytes that the tail reads: the mean value of every cluster, and the slope.
+std::int64_t tail_reads(std::span<const HeadIndex> segments, const HeadSlope& slope) {
+  constexpr std::int64_t kScale = 4;
+  std::int64_t bytes = slope.bytes();
+  for (const HeadIndex& segment : segments) {
+    bytes += segment.clusters.count * (segment.clusters.d_v + kScale);
+  }
+  return bytes;
+}
+
 }  // namespace
 
 void ClusteredIndex::build(const Kernels& kernels, const KeySet& set) {
@@ -80,10 +90,22 @@ std::int64_t ClusteredIndex::bytes() const {
   return static_cast<std::int64_t>(sum);
 }
 
-std::int64_t ClusteredIndex::tail_bytes() const {
-  constexpr std::int64_t kScale = 4;
-  return static_cast<std::int64_t>(size.clusters) * (segments[0].clusters.d_v + kScale) +
-         slope.bytes();
+std::int64_t ClusteredIndex::tail_bytes() const { return tail_reads(segments, slope); }
+
+IndexReads index_reads(std::span<const HeadIndex> segments, const HeadSlope& slope,
+                       const std::uint8_t* candidate) {
+  IndexReads reads{.bytes = tail_reads(segments, slope)};
+  for (const HeadIndex& segment : segments) {
+    const std::int64_t code_bytes = kCodePanel * (segment.clusters.d_k * kCodeBits / 8 + 2);
+    reads.bytes += segment.lists.count * score_bytes(segment.lists) +
+                   segment.clusters.count * score_bytes(segment.clusters) +
+                   ranked_panels(segment, candidate) * code_bytes;
+    for (std::int32_t c = 0; c < segment.clusters.count; ++c) {
+      reads.rows_ranked += candidate[c] * segment.clusters.token_count[c];
+    }
+    candidate += segment.clusters.count;
+  }
+  return reads;
 }
 
 ClusteredMethod::ClusteredMethod(const Kernels& kernels, const KeySet& set, std::int32_t breadth)
@@ -202,20 +224,11 @@ std::vector<std::int32_t> ClusteredMethod::selected() const {
 
 MethodCost ClusteredMethod::cost() const {
   const std::int64_t row_bytes = static_cast<std::int64_t>(sizeof(Bf16)) * set_.width();
-  MethodCost cost{.pages = selected_count_, .page_bytes = selected_count_ * row_bytes};
-  const std::uint8_t* candidate = candidate_.data();
-  for (const HeadIndex& segment : index_.segments) {
-    const std::int64_t code_bytes = kCodePanel * (set_.d_k * kCodeBits / 8 + 2);
-    cost.index_bytes_read += segment.lists.count * score_bytes(segment.lists) +
-                             segment.clusters.count * score_bytes(segment.clusters) +
-                             ranked_panels(segment, candidate) * code_bytes;
-    for (std::int32_t c = 0; c < segment.clusters.count; ++c) {
-      cost.rows_ranked += candidate[c] * segment.clusters.token_count[c];
-    }
-    candidate += segment.clusters.count;
-  }
-  cost.index_bytes_read += index_.tail_bytes();
-  return cost;
+  const IndexReads reads = index_reads(index_.segments, index_.slope, candidate_.data());
+  return {.pages = selected_count_,
+          .page_bytes = selected_count_ * row_bytes,
+          .index_bytes_read = reads.bytes,
+          .rows_ranked = reads.rows_ranked};
 }
 
 }  // namespace icefield

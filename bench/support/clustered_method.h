@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "bench/support/head_fixture.h"
@@ -27,6 +28,16 @@ struct ClusteredIndex {
   // What the tail reads of every cluster.
   std::int64_t tail_bytes() const;
 };
+
+// What a step reads of the index of one head: every list and every cluster is scored, the panels of
+// the candidates' codes are ranked, the tail reads the mean value of every cluster and the slope.
+struct IndexReads {
+  std::int64_t bytes = 0;
+  std::int64_t rows_ranked = 0;
+};
+// candidate [clusters of all segments].
+IndexReads index_reads(std::span<const HeadIndex> segments, const HeadSlope& slope,
+                       const std::uint8_t* candidate);
 
 class ClusteredMethod final : public Method {
  public:
