@@ -9,8 +9,9 @@ answers and more against what was moved.
     .cache/plot/bin/python bench/plot_index.py index.json eval.json --out docs/images
 
 One PNG per kind of keys, index_<keys>.png, and index_answers.png of all evaluations together. A row
-per measure and what it is set against, a column per number of tokens; each method is a line over
-its budgets. Breadths in numbers are one line: each belongs to its budget.
+per measure and what it is set against, a column per number of tokens (of one alone: a row per
+measure); each method is a line over its budgets. Breadths in numbers are one line: each belongs to
+its budget.
 """
 
 import argparse
@@ -114,13 +115,16 @@ def plot_panel(axes, lines, against, measure):
 def plot(keys, sizes, out):
     some = next(iter(next(iter(sizes.values())).values()))
     measured = {name for values in some.values() for name in values}
-    rows = [(m, a) for m in MEASURES if m[0] in measured for a in AGAINST]
+    measures = [m for m in MEASURES if m[0] in measured]
     columns = sorted(sizes)
-    figure, grid = plt.subplots(len(rows), len(columns), squeeze=False, sharey="row",
-                                figsize=(1.5 + 4 * len(columns), 1.2 + 2.9 * len(rows)))
+    # Several sizes stand side by side; one has what it is set against side by side.
+    cells = ([[(m, a, n) for n in columns] for m in measures for a in AGAINST] if len(columns) > 1
+             else [[(m, a, columns[0]) for a in AGAINST] for m in measures])
+    figure, grid = plt.subplots(len(cells), len(cells[0]), squeeze=False, sharey="row",
+                                figsize=(1.5 + 4 * len(cells[0]), 1.2 + 2.9 * len(cells)))
     labels = {}
-    for r, ((measure, measure_label), (against, against_label)) in enumerate(rows):
-        for c, n in enumerate(columns):
+    for r, row in enumerate(cells):
+        for c, ((measure, measure_label), (against, against_label), n) in enumerate(row):
             axes = grid[r][c]
             plot_panel(axes, sizes[n], against, measure)
             axes.set_xlabel(against_label, fontsize=8)
@@ -135,7 +139,7 @@ def plot(keys, sizes, out):
     what = "questions asked of the model" if keys == ANSWERS else f"keys: {pathlib.Path(keys).name}"
     figure.suptitle(f"{what}. Lower and further left is better", fontsize=11)
     figure.legend(labels.values(), labels.keys(), loc="lower center", fontsize=8,
-                  ncols=min(4, 1 + len(columns)))
+                  ncols=min(4, 1 + len(cells[0])))
     legend_share = 0.9 / figure.get_size_inches()[1]
     figure.tight_layout(rect=(0, legend_share, 1, 0.985))
     out.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,9 @@
 
 namespace icefield {
 
-// Follows a full-attention pass over a dense context: keeps a clustered twin per arm of ours in step
-// with it and, on probed tokens, selects with the same queries and compares S with the true attention.
+// Follows a full-attention pass over a dense context: keeps a clustered twin per arm of ours in
+// step with it and, on probed tokens, selects with the same queries and compares S with the true
+// attention.
 //
 // Threads  The decoder's caller.
 class SelectionProbe final : public AttentionObserver {

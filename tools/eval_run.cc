@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/check.h"
 #include "engine/sampler.h"
 #include "tools/eval_probe.h"
 
@@ -189,6 +190,7 @@ class DocumentEval {
     const EvalArm& how = options_.arms[arm];
     if (!how.ours()) {
       // A method is built once for all of its budgets that follow each other.
+      ICE_CHECK(options_.attention != nullptr);
       MethodAttention& attention = *options_.attention;
       if (method_ == nullptr || method_->name() != how.method->name) {
         method_ = std::make_unique<MethodDocument>(attention.shape(), attention.kernels(),

@@ -207,6 +207,9 @@ TEST_F(Tools, NonsenseNumbersAreRefused) {
   expect_refused({"eval", "--budget=64,"}, 2, "ends where a number should stand");
   expect_refused({"eval", "--breadth=99999999999"}, 2, "--breadth=99999999999");
   expect_refused({"eval", "--tasks=juggling"}, 2, "no task \"juggling\"");
+  expect_refused({"eval", "--method=guesses"}, 2, "no method \"guesses\"");
+  expect_refused({"eval", "--method=pages_quest:64:x"}, 2, "--method");
+  expect_refused({"eval", "--method=pages_quest", "--group_tokens=2"}, 2, "one token at a time");
   expect_refused({"eval", "--documents=0"}, 2, "--documents");
   expect_refused({"eval", "--documents=2", "--record=keys.bin"}, 2, "--record");
   expect_refused({"eval", "--document=" + dir_.file("document.txt")}, 2, "200 KB");
