@@ -87,7 +87,7 @@ def summed(values):
 
 
 def label_of(title, breadth, several):
-    if not several or breadth is None:
+    if breadth is None or (not several and breadth != "some"):
         return title
     return {"all": f"{title}, all codes ranked", "rule": f"{title}, the default's breadth",
             "some": f"{title}, a quarter of the codes"}.get(breadth, f"{title}, breadth {breadth}")
@@ -100,15 +100,18 @@ def plot_panel(axes, lines, against, measure):
         for i, breadth in enumerate(breadths):
             points = sorted((v[against], v[measure]) for v in lines[name, breadth].values())
             axes.plot(*zip(*points), color=colour, marker=marker, markersize=5, linewidth=1.2,
-                      linestyle=["-", "--", ":"][i % 3], label=label_of(title, breadth, several),
+                      linestyle=["-", "--", ":"][i % 3],
+                      label=label_of(title, breadth, several),
                       zorder=3 if name == "icefield" else 2)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5), numticks=12))
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     if measure in LOGARITHMIC:
         axes.set_yscale("log")
     else:
         axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
-    if against == "moved_bytes":
-        axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter("B", sep=" "))
+    unit = "B" if against == "moved_bytes" else ""
+    axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(unit, sep=" " if unit else ""))
     axes.grid(True, which="major", linewidth=0.4, alpha=0.5)
 
 
