@@ -1,4 +1,4 @@
-// Page reads: rows that are cut by the ends of slots, requests larger than what a node holds at once.
+// Page reads: rows that are cut by the ends of slots, and more than a node holds at a time.
 #include <gtest/gtest.h>
 
 #include "cache_node/node.h"

@@ -177,8 +177,8 @@ TEST_F(WorkerTest, EveryShapeOfACallIsFullAttentionAtBudgetAll) {
   }
 }
 
-// Every head dimension that the layout allows goes through the store: sealed by one worker, attached
-// and read by another.
+// Every head dimension that the layout allows goes through the store: sealed by one worker,
+// attached and read by another.
 TEST_F(WorkerTest, EveryHeadDimensionIsStoredAndAttached) {
   for (const auto& [d_k, d_v] : {std::pair(16, 16), std::pair(32, 16), std::pair(80, 80),
                                  std::pair(96, 96), std::pair(256, 256)}) {
