@@ -7,6 +7,7 @@
 #include <set>
 
 #include "cache_node/read_through.h"
+#include "common/fingerprint.h"
 
 namespace icefield {
 namespace {
@@ -30,6 +31,23 @@ std::vector<ObjectKey> objects_of(const StoredBuild& build) {
     keys.push_back({.segment = segment, .build = build.build, .part = part});
   }
   return keys;
+}
+
+// A manifest names itself by its bytes.
+Result<Manifest> parse_manifest(const ObjectKey& key, ConstByteSpan bytes) {
+  ICE_TRY(Manifest manifest, Manifest::parse(bytes));
+  if (build_id(bytes) == key.build && manifest.segment.id() == key.segment) return manifest;
+  return Status(Code::kInvalidArgument, "manifest stored under another build's key");
+}
+
+// As a tier says of what it never had.
+Status not_there(const ObjectKey& key) {
+  return Status::miss(MissReason::kNeverStored, "object " + to_string(key));
+}
+
+Status being_removed(const BuildKey& key) {
+  return Status(Code::kResourceExhausted,
+                "build " + to_string(key.build) + " is being removed, retry");
 }
 
 }  // namespace
@@ -63,13 +81,8 @@ void CacheNode::forget(const BuildKey& build) {
   builds_.erase(found);
 }
 
-// A manifest names itself by its bytes, and every part it lists must be here as it says.
-Status CacheNode::check_commit(const ObjectKey& key, ConstByteSpan bytes,
-                               StoredBuild& build) const {
-  ICE_TRY(const Manifest manifest, Manifest::parse(bytes));
-  if (build_id(bytes) != key.build || manifest.segment.id() != key.segment) {
-    return Status(Code::kInvalidArgument, "manifest stored under another build's key");
-  }
+// Every part that it lists must be here as it says.
+Status CacheNode::check_commit(const ObjectKey& key, const Manifest& manifest) const {
   for (const PartEntry& part : manifest.parts) {
     const ObjectKey part_key{.segment = key.segment, .build = key.build, .part = part.id};
     const ObjectInfo expected{.bytes = static_cast<std::int64_t>(part.bytes),
@@ -78,7 +91,6 @@ Status CacheNode::check_commit(const ObjectKey& key, ConstByteSpan bytes,
       return Status(Code::kFailedPrecondition, "part missing: " + to_string(part_key));
     }
   }
-  build = describe(manifest, key.build, bytes.size());
   return Status();
 }
 
@@ -93,13 +105,16 @@ Task<> CacheNode::recover() {
       others.push_back(key);
   });
   for (const ObjectKey& key : manifests) {
-    Result<ObjectBytes> bytes = co_await disk_->get(key, Verify::kByTier);
-    StoredBuild build;
-    Status status = bytes.status();
-    if (status.ok()) status = check_commit(key, bytes->copy(), build);
+    Result<ObjectBytes> stored = co_await disk_->get(key, Verify::kByTier);
+    Status status = stored.status();
     if (status.ok()) {
-      know(build);
-      continue;
+      const Bytes bytes = stored->copy();
+      const Result<Manifest> manifest = parse_manifest(key, bytes);
+      status = manifest.has_value() ? check_commit(key, *manifest) : manifest.error();
+      if (status.ok()) {
+        know(describe(*manifest, key.build, bytes.size()));
+        continue;
+      }
     }
     LOG(WARNING) << "build " << to_string(key.build) << " dropped: " << status.to_string();
     ICE_CO_TRY(co_await disk_->remove(key));
@@ -114,34 +129,103 @@ Task<> CacheNode::recover() {
   co_return co_await values_.recover();
 }
 
-Task<> CacheNode::put_one(PutObject object, NamespaceId name_space) {
-  const bool manifest = object.key.part.kind == PartKind::kManifest;
+// The text of a fingerprint is everybody's who has a build of it.
+bool CacheNode::may_read(const Caller& caller, const ObjectKey& key) const {
+  if (caller.may_use_all()) return true;
+  if (key.part.kind == PartKind::kFingerprint) {
+    return std::ranges::any_of(builds_, [&](const auto& entry) {
+      const StoredBuild& build = entry.second;
+      return std::ranges::equal(build.fingerprint.bytes, key.segment.bytes) &&
+             caller.may_use(build.name_space);
+    });
+  }
+  const auto build = builds_.find(build_of(key));
+  return build != builds_.end() && caller.may_use(build->second.name_space);
+}
+
+// Or remove. What nobody has begun is nobody's: there is nothing to remove of it.
+bool CacheNode::may_change(const Caller& caller, const ObjectKey& key) const {
+  if (caller.may_use_all()) return true;
+  const auto build = builds_.find(build_of(key));
+  if (build != builds_.end()) return caller.may_use(build->second.name_space);
+  const UnfinishedBuilds::Owner* owner = unfinished_.find(build_of(key));
+  return owner != nullptr && caller.may_use(owner->name_space);
+}
+
+Task<> CacheNode::put_one(const Caller& caller, PutObject object, NamespaceId name_space) {
   ICE_CO_TRY(verify_object(object.key, object.info, std::span(&object.bytes, 1)));
-  StoredBuild build;
-  if (manifest) {
-    ICE_CO_TRY(check_commit(object.key, object.bytes, build));
-    if (build.name_space != name_space) {
-      co_return Status(Code::kFailedPrecondition, "manifest of another namespace than the request");
-    }
+  if (object.key.part.kind == PartKind::kManifest) {
+    co_return co_await put_manifest(caller, object, name_space);
   }
-  const std::vector<ConstByteSpan> pieces = {object.bytes};
-  if (disk_ != nullptr) {
-    ICE_CO_TRY(co_await disk_->put(object.key, pieces, object.info));
-    if (manifest) ICE_CO_TRY(co_await disk_->flush());
+  if (object.key.part.kind == PartKind::kFingerprint) {
+    const FingerprintHash hash = fingerprint_hash(as_text(object.bytes));
+    if (std::ranges::equal(hash.bytes, object.key.segment.bytes)) co_return co_await store(object);
+    co_return Status(Code::kInvalidArgument, "text stored under another fingerprint");
   }
-  const Result<PutOutcome> kept = co_await memory_.put(object.key, pieces, object.info);
-  // With a disk below, memory is a cache that may be too small.
-  if (disk_ == nullptr) ICE_CO_TRY(kept.status());
-  if (manifest) know(build);
+  co_return co_await put_part(caller, object, name_space);
+}
+
+// Proves whose the build is. Parts of somebody else's would count as far as their checksums go, and
+// those are not made to resist who chooses the bytes.
+Task<> CacheNode::put_manifest(const Caller& caller, PutObject object, NamespaceId name_space) {
+  const BuildKey key = build_of(object.key);
+  if (unfinished_.leaving(key)) co_return being_removed(key);
+  ICE_CO_TRY(const Manifest manifest, parse_manifest(object.key, object.bytes));
+  if (manifest.name_space != name_space) {
+    co_return Status(Code::kFailedPrecondition, "manifest of another namespace than the request");
+  }
+  if (const UnfinishedBuilds::Owner* owner = unfinished_.find(key);
+      owner != nullptr && owner->name_space != name_space &&
+      !(owner->everything && caller.may_use_all())) {
+    unfinished_.give_up(key);
+    co_return Status(
+        Code::kFailedPrecondition,
+        "part missing: those of build " + to_string(key.build) + " came from another namespace");
+  }
+  ICE_CO_TRY(check_commit(object.key, manifest));
+  ICE_CO_TRY(co_await store(object));
+  know(describe(manifest, key.build, object.bytes.size()));
+  unfinished_.end(key);
   co_return Status();
 }
 
-Task<std::vector<Status>> CacheNode::put(std::span<const PutObject> objects,
+Task<> CacheNode::put_part(const Caller& caller, PutObject object, NamespaceId name_space) {
+  const BuildKey key = build_of(object.key);
+  const auto build = builds_.find(key);
+  const UnfinishedBuilds::Owner* begun = unfinished_.find(key);
+  const NamespaceId owner = build != builds_.end() ? build->second.name_space
+                            : begun != nullptr     ? begun->name_space
+                                                   : name_space;
+  // As a second put of the same: it would tell that there is a build, and changes nothing.
+  if (owner != name_space && !caller.may_use_all()) co_return Status();
+  if (unfinished_.leaving(key)) co_return being_removed(key);
+  const UnfinishedBuilds::Owner writer{.name_space = owner, .everything = caller.may_use_all()};
+  if (build == builds_.end()) unfinished_.begin(key, writer, clock_.now());
+  ICE_CO_TRY(co_await store(object));
+  if (builds_.contains(key)) co_return Status();
+  unfinished_.begin(key, writer, clock_.now());  // again, where it was given up meanwhile
+  unfinished_.add(key, object.key.part);
+  co_return Status();
+}
+
+Task<> CacheNode::store(const PutObject& object) {
+  const std::vector<ConstByteSpan> pieces = {object.bytes};
+  if (disk_ != nullptr) {
+    ICE_CO_TRY(co_await disk_->put(object.key, pieces, object.info));
+    if (object.key.part.kind == PartKind::kManifest) ICE_CO_TRY(co_await disk_->flush());
+  }
+  const Result<PutOutcome> kept = co_await memory_.put(object.key, pieces, object.info);
+  // With a disk below, memory is a cache that may be too small.
+  co_return disk_ == nullptr ? kept.status() : Status();
+}
+
+Task<std::vector<Status>> CacheNode::put(const Caller& caller, std::span<const PutObject> objects,
                                          NamespaceId name_space) {
   std::vector<Status> statuses;
   for (const PutObject& object : objects) {
-    statuses.push_back(co_await put_one(object, name_space));
+    statuses.push_back(co_await put_one(caller, object, name_space));
   }
+  unfinished_.expire(clock_.now());
   co_await drop_incomplete_builds();
   co_await values_.remove_doomed();
   co_return statuses;
@@ -163,6 +247,16 @@ Task<> CacheNode::remove_from_disk(const StoredBuild& build) {
   co_return Status();
 }
 
+// Of builds. What a full disk does not let go is tried again with the next put.
+asio::awaitable<void> CacheNode::remove_given_up() {
+  while (const std::optional<ObjectKey> key = unfinished_.take_given_up()) {
+    Status status = co_await memory_.remove(*key);
+    if (status.ok() && disk_ != nullptr) status = co_await disk_->remove(*key);
+    if (!status.ok()) co_return unfinished_.not_removed(*key);
+    unfinished_.removed(*key);
+  }
+}
+
 // Nothing is kept that cannot be used. What the disk does not remove now, it evicts as it is not
 // read, or the next start removes.
 asio::awaitable<void> CacheNode::drop_incomplete_builds() {
@@ -171,6 +265,7 @@ asio::awaitable<void> CacheNode::drop_incomplete_builds() {
     incomplete_.clear();
     std::vector<ObjectKey> parts;
     for (auto key = lost.begin(); key != lost.end();) {
+      unfinished_.give_up(*key);
       const auto found = builds_.find(*key);
       if (found == builds_.end()) {
         ++key;
@@ -192,17 +287,33 @@ asio::awaitable<void> CacheNode::drop_incomplete_builds() {
     if (!lost.empty()) memory_.for_each(look);
     for (const ObjectKey& key : parts) (void)co_await memory_.remove(key);
   }
+  co_await remove_given_up();
 }
 
-Task<ObjectBytes> CacheNode::get(ObjectKey key, Verify verify) {
+Task<ObjectBytes> CacheNode::get(const Caller& caller, ObjectKey key, Verify verify) {
+  if (!may_read(caller, key)) co_return not_there(key);
   co_return co_await read_through(memory_, disk_, key, verify, disk_reads);
 }
 
-Task<> CacheNode::remove(ObjectKey key) {
-  if (key.part.kind == PartKind::kManifest) forget({key.segment, key.build});
+Task<> CacheNode::remove(const Caller& caller, ObjectKey key) {
+  if (!may_change(caller, key)) co_return Status();
+  if (key.part.kind == PartKind::kManifest) unfinish(build_of(key));
   ICE_CO_TRY(co_await memory_.remove(key));
   if (disk_ != nullptr) ICE_CO_TRY(co_await disk_->remove(key));
+  unfinished_.remove(build_of(key), key.part, clock_.now());
   co_return Status();
+}
+
+// Its parts are still here, and still its namespace's.
+void CacheNode::unfinish(const BuildKey& key) {
+  const auto found = builds_.find(key);
+  if (found == builds_.end()) return;
+  const StoredBuild build = found->second;
+  forget(key);
+  unfinished_.begin(key, {.name_space = build.name_space}, clock_.now());
+  for (const PartId& part : parts_of(build.slice, build.segment.token_count)) {
+    unfinished_.add(key, part);
+  }
 }
 
 MatchReply CacheNode::match(const MatchQuery& query) const {

@@ -25,8 +25,8 @@ Result<HeadOutcome> from_proto(const proto::HeadOutcome& outcome);
 void to_proto(const TierUsage& usage, proto::TierUsage* out);
 TierUsage from_proto(const proto::TierUsage& usage);
 
-// Ok when the token of a connection grants the namespace, which is checked before anything of a
-// request is done. Reads by build id need no more: who got none from a match cannot guess it.
+// Ok when the token of a connection grants the namespace that a request names, which is checked
+// before anything of it is done. What is asked for by build is the node's to check, per build.
 Status check_grant(const Caller& caller, const std::string& name_space);
 
 template <class Hash>

@@ -69,15 +69,16 @@ CacheNode::PagePlan::PagePlan(const PageRequest& request) {
 }
 
 // Those on disk side by side.
-asio::awaitable<void> CacheNode::load(std::span<WantedExtent> extents, Verify verify) {
+asio::awaitable<void> CacheNode::load(const Caller& caller, std::span<WantedExtent> extents,
+                                      Verify verify) {
   TaskScope scope(co_await asio::this_coro::executor);
-  const auto load_one = [](CacheNode& node, WantedExtent& extent,
+  const auto load_one = [](CacheNode& node, const Caller& who, WantedExtent& extent,
                            Verify how) -> asio::awaitable<void> {
-    Result<ObjectBytes> bytes = co_await node.get(extent.key, how);
+    Result<ObjectBytes> bytes = co_await node.get(who, extent.key, how);
     extent.status = bytes.status();
     if (bytes.has_value()) extent.bytes = std::move(*bytes);
   };
-  for (WantedExtent& extent : extents) scope.spawn(load_one(*this, extent, verify));
+  for (WantedExtent& extent : extents) scope.spawn(load_one(*this, caller, extent, verify));
   co_await scope.join();
 }
 
@@ -110,14 +111,15 @@ void CacheNode::gather(std::span<const WantedExtent> extents, std::span<WantedPa
   }
 }
 
-Task<std::vector<HeadOutcome>> CacheNode::read_pages(const PageRequest& request, std::byte* out) {
+Task<std::vector<HeadOutcome>> CacheNode::read_pages(const Caller& caller,
+                                                     const PageRequest& request, std::byte* out) {
   PagePlan plan(request);
   const auto group = static_cast<std::size_t>(kGroupBytes / (kExtentRows * request.row_bytes));
   auto first = plan.pages.begin();
   for (std::size_t begin = 0; begin < plan.extents.size(); begin += group) {
     const std::size_t end = std::min(begin + group, plan.extents.size());
     const std::span some = std::span(plan.extents).subspan(begin, end - begin);
-    co_await load(some, request.scrub ? Verify::kByTier : Verify::kByCaller);
+    co_await load(caller, some, request.scrub ? Verify::kByTier : Verify::kByCaller);
     const auto last =
         std::ranges::lower_bound(first, plan.pages.end(), end, {}, &WantedPage::extent);
     gather(plan.extents, {first, last}, request.page_bytes(), out);

@@ -50,10 +50,10 @@ Task<ServiceReply> NodeServer::handle(const Caller& caller, MethodId method, std
   switch (static_cast<NodeMethod>(method)) {
     case NodeMethod::kPut:
       co_return co_await put(caller, header, std::as_const(payload.buffer).bytes());
-    case NodeMethod::kGet: co_return co_await get(header);
-    case NodeMethod::kRemove: co_return co_await remove(header);
+    case NodeMethod::kGet: co_return co_await get(caller, header);
+    case NodeMethod::kRemove: co_return co_await remove(caller, header);
     case NodeMethod::kMatch: co_return co_await match(caller, header);
-    case NodeMethod::kReadPages: co_return co_await read_pages(header);
+    case NodeMethod::kReadPages: co_return co_await read_pages(caller, header);
     case NodeMethod::kListBuilds: co_return co_await list(caller, header);
     case NodeMethod::kStats: co_return stats(caller);
     case NodeMethod::kPing: co_return ServiceReply();
@@ -81,13 +81,13 @@ Task<ServiceReply> NodeServer::put(const Caller& caller, const std::string& head
     objects.push_back(object);
   }
   ICE_CO_TRY(const std::vector<Status> statuses,
-             co_await node_.put(objects, namespace_id(request.name_space())));
+             co_await node_.put(caller, objects, namespace_id(request.name_space())));
   proto::PutReply reply;
   for (const Status& status : statuses) to_proto(status, reply.add_outcomes());
   co_return reply_with(reply);
 }
 
-Task<ServiceReply> NodeServer::get(const std::string& header) {
+Task<ServiceReply> NodeServer::get(const Caller& caller, const std::string& header) {
   ICE_CO_TRY(const auto request, parse_message<proto::GetRequest>(header));
   if (request.keys_size() > kMaxRequestItems) co_return too_many(request.keys_size());
   proto::GetReply message;
@@ -96,7 +96,7 @@ Task<ServiceReply> NodeServer::get(const std::string& header) {
   std::int64_t total = 0;
   for (const std::string& bytes : request.keys()) {
     ICE_CO_TRY(const ObjectKey key, part_key(bytes));
-    Result<ObjectBytes> object = co_await node_.get(key, Verify::kByTier);
+    Result<ObjectBytes> object = co_await node_.get(caller, key, Verify::kByTier);
     proto::ObjectHeader* item = message.add_objects();
     item->set_key(bytes);
     Status status = object.status();
@@ -115,13 +115,13 @@ Task<ServiceReply> NodeServer::get(const std::string& header) {
   co_return reply;
 }
 
-Task<ServiceReply> NodeServer::remove(const std::string& header) {
+Task<ServiceReply> NodeServer::remove(const Caller& caller, const std::string& header) {
   ICE_CO_TRY(const auto request, parse_message<proto::RemoveRequest>(header));
   if (request.keys_size() > kMaxRequestItems) co_return too_many(request.keys_size());
   proto::RemoveReply reply;
   for (const std::string& bytes : request.keys()) {
     ICE_CO_TRY(const ObjectKey key, part_key(bytes));
-    to_proto(co_await node_.remove(key), reply.add_outcomes());
+    to_proto(co_await node_.remove(caller, key), reply.add_outcomes());
   }
   co_return reply_with(reply);
 }
@@ -146,13 +146,13 @@ Task<ServiceReply> NodeServer::match(const Caller& caller, const std::string& he
   co_return reply_with(reply);
 }
 
-Task<ServiceReply> NodeServer::read_pages(const std::string& header) {
+Task<ServiceReply> NodeServer::read_pages(const Caller& caller, const std::string& header) {
   ICE_CO_TRY(const auto message, parse_message<proto::ReadPagesRequest>(header));
   ICE_CO_TRY(const PageRequest request, from_proto(message));
   auto pages = std::make_shared<Buffer>(request.page_count() * request.page_bytes());
   pages->resize(pages->capacity());
   ICE_CO_TRY(const std::vector<HeadOutcome> outcomes,
-             co_await node_.read_pages(request, pages->bytes().data()));
+             co_await node_.read_pages(caller, request, pages->bytes().data()));
   proto::ReadPagesReply answer;
   for (const HeadOutcome& outcome : outcomes) to_proto(outcome, answer.add_heads());
   ServiceReply reply = reply_with(answer);

@@ -25,10 +25,10 @@ class NodeServer final : public Service {
 
  private:
   Task<ServiceReply> put(const Caller& caller, const std::string& header, ConstByteSpan payload);
-  Task<ServiceReply> get(const std::string& header);
-  Task<ServiceReply> remove(const std::string& header);
+  Task<ServiceReply> get(const Caller& caller, const std::string& header);
+  Task<ServiceReply> remove(const Caller& caller, const std::string& header);
   Task<ServiceReply> match(const Caller& caller, const std::string& header);
-  Task<ServiceReply> read_pages(const std::string& header);
+  Task<ServiceReply> read_pages(const Caller& caller, const std::string& header);
   Task<ServiceReply> list(const Caller& caller, const std::string& header);
   ServiceReply stats(const Caller& caller) const;
 

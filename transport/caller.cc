@@ -74,7 +74,9 @@ Result<std::vector<TokenGrant>> read_token_file(const std::string& path) {
 
 Caller::Caller(const TokenGrant& grant) {
   if (std::ranges::find(grant.namespaces, kEveryNamespace) != grant.namespaces.end()) return;
-  namespaces_ = std::make_shared<const std::vector<std::string>>(grant.namespaces);
+  Grants grants{.namespaces = grant.namespaces, .ids = {}};
+  for (const std::string& name : grants.namespaces) grants.ids.push_back(namespace_id(name));
+  grants_ = std::make_shared<const Grants>(std::move(grants));
 }
 
 Caller Caller::over(ConnectionFacts connection) const {
@@ -84,8 +86,12 @@ Caller Caller::over(ConnectionFacts connection) const {
 }
 
 bool Caller::may_use(std::string_view name_space) const {
-  return namespaces_ == nullptr ||
-         std::ranges::find(*namespaces_, name_space) != namespaces_->end();
+  return may_use_all() ||
+         std::ranges::find(grants_->namespaces, name_space) != grants_->namespaces.end();
+}
+
+bool Caller::may_use(const NamespaceId& name_space) const {
+  return may_use_all() || std::ranges::find(grants_->ids, name_space) != grants_->ids.end();
 }
 
 }  // namespace icefield

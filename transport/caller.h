@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "common/ids.h"
 #include "common/status.h"
 
 namespace icefield {
@@ -38,11 +39,16 @@ class Caller {
   Caller over(ConnectionFacts connection) const;
 
   bool may_use(std::string_view name_space) const;
-  bool may_use_all() const { return namespaces_ == nullptr; }
+  bool may_use(const NamespaceId& name_space) const;
+  bool may_use_all() const { return grants_ == nullptr; }
   const ConnectionFacts& connection() const { return connection_; }
 
  private:
-  std::shared_ptr<const std::vector<std::string>> namespaces_;  // null: every one
+  struct Grants {
+    std::vector<std::string> namespaces;
+    std::vector<NamespaceId> ids;  // of these
+  };
+  std::shared_ptr<const Grants> grants_;  // null: every namespace
   ConnectionFacts connection_;
 };
 

@@ -56,6 +56,11 @@ TEST(Caller, MayUseWhatItsTokenGrants) {
   EXPECT_FALSE(team.may_use(""));
   EXPECT_TRUE(Caller(grants[1]).may_use("blue"));
   EXPECT_TRUE(Caller().may_use("blue"));
+  for (const Caller& caller : {team, Caller(grants[1]), Caller()}) {
+    for (const std::string_view name : {"red", "green", "blue", "*", ""}) {
+      EXPECT_EQ(caller.may_use(namespace_id(name)), caller.may_use(name)) << name;
+    }
+  }
 }
 
 TEST(Proof, HoldsForOneTokenAndOneConnection) {
