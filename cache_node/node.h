@@ -111,7 +111,6 @@ class CacheNode {
   std::unordered_multimap<PrefixHash, BuildKey, Hash128Hasher> by_end_;
   // Of how many builds of a namespace, by model.
   std::map<NamespaceId, std::map<FingerprintHash, std::int64_t>> models_;
-
   UnfinishedBuilds unfinished_;
   std::vector<BuildKey> incomplete_;  // a part was evicted, nothing else has it
 };

@@ -16,6 +16,10 @@ constexpr double kEvictDownTo = 0.84;
 constexpr double kGarbageAllowed = 0.05;
 constexpr double kStopAbove = 0.95;
 constexpr std::size_t kEraseBatch = 4096;
+// Of the reserve, for values that are not flushed. The rest is for the catalog and what the file
+// system keeps beside the bytes.
+constexpr double kReserveForValues = 0.75;
+constexpr std::int64_t kReserveBuffers = 4;
 
 std::int64_t share(double part, std::int64_t bytes) {
   return static_cast<std::int64_t>(part * static_cast<double>(bytes));
@@ -33,6 +37,11 @@ std::unique_ptr<EvictionPolicy> policy_for(const NvmeTier::Options& options) {
   if (options.capacity_bytes == 0) return make_eviction_policy(EvictionKind::kLru, 0);
   return make_eviction_policy(options.eviction,
                               share(kEvictAbove, options.capacity_bytes) / kBlock);
+}
+
+std::int64_t reserve_for(const NvmeTier::Options& options) {
+  return options.reserve_bytes > 0 ? options.reserve_bytes
+                                   : kReserveBuffers * options.write_buffer_bytes;
 }
 
 // Adds its bytes to a count while it lives.
@@ -123,10 +132,10 @@ NvmeTier::NvmeTier(Options options, const Clock& clock, std::unique_ptr<RocksSto
 Result<std::unique_ptr<NvmeTier>> NvmeTier::open(Options options, const Clock& clock) {
   ICE_TRY(options.validate());
   ICE_TRY(check_directory(options));
-  ICE_TRY(check_space(options, 0));
   ICE_TRY(auto store, RocksStore::open({.path = options.path,
                                         .direct_io = options.direct_io,
                                         .write_buffer_bytes = options.write_buffer_bytes,
+                                        .reserve_bytes = reserve_for(options),
                                         .create = options.create,
                                         .layout_version = options.layout_version}));
   std::unique_ptr<NvmeTier> tier(new NvmeTier(std::move(options), clock, std::move(store)));
@@ -140,18 +149,35 @@ NvmeTier::~NvmeTier() {
   maintenance_.join();
 }
 
-Status NvmeTier::check_space(const Options& options, std::int64_t bytes) {
+// The reserve is for what others do meanwhile: what is put finds room beside it.
+Status NvmeTier::check_space(std::int64_t bytes) const {
   std::error_code error;
-  const auto space = std::filesystem::space(options.path, error);
-  if (error) return Status();  // the write will say what is wrong
-  const auto reserve =
-      std::min(options.reserve_bytes, static_cast<std::int64_t>(space.capacity / 16));
-  const std::int64_t wanted = reserve + bytes + bytes / 16;  // files, and a little beside them
+  const auto space = std::filesystem::space(options_.path, error);
+  if (error) return Status();                      // the write will say what is wrong
+  const std::int64_t wanted = bytes + bytes / 16;  // files, and a little beside them
   if (static_cast<std::int64_t>(space.available) >= wanted) return Status();
   return Status(Code::kResourceExhausted,
-                "store " + options.path + ": the disk is full (" + std::to_string(space.available) +
-                    " bytes free, " + std::to_string(wanted) +
+                "store " + options_.path + ": the disk is full (" +
+                    std::to_string(space.available) + " bytes free, " + std::to_string(wanted) +
                     " wanted); free some space or choose another --store");
+}
+
+// Who comes meanwhile does not wait for it.
+Task<> NvmeTier::recover() {
+  if (recovering_) {
+    co_return Status(Code::kResourceExhausted, "store " + options_.path + ": the disk is full");
+  }
+  recovering_ = true;
+  auto work = [this] { return store_->recover(); };
+  const Status status = co_await on_thread(io_, std::move(work));
+  recovering_ = false;
+  co_return status;
+}
+
+// Both counts are too large in their way: RocksDB flushes by itself, and counts its empty buffers.
+std::int64_t NvmeTier::unflushed_bytes() const {
+  return std::min(unflushed_bytes_ + flushing_bytes_, store_->space().pending_bytes) +
+         writing_bytes_;
 }
 
 bool NvmeTier::alive(Id id) const {
@@ -233,8 +259,11 @@ Task<> NvmeTier::drop_expired() {
 }
 
 Task<> NvmeTier::make_room(std::int64_t bytes) {
-  const RocksStore::Space space = store_->space();
-  ICE_CO_TRY(check_space(options_, space.pending_bytes + writing_bytes_ + bytes));
+  if (store_->full()) ICE_CO_TRY(co_await recover());
+  ICE_CO_TRY(check_space(unflushed_bytes() + bytes));
+  if (unflushed_bytes() + bytes > share(kReserveForValues, store_->reserve_bytes())) {
+    ICE_CO_TRY(co_await flush());
+  }
   if (options_.capacity_bytes == 0) co_return Status();
   if (used_bytes_ + writing_bytes_ + bytes > share(kEvictAbove, options_.capacity_bytes)) {
     const std::int64_t target = share(kEvictDownTo, options_.capacity_bytes) - bytes;
@@ -378,9 +407,10 @@ Task<> NvmeTier::flush() {
       if (!co_await put_ended_.wait(gathered)) break;
     }
     ++flush_begun_;
-    unflushed_bytes_ = 0;
+    flushing_bytes_ += std::exchange(unflushed_bytes_, 0);
     auto work = [this] { return store_->flush(); };
     flush_status_ = co_await on_thread(io_, std::move(work));
+    if (flush_status_.ok()) flushing_bytes_ = 0;
     flushes.add();
     flush_ended_ = flush_begun_;
     flushing_ = false;

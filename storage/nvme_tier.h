@@ -29,11 +29,14 @@ namespace icefield {
 //          on any thread, also after the tier.
 // Errors   open: kInvalidArgument (cannot be created or written), kUnavailable (another process has
 //          it open), kFailedPrecondition (made with another layout or store format), kDataLoss
-//          (damaged). open and put: kResourceExhausted when less than the reserve is left of the
-//          disk. put: also when the device cannot keep up; it never waits for that. get: also while
-//          leases hold `read_buffer_bytes`.
-//          (RocksDB 7.8 as Debian builds it stops the process when a write finds no space, so it
-//          must not come to that.)
+//          (damaged). open and put: kResourceExhausted when the disk is full. put: also when the
+//          device cannot keep up; it waits for that only where the reserve is smaller than the
+//          write buffers, for a flush. flush: also when the disk filled meanwhile; what was put is
+//          flushed when there is room. get: also while leases hold `read_buffer_bytes`.
+//
+// Full disks  What others write can fill the disk at any moment. What was put and is not flushed
+//          is never more than a reserve that is allocated can take (DiskReserve), so it gets there.
+//          From then on puts are refused, until a put finds room to take the reserve back.
 class NvmeTier final : public Tier {
  public:
   struct Options {
@@ -46,9 +49,9 @@ class NvmeTier final : public Tier {
     int group_commit_ms = 50;
     std::int64_t group_commit_bytes = 64 << 20;
     std::int64_t read_buffer_bytes = 256 << 20;
-    // Left free on the file system, on top of what is not flushed yet; on small file systems at
-    // most a sixteenth of them.
-    std::int64_t reserve_bytes = 64 << 20;
+    // Allocated for flushes on a full disk, beside the limit; at most a sixteenth of the file
+    // system. 0: four write buffers.
+    std::int64_t reserve_bytes = 0;
     bool create = true;                   // false: opening what is not there is kNotFound
     int layout_version = kLayoutVersion;  // of the objects; a store keeps the one it was made with
 
@@ -95,7 +98,9 @@ class NvmeTier final : public Tier {
   static_assert(sizeof(Entry) == 64);
 
   NvmeTier(Options options, const Clock& clock, std::unique_ptr<RocksStore> store);
-  static Status check_space(const Options& options, std::int64_t bytes);
+  Status check_space(std::int64_t bytes) const;
+  Task<> recover();
+  std::int64_t unflushed_bytes() const;
   bool alive(Id id) const;
   StoredObject object_of(Id id) const;
   static Entry entry_of(const StoredObject& object);
@@ -124,7 +129,9 @@ class NvmeTier final : public Tier {
   std::int64_t used_bytes_ = 0;
   std::set<ObjectKey> writing_;  // changed on disk at the moment
   std::int64_t writing_bytes_ = 0;
-  std::int64_t unflushed_bytes_ = 0;
+  std::int64_t unflushed_bytes_ = 0;  // put since the newest flush began
+  std::int64_t flushing_bytes_ = 0;   // in that flush, until one ends well
+  bool recovering_ = false;
   Waiters put_ended_;
   // Group commit: numbers of the newest flush that began and that ended, and how that ended.
   std::uint64_t flush_begun_ = 0;

@@ -3,24 +3,32 @@
 #include <glog/logging.h>
 #include <rocksdb/cache.h>
 #include <rocksdb/db.h>
+#include <rocksdb/env.h>
 #include <rocksdb/listener.h>
 #include <rocksdb/options.h>
 #include <rocksdb/table.h>
 #include <rocksdb/write_batch.h>
 
 #include <charconv>
+#include <filesystem>
 
+#include "storage/reserving_file_system.h"
 #include "storage/rocks_crc32c.h"
+#include "storage/rocks_events.h"
 
 namespace icefield {
 namespace {
+
+using namespace std::chrono_literals;
 
 // Keys of the catalog that are no objects have another length than object keys.
 constexpr char kVersionKey[] = "icefield.layout_version";
 constexpr char kFormatKey[] = "icefield.store_format";
 constexpr char kFormat[] = "2";  // 1, without this key: values filed under object keys
 constexpr char kValueFamily[] = "values";
+constexpr std::string_view kReserveFile = "icefield.reserve";
 constexpr std::int64_t kMeasureEvery = 4 << 20;
+constexpr auto kFlushedWait = 20ms;
 constexpr std::int64_t kMinBlobBytes = 512;  // smaller values stand in the tables themselves
 
 struct CatalogRecord {
@@ -75,6 +83,13 @@ class DeletionListener final : public rocksdb::EventListener {
   BlobReader& reader_;
 };
 
+std::int64_t reserve_for(const RocksStore::Options& options) {
+  std::error_code error;
+  const auto space = std::filesystem::space(options.path, error);
+  if (error) return options.reserve_bytes;
+  return std::min(options.reserve_bytes, static_cast<std::int64_t>(space.capacity / 16));
+}
+
 rocksdb::DBOptions database_options(const RocksStore::Options& options) {
   rocksdb::DBOptions db;
   db.create_if_missing = options.create;
@@ -84,7 +99,7 @@ rocksdb::DBOptions database_options(const RocksStore::Options& options) {
   db.use_direct_io_for_flush_and_compaction = options.direct_io;
   db.bytes_per_sync = 1 << 20;
   db.atomic_flush = true;  // catalog and values always agree
-  db.keep_log_file_num = 4;
+  db.info_log = rocks_log();
   db.max_background_jobs = 8;  // of which a quarter flush: two keep the device busy
   db.max_open_files = 1024;
   db.skip_stats_update_on_db_open = true;
@@ -143,11 +158,20 @@ bool says(const rocksdb::Status& status, const char* text) {
 
 }  // namespace
 
+// A new store wants its reserve; one that is there is read with what it has.
+Status RocksStore::take_reserve() {
+  Status taken = reserve_.take();
+  std::error_code error;
+  if (taken.ok() || std::filesystem::exists(options_.path + "/CURRENT", error)) return Status();
+  return taken.with_context("store " + options_.path);
+}
+
 Result<std::unique_ptr<RocksStore>> RocksStore::open(Options options) {
   VLOG(1) << "store " << options.path << ": checksums by "
           << (has_fast_crc32c() ? "the processor's instruction" : "RocksDB's own function");
   const bool wants_direct_io = options.direct_io;
   std::unique_ptr<RocksStore> store(new RocksStore(std::move(options)));
+  ICE_TRY(store->take_reserve());
   Status status = store->open_database();
   if (status.code() == Code::kUnimplemented && wants_direct_io) {
     LOG(WARNING) << "the file system of " << store->options_.path
@@ -157,14 +181,20 @@ Result<std::unique_ptr<RocksStore>> RocksStore::open(Options options) {
   }
   ICE_TRY(status);
   ICE_TRY(store->check_version());
+  store->reserve_.let_wait(true);
   store->measure();
   return store;
 }
 
-RocksStore::RocksStore(Options options) : options_(std::move(options)) {}
+RocksStore::RocksStore(Options options)
+    : options_(std::move(options)),
+      reserve_(options_.path + "/" + std::string(kReserveFile), reserve_for(options_)),
+      environment_(rocksdb::NewCompositeEnv(reserving_file_system(reserve_))),
+      events_(std::make_shared<RocksEvents>()) {}
 
 RocksStore::~RocksStore() {
   if (database_ == nullptr) return;
+  reserve_.let_wait(false);
   for (rocksdb::ColumnFamilyHandle* family : {catalog_, values_}) {
     const rocksdb::Status status = database_->DestroyColumnFamilyHandle(family);
     if (!status.ok()) LOG(WARNING) << "store " << options_.path << ": " << status.ToString();
@@ -214,6 +244,8 @@ Status RocksStore::open_database() {
       {kValueFamily, value_options(options_, places_)}};
   blob_reader_ = std::make_unique<BlobReader>(options_.path, options_.direct_io);
   rocksdb::DBOptions database_wide = database_options(options_);
+  database_wide.env = environment_.get();
+  database_wide.listeners.push_back(events_);
   database_wide.listeners.push_back(std::make_shared<DeletionListener>(*blob_reader_));
   std::vector<rocksdb::ColumnFamilyHandle*> handles;
   rocksdb::DB* database = nullptr;
@@ -222,6 +254,7 @@ Status RocksStore::open_database() {
   database_.reset(database);
   catalog_ = handles[0];
   values_ = handles[1];
+  events_->set_flushed(database_->GetLatestSequenceNumber());  // there is no log to replay
   return Status();
 }
 
@@ -367,11 +400,52 @@ Result<ObjectBytes> RocksStore::read(const StoredObject& object) {
   return ObjectBytes({bytes}, std::move(value));
 }
 
+// Does not wait in RocksDB: on a full disk the flush waits for room, and nobody for the flush.
 Status RocksStore::flush() {
-  Status status =
-      from_rocksdb(database_->Flush(rocksdb::FlushOptions(), {catalog_, values_}), "flush");
+  const rocksdb::SequenceNumber written = database_->GetLatestSequenceNumber();
+  rocksdb::FlushOptions options;
+  options.wait = false;
+  options.allow_write_stall = true;
+  Status status = from_rocksdb(database_->Flush(options, {catalog_, values_}), "flush");
+  if (status.ok()) status = wait_flushed(written);
   measure();
   return status;
+}
+
+Status RocksStore::wait_flushed(std::uint64_t sequence) {
+  while (!events_->flushed(sequence, kFlushedWait)) {
+    if (nothing_in_memory()) break;
+    if (reserve_.waiting() == 0 && !events_->stopped()) continue;
+    return Status(Code::kResourceExhausted,
+                  "store " + options_.path +
+                      ", flush: the disk is full; free some space or choose another --store");
+  }
+  return Status();
+}
+
+bool RocksStore::nothing_in_memory() const {
+  for (rocksdb::ColumnFamilyHandle* family : {catalog_, values_}) {
+    for (const std::string& property : {rocksdb::DB::Properties::kNumEntriesActiveMemTable,
+                                        rocksdb::DB::Properties::kNumEntriesImmMemTables}) {
+      std::uint64_t entries = 0;
+      if (!database_->GetIntProperty(family, property, &entries) || entries > 0) return false;
+    }
+  }
+  return true;
+}
+
+bool RocksStore::full() const {
+  return !reserve_.whole() || reserve_.waiting() > 0 || events_->stopped();
+}
+
+Status RocksStore::recover() {
+  Status taken = reserve_.take();
+  if (!taken.ok()) return taken.with_context("store " + options_.path);
+  // Cleared before: what goes wrong from then on sets it again.
+  if (!events_->clear_stopped()) return Status();
+  const rocksdb::Status resumed = database_->Resume();
+  if (!resumed.ok()) events_->set_stopped();
+  return from_rocksdb(resumed, "resume");
 }
 
 Status RocksStore::reclaim(std::int64_t garbage_bytes) {

@@ -9,16 +9,20 @@
 #include <string>
 
 #include "storage/blob_reader.h"
+#include "storage/disk_reserve.h"
 #include "storage/tier.h"
 #include "storage/value_places.h"
 
 namespace rocksdb {
 class ColumnFamilyHandle;
 class DB;
+class Env;
 class Status;
 }  // namespace rocksdb
 
 namespace icefield {
+
+class RocksEvents;
 
 // An object as the catalog has it. Values are filed under numbers that only grow, not under keys:
 // then the files of values are written, sorted and dropped in the order of puts, and the blocks
@@ -33,6 +37,10 @@ struct StoredObject {
 // Written without a log: what was not flushed is lost in a crash as if it had not been written, and
 // catalog and values always agree, because they are flushed together.
 //
+// When others fill the disk, what was written is flushed into the reserve, and what does not fit
+// there when there is room again. A store that had to touch its reserve is full until recover()
+// ends well: whoever uses it writes nothing meanwhile. Reads go on.
+//
 // Threads  Safe from any thread.
 // Errors   kResourceExhausted: the disk is full, or it cannot keep up with the writes (never waited
 //          for here). kDataLoss: what is read is damaged. kInternal: anything else the device says.
@@ -42,6 +50,7 @@ class RocksStore {
     std::string path;
     bool direct_io = true;
     std::int64_t write_buffer_bytes = 0;
+    std::int64_t reserve_bytes = 0;  // at most a sixteenth of the file system
     bool create = true;
     int layout_version = 0;
   };
@@ -62,6 +71,11 @@ class RocksStore {
   // `garbage_bytes` of it are left.
   Status reclaim(std::int64_t garbage_bytes);
 
+  bool full() const;
+  // Takes the reserve back and makes RocksDB go on. kResourceExhausted when there is no room yet.
+  Status recover();
+  std::int64_t reserve_bytes() const { return reserve_.bytes(); }
+
   struct Space {
     std::int64_t file_bytes = 0;     // of values
     std::int64_t pending_bytes = 0;  // written, not yet in files
@@ -75,16 +89,24 @@ class RocksStore {
  private:
   explicit RocksStore(Options options);
 
+  Status take_reserve();
   Status open_database();
   Status check_version();
   Status load_places();
   std::optional<ObjectBytes> read_in_place(const StoredObject& object);
   Status from_rocksdb(const rocksdb::Status& status, const char* operation) const;
   void measure() const;
+  // Until everything up to a sequence number is in files.
+  Status wait_flushed(std::uint64_t sequence);
+  bool nothing_in_memory() const;
 
   Options options_;
-  ValuePlaces places_;                       // these two outlive the database, which tells them
-  std::unique_ptr<BlobReader> blob_reader_;  // what it does
+  // These outlive the database, which uses them or tells them what it does.
+  DiskReserve reserve_;
+  std::unique_ptr<rocksdb::Env> environment_;
+  const std::shared_ptr<RocksEvents> events_;
+  ValuePlaces places_;
+  std::unique_ptr<BlobReader> blob_reader_;
   std::unique_ptr<rocksdb::DB> database_;
   rocksdb::ColumnFamilyHandle* catalog_ = nullptr;  // owned by database_
   rocksdb::ColumnFamilyHandle* values_ = nullptr;

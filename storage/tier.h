@@ -87,7 +87,8 @@ class Tier {
   virtual Task<ObjectBytes> get(ObjectKey key, Verify verify) = 0;
   // Ok also when the object was not there.
   virtual Task<> remove(ObjectKey key) = 0;
-  // Everything put before survives a kill and a power cut once this returns ok.
+  // Everything put before is synced and survives a kill once this returns ok. No test cuts the
+  // power.
   virtual Task<> flush() = 0;
   // From now on `key` is kept like this. kNotFound when it is not there.
   virtual Task<> retain(ObjectKey key, Retention retention) = 0;

@@ -1,0 +1,52 @@
+// storage/rocks_events.h — what RocksDB tells of itself: flushes, full disks, its log.
+#pragma once
+
+#include <rocksdb/listener.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+
+namespace icefield {
+
+// Flush() of RocksDB 7.8 may say ok after an error before anything is flushed (seen after it had
+// gone on by itself while it was asked to), so what was flushed is heard from here, and it goes on
+// only when it is told to.
+//
+// Threads  Safe from any thread.
+class RocksEvents final : public rocksdb::EventListener {
+ public:
+  // Of background work, by a full disk, until clear_stopped(), which says whether it was.
+  bool stopped() const { return stopped_.load(std::memory_order_relaxed); }
+  bool clear_stopped() { return stopped_.exchange(false, std::memory_order_relaxed); }
+  void set_stopped() { stopped_.store(true, std::memory_order_relaxed); }
+
+  // Whether everything up to this number is in files, waited for as long.
+  bool flushed(rocksdb::SequenceNumber sequence, std::chrono::milliseconds wait);
+  void set_flushed(rocksdb::SequenceNumber sequence);
+
+  void OnBackgroundError(rocksdb::BackgroundErrorReason, rocksdb::Status* status) override {
+    if (status->IsNoSpace()) set_stopped();
+  }
+  void OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason, rocksdb::Status,
+                            bool* auto_recovery) override {
+    *auto_recovery = false;
+  }
+  void OnFlushCompleted(rocksdb::DB*, const rocksdb::FlushJobInfo& info) override {
+    set_flushed(info.largest_seqno);
+  }
+
+ private:
+  std::atomic<bool> stopped_{false};  // a flag alone
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  rocksdb::SequenceNumber flushed_ = 0;  // guarded by mutex_
+};
+
+// Its warnings go to our log. RocksDB's own log is a file beside the others, and on a full disk a
+// line that finds no space stops the process with the next one.
+std::shared_ptr<rocksdb::Logger> rocks_log();
+
+}  // namespace icefield
