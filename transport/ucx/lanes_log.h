@@ -21,8 +21,8 @@ std::string far_below(std::int64_t measured, std::int64_t possible, const std::s
 
 // Says at the first connection of each kind (the lanes, and whether the peer is on this machine)
 // what it got and, on the client's side, the bandwidth at its best in 50 ms; there again at a
-// connection after a minute. Warns when shared memory was to be expected and something else came, and when the
-// bandwidth is far below the device's or, over shared memory, that of copying.
+// connection after a minute. Warns when shared memory was to be expected and something else came,
+// and when the bandwidth is far below the device's.
 //
 // Threads  The shard's.
 class LanesLog {
