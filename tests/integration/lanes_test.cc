@@ -99,7 +99,8 @@ TEST(Lanes, TcpToANodeOfThisMachineIsPointedOut) {
   EXPECT_EQ(count_of(ping.err, words), 1u) << ping.err;
   const ProcessResult doctor = run_icefield({"doctor", "--json", cluster});
   bool found = false;
-  for (const json& finding : json::parse(doctor.out)["findings"]) {
+  const json report = json::parse(doctor.out);
+  for (const json& finding : report["findings"]) {
     if (finding["what"] != "node " + node.address()) continue;
     found = true;
     EXPECT_EQ(finding["level"], "note");
