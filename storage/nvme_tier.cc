@@ -241,10 +241,17 @@ StoredObject NvmeTier::forget(Id id) {
   return object;
 }
 
+// Of objects that were forgotten. What the store does not let go is known again.
 Task<> NvmeTier::erase(std::vector<StoredObject> objects) {
   if (objects.empty()) co_return Status();
-  auto work = [this, doomed = std::move(objects)] { return store_->erase(doomed); };
-  co_return co_await on_thread(writer_, std::move(work));
+  auto work = [this, &objects] { return store_->erase(objects); };
+  const Status erased = co_await on_thread(writer_, std::move(work));
+  if (erased.ok()) co_return erased;
+  for (const StoredObject& object : objects) {
+    const std::uint64_t name = objects_.name_of(object.key);
+    if (!objects_.find(object.key, name).has_value()) know(object, name);
+  }
+  co_return erased;
 }
 
 Task<> NvmeTier::drop_expired() {
