@@ -64,6 +64,7 @@ class FlippingTransport final : public Transport {
   }
   Task<Region> allocate_region(std::int64_t bytes) override { return next_.allocate_region(bytes); }
   Task<PeerHealth> health(Address peer) override { return next_.health(std::move(peer)); }
+  void disconnect(const Address& peer) override { next_.disconnect(peer); }
   Task<Address> listen(Address self, asio::any_io_executor executor, Service& service) override {
     return next_.listen(std::move(self), std::move(executor), service);
   }
