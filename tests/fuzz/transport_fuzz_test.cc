@@ -71,7 +71,7 @@ class TransportFuzz : public testing::Test {
     ICE_CO_TRY(const auto context, UcxContext::create(options_));
     ICE_CO_TRY(worker_, UcxWorker::create(shard_.executor(), context));
     ICE_CO_TRY(attacker_, UcxWorker::create(shard_.executor(), context));
-    listener_ = std::make_unique<Listener>(worker_, echo_, options_, 1, [] {});
+    listener_ = std::make_unique<Listener>(worker_, echo_, options_, 1, lanes_log_, [] {});
     ICE_CO_TRY(const Address bound, co_await listener_->open("127.0.0.1:0"));
     ICE_CO_TRY(address_, parse_address(bound));
     co_return Status();
@@ -218,6 +218,7 @@ class TransportFuzz : public testing::Test {
   UcxOptions options_;
   Shard shard_;
   SeededRng rng_{20};
+  LanesLog lanes_log_{UcxLanes::kAuto};
   std::unique_ptr<UcxWorker> worker_;
   std::unique_ptr<UcxWorker> attacker_;
   std::unique_ptr<Listener> listener_;
@@ -234,7 +235,7 @@ TEST_F(TransportFuzz, GarbageOnThePortClosesThatConnectionOnly) {
 TEST_F(TransportFuzz, GarbageFragmentsNeitherCrashNorLeak) {
   const Status attacked = on_shard(attack_with_fragments());
   ASSERT_TRUE(attacked.ok()) << attacked.to_string();
-  EXPECT_GE(worker_->stray_fragments.value(), kFragmentConnections);
+  EXPECT_GE(worker_->counters().stray_fragments.value(), kFragmentConnections);
   EXPECT_TRUE(on_shard(good_connection_works()).ok());
   EXPECT_TRUE(on_shard(everything_is_back()).ok());
 }

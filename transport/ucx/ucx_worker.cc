@@ -173,7 +173,7 @@ asio::awaitable<void> UcxWorker::nap() {
 void UcxWorker::deliver(const FragmentHeader& fragment, ConstByteSpan bytes) {
   const auto found = sinks_.find(fragment.connection);
   if (found == sinks_.end()) {
-    stray_fragments.add();
+    counters().stray_fragments.add();
     return;
   }
   message_open_ = !found->second->on_fragment(fragment, bytes);
@@ -185,7 +185,7 @@ ucs_status_t UcxWorker::on_message(void* self, const void* header, std::size_t h
   auto& worker = *static_cast<UcxWorker*>(self);
   const bool rendezvous = (param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0;
   if (header_bytes != sizeof(FragmentHeader) || rendezvous) {
-    worker.stray_fragments.add();
+    worker.counters().stray_fragments.add();
     return UCS_OK;
   }
   const auto fragment = load<FragmentHeader>(static_cast<const std::byte*>(header));

@@ -79,7 +79,6 @@ class UcxWorker {
 
   const asio::any_io_executor shard_;
   const std::shared_ptr<UcxContext> context_;
-  Counter& stray_fragments = context_->counters().stray_fragments;
   const bool poll_;
   SystemRng rng_;
   ucp_worker_h worker_ = nullptr;
