@@ -1,11 +1,13 @@
 // storage/rocks_events.h — what RocksDB tells of itself: flushes, full disks, its log.
 #pragma once
 
+#include <rocksdb/env.h>
 #include <rocksdb/listener.h>
 
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdarg>
 #include <memory>
 #include <mutex>
 
@@ -45,8 +47,24 @@ class RocksEvents final : public rocksdb::EventListener {
   rocksdb::SequenceNumber flushed_ = 0;  // guarded by mutex_
 };
 
-// Its warnings go to our log. RocksDB's own log is a file beside the others, and on a full disk a
-// line that finds no space stops the process with the next one.
-std::shared_ptr<rocksdb::Logger> rocks_log();
+// Its warnings go to our log, once it is open: why it does not open is said by who opens it.
+// RocksDB's own log is a file beside the others, and on a full disk a line that finds no space
+// stops the process with the next one.
+//
+// Threads  Safe from any thread.
+class RocksLog final : public rocksdb::Logger {
+ public:
+  RocksLog();
+  void opened() { open_.store(true, std::memory_order_relaxed); }
+
+  using rocksdb::Logger::Logv;
+  void Logv(const rocksdb::InfoLogLevel level, const char* format, va_list arguments) override;
+  void Logv(const char* format, va_list arguments) override {
+    Logv(rocksdb::INFO_LEVEL, format, arguments);
+  }
+
+ private:
+  std::atomic<bool> open_{false};  // a flag alone
+};
 
 }  // namespace icefield

@@ -98,8 +98,7 @@ rocksdb::DBOptions database_options(const RocksStore::Options& options) {
   // Through the page cache a flush copies into fresh pages, which takes longer than the device.
   db.use_direct_io_for_flush_and_compaction = options.direct_io;
   db.bytes_per_sync = 1 << 20;
-  db.atomic_flush = true;  // catalog and values always agree
-  db.info_log = rocks_log();
+  db.atomic_flush = true;      // catalog and values always agree
   db.max_background_jobs = 8;  // of which a quarter flush: two keep the device busy
   db.max_open_files = 1024;
   db.skip_stats_update_on_db_open = true;
@@ -245,6 +244,8 @@ Status RocksStore::open_database() {
   blob_reader_ = std::make_unique<BlobReader>(options_.path, options_.direct_io);
   rocksdb::DBOptions database_wide = database_options(options_);
   database_wide.env = environment_.get();
+  const auto log = std::make_shared<RocksLog>();
+  database_wide.info_log = log;
   database_wide.listeners.push_back(events_);
   database_wide.listeners.push_back(std::make_shared<DeletionListener>(*blob_reader_));
   std::vector<rocksdb::ColumnFamilyHandle*> handles;
@@ -252,6 +253,7 @@ Status RocksStore::open_database() {
   ICE_TRY(from_rocksdb(
       rocksdb::DB::Open(database_wide, options_.path, families, &handles, &database), "open"));
   database_.reset(database);
+  log->opened();
   catalog_ = handles[0];
   values_ = handles[1];
   events_->set_flushed(database_->GetLatestSequenceNumber());  // there is no log to replay

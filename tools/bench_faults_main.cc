@@ -252,7 +252,7 @@ void report_overruns(const std::string& what, const Overruns& overruns, const Ov
                   .params = {{"what", what}, {"quantile", share}, {"lanes", FLAGS_lanes}},
                   .value = quantile(overruns, share),
                   .unit = "ms"};
-    if (&overruns != &bare) {
+    if (&overruns != &bare && figure.value > 0) {
       figure.against = "bare timer";
       figure.ratio = figure.value / quantile(bare, share);
       figure.better = "lower";

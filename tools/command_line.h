@@ -14,8 +14,8 @@ namespace icefield {
 // 2. Log lines go to standard error, warnings and worse only unless --v or --logtostderr say more.
 void parse_command_line(int argc, char** argv, const std::string& usage);
 
-// From here on lines of the log from INFO on are printed: what a daemon lives through, once it serves.
-// Before, one sentence says why it does not.
+// From here on lines of the log from INFO on are printed: what a daemon lives through, once it
+// serves. Before, one sentence says why it does not.
 void show_log();
 
 // Prints "icefield VERB: <status>" to standard error. The exit code: 2 for what the caller must

@@ -103,7 +103,7 @@ TEST_P(ValueVerbs, PingShowsTheLanesThatCarryTheBytes) {
   const ProcessResult ping = call("ping", {"--count=5", "--json"});
   ASSERT_EQ(ping.exit_code, 0) << ping.err;
   const json report = json::parse(ping.out);
-  EXPECT_EQ(report["figures"].size(), 6) << "two quantiles of three members";
+  EXPECT_EQ(report["figures"].size(), 9) << "two quantiles and the bandwidth of three members";
   for (const json& figure : report["figures"]) EXPECT_EQ(figure["params"]["lanes"], expected);
 }
 

@@ -1,4 +1,4 @@
-// tests/support/holding_service.h — a service that can be frozen: requests wait, nobody is answered.
+// tests/support/holding_service.h — a service that can be frozen: requests wait, unanswered.
 #pragma once
 
 #include "common/waiters.h"

@@ -26,7 +26,8 @@ class NodePagesTest : public testing::Test {
     const Bytes bytes = random_bytes(rng_, static_cast<std::size_t>(kExtentRows * row_bytes));
     const ObjectKey key = extent_key(kv_head);
     const PutObject object{.key = key, .info = info_of(key, bytes), .bytes = bytes};
-    EXPECT_TRUE(run_task(io_, node_->put(std::span(&object, 1), {})).value().front().ok());
+    EXPECT_TRUE(
+        run_task(io_, node_->put(everyone_, std::span(&object, 1), {})).value().front().ok());
     return bytes;
   }
   // All pages of extents 0 … count - 1.
@@ -41,12 +42,13 @@ class NodePagesTest : public testing::Test {
     }
     ICE_TRY(validate(request));
     out.resize(static_cast<std::size_t>(request.page_count() * request.page_bytes()));
-    return run_task(io_, node_->read_pages(request, out.data()));
+    return run_task(io_, node_->read_pages(everyone_, request, out.data()));
   }
 
   TempDir dir_;
   asio::io_context io_;
   ManualClock clock_;
+  const Caller everyone_;
   SeededRng rng_{1};
   std::unique_ptr<DramTier> memory_;
   std::unique_ptr<CacheNode> node_;
@@ -60,10 +62,11 @@ TEST_F(NodePagesTest, RowsThatAreCutByTheEndOfASlotAreWhole) {
     const Bytes bytes(1000);
     const ObjectKey key = keys.emplace_back(random_key(rng_));
     const PutObject object{.key = key, .info = info_of(key, bytes), .bytes = bytes};
-    ASSERT_TRUE(run_task(io_, node_->put(std::span(&object, 1), {})).value().front().ok());
+    ASSERT_TRUE(
+        run_task(io_, node_->put(everyone_, std::span(&object, 1), {})).value().front().ok());
   }
   for (std::size_t i = 0; i < keys.size(); i += 2) {
-    ASSERT_TRUE(run_task(io_, node_->remove(keys[i])).ok());
+    ASSERT_TRUE(run_task(io_, node_->remove(everyone_, keys[i])).ok());
   }
   for (const std::int64_t row_bytes : {384, 1024}) {
     const Bytes bytes = put_extent(0, row_bytes);
@@ -76,7 +79,7 @@ TEST_F(NodePagesTest, RowsThatAreCutByTheEndOfASlotAreWhole) {
       EXPECT_TRUE(outcomes.value().front().failed_pages.empty());
       EXPECT_EQ(out, bytes) << row_bytes << " bytes, pages of " << page_rows;
     }
-    ASSERT_TRUE(run_task(io_, node_->remove(extent_key(0))).ok());
+    ASSERT_TRUE(run_task(io_, node_->remove(everyone_, extent_key(0))).ok());
   }
 }
 
