@@ -39,6 +39,12 @@ class CircuitBreaker {
     failures_ = 0;
     pause_ = options_.pause;
   }
+  // The call was given up and says nothing of the node: the next one may try.
+  void give_up(Clock::TimePoint now) {
+    if (state_ != State::kHalfOpen) return;
+    state_ = State::kOpen;
+    next_ = now;
+  }
   void fail(Clock::TimePoint now) {
     if (state_ == State::kClosed && ++failures_ < options_.failures_to_open) return;
     // Late failures of calls that went out before it opened change nothing.

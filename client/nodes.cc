@@ -36,6 +36,7 @@ Status ClusterNode::admit() {
 
 void ClusterNode::report(const Status& status) {
   const std::lock_guard lock(mutex_);
+  if (status.code() == Code::kCancelled) return breaker_.give_up(clock_.now());
   blames_node(status) ? breaker_.fail(clock_.now()) : breaker_.succeed();
 }
 

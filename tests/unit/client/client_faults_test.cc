@@ -48,6 +48,22 @@ TEST(CircuitBreaker, OpensAfterFailuresInARowAndTriesAgainLaterAndLater) {
   EXPECT_TRUE(breaker.allow(now));
 }
 
+TEST(CircuitBreaker, ACallThatWasGivenUpSaysNothingOfTheNode) {
+  CircuitBreaker breaker({.failures_to_open = 2, .pause = milliseconds(100)});
+  Clock::TimePoint now{};
+  breaker.fail(now);
+  breaker.give_up(now);
+  breaker.fail(now);
+  EXPECT_EQ(breaker.state(), CircuitBreaker::State::kOpen) << "two failures in a row all the same";
+  breaker.give_up(now);
+  EXPECT_FALSE(breaker.allow(now)) << "of a call that went out before";
+  now += milliseconds(100);
+  EXPECT_TRUE(breaker.allow(now));
+  breaker.give_up(now);
+  EXPECT_TRUE(breaker.allow(now)) << "the next one is the try";
+  EXPECT_FALSE(breaker.allow(now));
+}
+
 TEST(NodeSpeed, TellsTheRoundTripFromTheBytes) {
   NodeSpeed speed;
   EXPECT_EQ(speed.estimate(1 << 20).count(), 0) << "nothing known: everything pays";
