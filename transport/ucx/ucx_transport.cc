@@ -129,7 +129,7 @@ class UcxTransport::Impl {
     if (found == peers_.end() || stopping_) return;
     Peer& peer = found->second;
     peer.wanted = false;  // a connection that is being made is closed when it is there
-    if (peer.connection != nullptr) scope_.spawn(close(std::move(peer.connection)));
+    let_go(peer, not_wanted());
   }
 
   Task<Usage> usage() {
@@ -212,7 +212,7 @@ class UcxTransport::Impl {
       peer.retry_at = clock_.now() + backoff(++peer.failures);
     }
     peer.changed.notify_all();
-    if (!peer.wanted && peer.connection != nullptr) connection = std::move(peer.connection);
+    if (!peer.wanted) let_go(peer, not_wanted());
     if (connection != nullptr) co_await close(std::move(connection));
   }
 
@@ -247,13 +247,18 @@ class UcxTransport::Impl {
     scope_.spawn(retire(std::exchange(worker_, std::move(*fresh))));
   }
 
-  // Who waits for the connection may not have seen it yet.
+  // Who waits for the connection may not have seen it yet, and is told why it is gone.
+  void let_go(Peer& peer, const Status& why) {
+    if (peer.connection == nullptr) return;
+    peer.last_failure = why;
+    scope_.spawn(close(std::move(peer.connection)));
+  }
   void drop(Peer& peer, const Status& why) {
-    if (peer.connection != nullptr) {
-      peer.last_failure = why;
-      scope_.spawn(close(std::move(peer.connection)));
-    }
+    let_go(peer, why);
     if (peer.attempt != nullptr) peer.attempt->abandon();
+  }
+  static Status not_wanted() {
+    return Status(Code::kUnavailable, "nobody asks this peer any more");
   }
 
   asio::awaitable<void> retire(std::unique_ptr<UcxWorker> worker) {

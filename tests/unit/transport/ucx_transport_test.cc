@@ -7,8 +7,6 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/read.hpp>
 #include <boost/asio/write.hpp>
-#include <filesystem>
-#include <fstream>
 #include <thread>
 
 #include "common/shard.h"
@@ -16,12 +14,10 @@
 #include "common/waiters.h"
 #include "proto/transport.pb.h"
 #include "tests/support/frozen.h"
-#include "tests/support/temp_dir.h"
 #include "tests/support/test_landing.h"
 #include "tests/support/transport_kinds.h"
+#include "tests/support/ucx_end.h"
 #include "transport/ucx/handshake.h"
-#include "transport/ucx/lanes_log.h"
-#include "transport/ucx/patience.h"
 #include "transport/ucx/wire.h"
 
 namespace icefield {
@@ -31,39 +27,6 @@ using testing::HasSubstr;
 using namespace std::chrono_literals;
 
 constexpr const char* kToken = "0123456789abcdef";
-
-// Answers whether the caller may use the namespace that the header names.
-class GateService final : public Service {
- public:
-  Task<ServiceReply> handle(const Caller& caller, MethodId, std::string header, Payload) override {
-    ServiceReply reply;
-    reply.header = caller.may_use(header) ? "yes" : "no";
-    co_return reply;
-  }
-};
-
-// A transport with a shard of its own.
-struct End {
-  explicit End(const UcxOptions& options) : transport(make_ucx(shard.executor(), options)) {}
-  ~End() {
-    EXPECT_TRUE(sync_wait(shard.executor(), transport->shutdown()).ok());
-    shard.stop();
-  }
-  Result<Address> listen(Service& service, Address self = "127.0.0.1:0") {
-    return sync_wait(shard.executor(),
-                     transport->listen(std::move(self), shard.executor(), service));
-  }
-  Result<std::string> ask(const Address& peer, std::string header) {
-    const Deadline deadline = Deadline::after(SystemClock(), 10s);
-    Result<Reply> reply =
-        run_task(transport->call(peer, Request(1, std::move(header)), Buffer(0), deadline));
-    if (!reply.has_value()) return reply.error();
-    return std::move(reply->header);
-  }
-
-  Shard shard;
-  std::unique_ptr<UcxTransport> transport;
-};
 
 UcxOptions server_options() {
   UcxOptions options;
@@ -161,10 +124,6 @@ class FakePeer {
 Task<> say_nothing(tcp::socket& socket) {
   co_await ucx::wait_for_end(socket);
   co_return Status();
-}
-
-PeerHealth health_of(End& client, const Address& peer) {
-  return run_task(client.transport->health(peer)).value();
 }
 
 TEST(UcxPeers, HalfOpenOneCostsNoMoreThanTheDeadline) {
@@ -273,6 +232,23 @@ TEST(UcxPeers, WhoIsLetGoOfIsConnectedAgainWhenSomebodyAsks) {
   }
   client.transport->disconnect(node);
   client.transport->disconnect("127.0.0.1:1");  // never heard of
+  EXPECT_EQ(client.ask(node, "x").value(), "yes");
+}
+
+TEST(UcxPeers, WhoIsLetGoOfWhileItIsBeingConnectedEndsItsCalls) {
+  GateService gate;
+  End server{UcxOptions()};
+  const Address node = server.listen(gate).value();
+  End client{UcxOptions()};
+  for (int i = 0; i < 20; ++i) {
+    std::promise<Status> ended;
+    auto call = client.transport->call(node, Request(1, "x"), Buffer(0), Deadline::never());
+    asio::co_spawn(
+        client.shard.executor(), std::move(call),
+        [&ended](std::exception_ptr, Result<Reply> reply) { ended.set_value(reply.status()); });
+    client.transport->disconnect(node);
+    EXPECT_EQ(ended.get_future().get().code(), Code::kUnavailable);
+  }
   EXPECT_EQ(client.ask(node, "x").value(), "yes");
 }
 
@@ -472,195 +448,6 @@ TEST_P(HalfRequest, OfAClientThatIsGoneLeavesNothing) {
 INSTANTIATE_TEST_SUITE_P(UcxPeers, HalfRequest,
                          testing::Combine(testing::Values(UcxLanes::kTcp, UcxLanes::kSharedMemory),
                                           testing::Values(MethodId{1}, MethodId{2})));
-
-// ---------------------------------------------------------------------------------------- lanes
-
-TEST(UcxLanesLog, DevicesSayWhatTheyCan) {
-  const TempDir sys;
-  const auto write = [&sys](const std::string& directory, const char* file, const char* text) {
-    std::filesystem::create_directories(sys.file(directory));
-    std::ofstream(sys.file(directory + "/" + file)) << text;
-  };
-  write("class/net/eth0", "speed", "10000\n");
-  write("class/net/veth", "speed", "-1\n");
-  write("class/infiniband/mlx5_0/ports/1", "rate", "100 Gb/sec (4X EDR)\n");
-  const auto speed = [&sys](const char* device) {
-    return ucx::device_bytes_per_second(device, sys.path());
-  };
-  EXPECT_EQ(speed("eth0"), 1'250'000'000);
-  EXPECT_EQ(speed("mlx5_0:1"), 12'500'000'000);
-  for (const char* silent : {"veth", "lo", "mlx5_1:1", "", "eth0,eth1"}) {
-    EXPECT_EQ(speed(silent), 0) << silent;
-  }
-}
-
-TEST(UcxLanesLog, FarBelowIsATenth) {
-  EXPECT_EQ(ucx::far_below(130'000'000, 1'250'000'000, "eth0"), "");
-  EXPECT_THAT(ucx::far_below(110'000'000, 1'250'000'000, "eth0"),
-              HasSubstr("110 MB/s, eth0 can do 1250 MB/s"));
-  EXPECT_EQ(ucx::far_below(1, 0, "lo"), "") << "nothing known";
-  EXPECT_EQ(ucx::far_below(0, 1'250'000'000, "eth0"), "") << "not measured";
-}
-
-TEST(UcxLanesLog, HealthTellsLanesBandwidthAndConcerns) {
-  GateService gate;
-  for (const UcxLanes lanes : {UcxLanes::kAuto, UcxLanes::kTcp}) {
-    UcxOptions options;
-    options.lanes = lanes;
-    End server(options);
-    const Address node = server.listen(gate).value();
-    End client{UcxOptions()};  // of its own machine it expects shared memory
-    EXPECT_EQ(client.ask(node, "x").value(), "yes");
-    const Deadline limit = Deadline::after(SystemClock(), 10s);
-    PeerHealth health;
-    do {
-      health = health_of(client, node);
-    } while (health.bytes_per_second == 0 && !limit.passed(SystemClock()));
-    EXPECT_GT(health.bytes_per_second, 0);
-    EXPECT_TRUE(health.local);
-    const bool tcp = lanes == UcxLanes::kTcp;
-    EXPECT_EQ(health.lanes, tcp ? "tcp" : "posix");
-    EXPECT_EQ(health.concern.find("reached over tcp, not shared memory") != std::string::npos, tcp)
-        << health.concern;
-  }
-}
-
-// ------------------------------------------------------------------------------------- patience
-
-using ucx::Patience;
-
-TEST(UcxPatience, LooksWhereSleepsAreShortAndOnlyThere) {
-  Patience patience;
-  const Patience::TimePoint now{};
-  patience.arrived(now);
-  EXPECT_FALSE(patience.look(now)) << "nothing is known yet";
-  patience.slept(Patience::kLook / 2);
-  patience.arrived(now);
-  EXPECT_TRUE(patience.look(now + Patience::kLook / 2));
-  EXPECT_FALSE(patience.look(now + Patience::kLook)) << "no longer than that";
-  patience.slept(10 * Patience::kLook);
-  patience.arrived(now);
-  EXPECT_FALSE(patience.look(now)) << "sleeps are long";
-}
-
-TEST(UcxPatience, LookingInVainBecomesRare) {
-  Patience patience;
-  Patience::TimePoint now{};
-  int looks = 0;
-  for (int i = 0; i < 10'000; ++i) {
-    patience.slept(Patience::kLook / 2);
-    patience.arrived(now);
-    if (!patience.look(now)) continue;
-    ++looks;
-    now += Patience::kLook;
-    EXPECT_FALSE(patience.look(now));
-  }
-  EXPECT_LT(looks, 25);
-  EXPECT_GT(looks, 5) << "it is tried again";
-}
-
-UcxOptions tcp_options() {
-  UcxOptions options;
-  options.lanes = UcxLanes::kTcp;
-  return options;
-}
-
-TEST(UcxReads, OverTcpAreRefusedInWords) {
-  GateService service;
-  End server(tcp_options());
-  End client(tcp_options());
-  const Address node = server.listen(service).value();
-  const Region region =
-      sync_wait(server.shard.executor(), server.transport->allocate_region(1000)).value();
-  const Result<Buffer> read = run_task(client.transport->read(
-      node, {region.key, {{0, 10}}}, Buffer(10), nullptr, Deadline::after(SystemClock(), 10s)));
-  EXPECT_EQ(read.error().code(), Code::kFailedPrecondition);
-  EXPECT_THAT(read.error().message(), HasSubstr("tcp"));
-}
-
-TEST(UcxReads, RegionsLargerThanSharedMemoryAreRefusedAtOnce) {
-  End server(UcxOptions{});
-  const Result<Region> region =
-      sync_wait(server.shard.executor(), server.transport->allocate_region(std::int64_t{1} << 50));
-  EXPECT_EQ(region.error().code(), Code::kResourceExhausted);
-  EXPECT_THAT(region.error().message(), HasSubstr("/dev/shm"));
-}
-
-// Lanes of shared memory to memory that no other process can map: as where /dev/shm is not the
-// same for both.
-TEST(UcxReads, RegionsOutOfReachAreRefusedInWords) {
-  GateService service;
-  End owner(tcp_options());
-  End server(UcxOptions{});
-  End client(UcxOptions{});
-  const Address node = server.listen(service).value();
-  const Region region =
-      sync_wait(owner.shard.executor(), owner.transport->allocate_region(1000)).value();
-  const Result<Buffer> read = run_task(client.transport->read(
-      node, {region.key, {{0, 10}}}, Buffer(10), nullptr, Deadline::after(SystemClock(), 10s)));
-  EXPECT_EQ(read.error().code(), Code::kFailedPrecondition);
-  EXPECT_THAT(read.error().message(), HasSubstr("cannot be reached"));
-}
-
-// Ends the server once something of a read is there.
-class EndsServer final : public Arrival {
- public:
-  EndsServer(End& server, Address node) : server_(server), node_(std::move(node)) {}
-  void arrived(std::string_view, ConstByteSpan) override {
-    if (std::exchange(done_, true)) return;
-    auto ending = server_.transport->stop(node_);
-    EXPECT_TRUE(sync_wait(server_.shard.executor(), std::move(ending)).ok());
-  }
-
- private:
-  End& server_;
-  const Address node_;
-  bool done_ = false;
-};
-
-TEST(UcxReads, ConnectionThatEndsInTheMiddleEndsTheRead) {
-  constexpr std::int64_t kBytes = 64 << 20;
-  GateService service;
-  End server(UcxOptions{});
-  End client(UcxOptions{});
-  const Address node = server.listen(service).value();
-  const Region region =
-      sync_wait(server.shard.executor(), server.transport->allocate_region(kBytes)).value();
-  EndsServer arrival(server, node);
-  const Result<Buffer> read =
-      run_task(client.transport->read(node, {region.key, {{0, kBytes}}}, Buffer(kBytes), &arrival,
-                                      Deadline::after(SystemClock(), 10s)));
-  EXPECT_EQ(read.error().code(), Code::kUnavailable);
-}
-
-TEST(UcxReads, OneGivenUpKeepsItsBufferUntilUcxLetsGo) {
-  GateService service;
-  UcxOptions options = tcp_options();
-  options.emulated_reads = true;
-  options.close_timeout = 300ms;
-  End server(options);
-  End client(options);
-  const Address node = server.listen(service).value();
-  const Region region =
-      sync_wait(server.shard.executor(), server.transport->allocate_region(1 << 20)).value();
-  const auto read = [&](std::chrono::milliseconds patience) {
-    return run_task(client.transport->read(node, {region.key, {{0, 1 << 20}}}, Buffer(1 << 20),
-                                           nullptr, Deadline::after(SystemClock(), patience)));
-  };
-  const auto quarantined = [&] {
-    return sync_wait(client.shard.executor(), client.transport->usage()).value().quarantined_bytes;
-  };
-  ASSERT_TRUE(read(10s).has_value());
-  EXPECT_EQ(quarantined(), 0);
-
-  std::optional<Frozen> frozen(std::in_place, server.shard);
-  EXPECT_EQ(read(20ms).error().code(), Code::kDeadlineExceeded);
-  EXPECT_EQ(quarantined(), 1 << 20);
-  while (quarantined() > 0) std::this_thread::yield();
-  EXPECT_NE(health_of(client, node).state, PeerState::kUp);  // given up with its connection
-  frozen.reset();
-  EXPECT_TRUE(read(10s).has_value());
-}
 
 }  // namespace
 }  // namespace icefield

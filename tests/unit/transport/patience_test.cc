@@ -1,0 +1,39 @@
+#include "transport/ucx/patience.h"
+
+#include <gtest/gtest.h>
+
+namespace icefield::ucx {
+namespace {
+
+TEST(Patience, LooksWhereSleepsAreShortAndOnlyThere) {
+  Patience patience;
+  const Patience::TimePoint now{};
+  patience.arrived(now);
+  EXPECT_FALSE(patience.look(now)) << "nothing is known yet";
+  patience.slept(Patience::kLook / 2);
+  patience.arrived(now);
+  EXPECT_TRUE(patience.look(now + Patience::kLook / 2));
+  EXPECT_FALSE(patience.look(now + Patience::kLook)) << "no longer than that";
+  patience.slept(10 * Patience::kLook);
+  patience.arrived(now);
+  EXPECT_FALSE(patience.look(now)) << "sleeps are long";
+}
+
+TEST(Patience, LookingInVainBecomesRare) {
+  Patience patience;
+  Patience::TimePoint now{};
+  int looks = 0;
+  for (int i = 0; i < 10'000; ++i) {
+    patience.slept(Patience::kLook / 2);
+    patience.arrived(now);
+    if (!patience.look(now)) continue;
+    ++looks;
+    now += Patience::kLook;
+    EXPECT_FALSE(patience.look(now));
+  }
+  EXPECT_LT(looks, 25);
+  EXPECT_GT(looks, 5) << "it is tried again";
+}
+
+}  // namespace
+}  // namespace icefield::ucx
