@@ -43,7 +43,9 @@ Status validate(const PageRequest& request) {
   constexpr KvShape largest{.d_k = kMaxHeadDim, .d_v = kMaxHeadDim};
   if (request.row_bytes < smallest.row_bytes() || request.row_bytes > largest.row_bytes() ||
       request.row_bytes % (smallest.row_bytes() / 2) != 0) {
-    return bad("rows of " + std::to_string(request.row_bytes) + " bytes");
+    return bad("rows of " + std::to_string(request.row_bytes) + " bytes, expected " +
+               std::to_string(smallest.row_bytes()) + " to " + std::to_string(largest.row_bytes()) +
+               ", a multiple of " + std::to_string(smallest.row_bytes() / 2));
   }
   if (request.page_count() * request.page_bytes() > kMaxRequestBytes) {
     return bad(std::to_string(request.page_count()) + " pages are more than one reply holds");

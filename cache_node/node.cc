@@ -40,6 +40,13 @@ Result<Manifest> parse_manifest(const ObjectKey& key, ConstByteSpan bytes) {
   return Status(Code::kInvalidArgument, "manifest stored under another build's key");
 }
 
+// Whose text is stored under a key of that kind.
+FingerprintHash fingerprint_of(const ObjectKey& key) {
+  FingerprintHash hash;
+  hash.bytes = key.segment.bytes;
+  return hash;
+}
+
 // As a tier says of what it never had.
 Status not_there(const ObjectKey& key) {
   return Status::miss(MissReason::kNeverStored, "object " + to_string(key));
@@ -133,10 +140,9 @@ Task<> CacheNode::recover() {
 bool CacheNode::may_read(const Caller& caller, const ObjectKey& key) const {
   if (caller.may_use_all()) return true;
   if (key.part.kind == PartKind::kFingerprint) {
-    return std::ranges::any_of(builds_, [&](const auto& entry) {
-      const StoredBuild& build = entry.second;
-      return std::ranges::equal(build.fingerprint.bytes, key.segment.bytes) &&
-             caller.may_use(build.name_space);
+    const FingerprintHash hash = fingerprint_of(key);
+    return std::ranges::any_of(models_, [&](const auto& space) {
+      return caller.may_use(space.first) && space.second.contains(hash);
     });
   }
   const auto build = builds_.find(build_of(key));
@@ -159,7 +165,7 @@ Task<> CacheNode::put_one(const Caller& caller, PutObject object, NamespaceId na
   }
   if (object.key.part.kind == PartKind::kFingerprint) {
     const FingerprintHash hash = fingerprint_hash(as_text(object.bytes));
-    if (std::ranges::equal(hash.bytes, object.key.segment.bytes)) co_return co_await store(object);
+    if (hash == fingerprint_of(object.key)) co_return co_await store(object);
     co_return Status(Code::kInvalidArgument, "text stored under another fingerprint");
   }
   co_return co_await put_part(caller, object, name_space);

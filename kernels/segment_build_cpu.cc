@@ -472,8 +472,9 @@ bool all_below_limit(const Bf16* values, std::int32_t count) {
     largest = hn::Max(largest, hn::And(hn::LoadU(d, values + i), exponent));
   }
   bool below = hn::AllTrue(d, hn::Lt(largest, hn::Set(d, internal::kMagnitudeLimitBits)));
-  for (; i < count; ++i)
+  for (; i < count; ++i) {
     below &= (values[i] & internal::kExponentBits) < internal::kMagnitudeLimitBits;
+  }
   return below;
 }
 
