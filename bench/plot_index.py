@@ -2,11 +2,11 @@
 """Plots what `icefield bench index --json` and `icefield eval --json` measured: output error, lost
 answers and more against what was moved.
 
-    python3 -m venv .cache/plot && .cache/plot/bin/pip install -r bench/plot_requirements.txt
+    python3 -m venv .cache/plots && .cache/plots/bin/pip install -r bench/plot_requirements.txt
     build/release/bin/icefield bench index --budget=32,64,128,256 --json > index.json
     build/release/bin/icefield eval --context_tokens=7168 --noprobes --json \\
         --method=icefield:64,pages_quest:64:256 > eval.json
-    .cache/plot/bin/python bench/plot_index.py index.json eval.json --out docs/images
+    .cache/plots/bin/python bench/plot_index.py index.json eval.json --out docs/images
 
 One PNG per kind of keys, index_<keys>.png, and index_answers.png of all evaluations together. A row
 per measure and what it is set against, a column per number of tokens (of one alone: a row per
