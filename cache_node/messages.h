@@ -34,6 +34,24 @@ std::string_view to_string(NodeMethod method);  // "read_pages"; "unknown" for w
 // Limits of one request; a client splits what is larger.
 constexpr std::int64_t kMaxRequestBytes = 64 << 20;  // of objects and values, either way
 constexpr std::int64_t kMaxRequestItems = 1 << 16;
+constexpr std::int64_t kMaxRequestKeyBytes = 4 << 20;  // of values
+
+// The keys of values that one request names.
+class RequestKeys {
+ public:
+  // False: there is no room for it.
+  bool take(std::string_view key) {
+    const std::int64_t bytes = bytes_ + std::ssize(key);
+    if (count_ == kMaxRequestItems || bytes > kMaxRequestKeyBytes) return false;
+    ++count_;
+    bytes_ = bytes;
+    return true;
+  }
+
+ private:
+  std::int64_t count_ = 0;
+  std::int64_t bytes_ = 0;
+};
 
 struct PutObject {
   ObjectKey key;

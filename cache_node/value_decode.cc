@@ -18,6 +18,10 @@ Result<std::vector<std::string_view>> keys_of(const proto::ValueKeys& keys) {
   std::vector<std::string_view> views;
   views.reserve(static_cast<std::size_t>(keys.lengths_size()));
   std::string_view text = keys.text();
+  if (std::ssize(text) > kMaxRequestKeyBytes) {
+    return invalid("keys of " + std::to_string(text.size()) + " bytes in one request, at most " +
+                   std::to_string(kMaxRequestKeyBytes));
+  }
   for (const std::uint32_t length : keys.lengths()) {
     if (length > text.size()) return invalid("keys are longer than their text");
     views.push_back(text.substr(0, length));

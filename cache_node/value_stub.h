@@ -56,7 +56,7 @@ class ValueStub {
 
   const Address& address() const { return node_; }
 
-  // At most kMaxRequestBytes and kMaxRequestItems, as all batches.
+  // At most kMaxRequestBytes and RequestKeys, as all batches.
   Task<PutValuesReply> put(PutValues request, Deadline deadline);
   // `into` must hold what is found. `arrival` may be null. Scrubbing gets come by message.
   Task<GetValuesReply> get(GetValues request, Buffer into, Deadline deadline,

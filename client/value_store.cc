@@ -41,17 +41,6 @@ ValueStore::ValueStore(const Clock& clock, Rng& rng, Nodes& nodes, Options optio
             options_.request_bytes <= kMaxRequestBytes);
 }
 
-std::vector<std::vector<std::size_t>> ValueStore::by_node(const NodesView& nodes,
-                                                          std::span<const std::string_view> keys,
-                                                          const ValueCall& call) const {
-  std::vector<std::vector<std::size_t>> groups(nodes.size());
-  const std::uint64_t flush_number = flush_numbers_.of(call.name_space);
-  for (std::size_t i = 0; i < keys.size(); ++i) {
-    groups[nodes.owner_index(value_hash(call.name_space, flush_number, keys[i]))].push_back(i);
-  }
-  return groups;
-}
-
 ValueScope ValueStore::scope_of(const ValueCall& call) const {
   return {.name_space = call.name_space, .flush_number = flush_numbers_.of(call.name_space)};
 }
@@ -154,6 +143,7 @@ struct ValueStore::PutPart final : Departure {
   };
   PutValues request;
   std::vector<Item> items;
+  RequestKeys keys;
   ChunkSums sums;
   std::vector<ConstByteSpan> parts;
   bool unfinished = false;  // the last value has more chunks
@@ -194,13 +184,13 @@ void ValueStore::plan_part(const Puts& puts, std::size_t node, PutProgress& prog
                            PutPart& part) const {
   const std::vector<std::size_t>& mine = puts.by_node[node];
   std::int64_t room = options_.request_bytes;
-  while (progress.next < mine.size() && room > 0 && !part.unfinished &&
-         std::ssize(part.items) < kMaxRequestItems) {
+  while (progress.next < mine.size() && room > 0 && !part.unfinished) {
     const std::size_t index = mine[progress.next];
     const ValueToPut& value = puts.values[index];
     const std::int64_t bytes = bytes_of(value.parts);
     if (progress.chunk == 0) progress.parts = PartCursor(value.parts);
     if (bytes <= kValueChunkBytes && bytes > room) return;
+    if (!part.keys.take(value.key)) return;
     const std::int64_t count = value_chunk_count(bytes);
     part.request.values.push_back(
         {.key = value.key, .value_bytes = bytes, .first_chunk = progress.chunk});
@@ -253,76 +243,104 @@ asio::awaitable<void> ValueStore::put_part(Puts& puts, std::size_t node, PutProg
 
 // ------------------------------------------------------------------------------- small requests
 
+// Keys of one node that one request asks for.
+struct ValueStore::KeyPart {
+  std::size_t node = 0;
+  std::vector<std::size_t> items;  // their numbers in the call
+  std::vector<std::string_view> keys;
+  RequestKeys room;
+};
+
+std::vector<ValueStore::KeyPart> ValueStore::parts_of(const NodesView& nodes,
+                                                      std::span<const std::string_view> keys,
+                                                      const ValueCall& call) const {
+  std::vector<KeyPart> full;
+  std::vector<KeyPart> open(nodes.size());
+  const std::uint64_t flush_number = flush_numbers_.of(call.name_space);
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    const std::size_t node = nodes.owner_index(value_hash(call.name_space, flush_number, keys[i]));
+    KeyPart& part = open[node];
+    if (!part.room.take(keys[i])) {
+      full.push_back(std::exchange(part, KeyPart()));
+      (void)part.room.take(keys[i]);
+    }
+    part.node = node;
+    part.items.push_back(i);
+    part.keys.push_back(keys[i]);
+  }
+  std::ranges::copy_if(open, std::back_inserter(full),
+                       [](const KeyPart& part) { return !part.items.empty(); });
+  return full;
+}
+
+// Side by side, and all of them once more when the flush number was behind.
+template <class Ask>
+asio::awaitable<void> ValueStore::ask_owners(std::span<const std::string_view> keys,
+                                             const ValueCall& call, Ask ask) {
+  const auto nodes = nodes_.view();
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    bool stale = false;
+    TaskScope scope(co_await asio::this_coro::executor);
+    for (KeyPart& part : parts_of(*nodes, keys, call)) {
+      ClusterNode& node = nodes->node(part.node);
+      scope.spawn(ask(node, std::move(part), stale));
+    }
+    co_await scope.join();
+    if (!stale) break;
+  }
+}
+
 Task<std::vector<Result<std::int64_t>>> ValueStore::exists(std::vector<std::string_view> keys,
                                                            ValueCall call) {
   ICE_CO_TRY(validate_namespace(call.name_space));
   for (const std::string_view key : keys) ICE_CO_TRY(validate_value_key(key));
   std::vector<Result<std::int64_t>> sizes(keys.size());
-  const auto ask_node = [](ValueStore& self, ClusterNode& node, std::vector<std::size_t> items,
-                           std::vector<std::string_view> all, ValueCall how,
-                           std::vector<Result<std::int64_t>>& out,
-                           bool& stale) -> asio::awaitable<void> {
-    std::vector<std::string_view> mine;
-    for (const std::size_t item : items) mine.push_back(all[item]);
-    auto finding = node.values().find(self.scope_of(how), std::move(mine), how.deadline);
-    const Result<FoundValues> found = co_await ask_unless_cancelled(node, how, std::move(finding));
-    if (found.has_value()) stale |= self.was_stale(found->head, how);
-    Status failure = found.has_value() ? found->head.status : found.error();
-    if (failure.code() == Code::kUnavailable || failure.code() == Code::kInternal) {
-      failure = Status::miss(MissReason::kNodeDown, failure.message());
-    }
-    for (std::size_t i = 0; i < items.size(); ++i) {
-      if (failure.ok()) {
-        out[items[i]] = found->sizes[i];
-      } else {
-        out[items[i]] = failure;
-      }
-    }
+  const auto ask = [&](ClusterNode& node, KeyPart part, bool& stale) {
+    return find_part(node, std::move(part), call, sizes, stale);
   };
-  const auto nodes = nodes_.view();
-  for (int attempt = 0; attempt < 2; ++attempt) {
-    bool stale = false;
-    std::vector<std::vector<std::size_t>> groups = by_node(*nodes, keys, call);
-    TaskScope scope(co_await asio::this_coro::executor);
-    for (std::size_t i = 0; i < groups.size(); ++i) {
-      if (groups[i].empty()) continue;
-      scope.spawn(ask_node(*this, nodes->node(i), std::move(groups[i]), keys, call, sizes, stale));
-    }
-    co_await scope.join();
-    if (!stale) break;
-  }
+  co_await ask_owners(keys, call, ask);
   co_return sizes;
+}
+
+asio::awaitable<void> ValueStore::find_part(ClusterNode& node, KeyPart part, const ValueCall& call,
+                                            std::vector<Result<std::int64_t>>& sizes,
+                                            bool& stale) {
+  auto finding = node.values().find(scope_of(call), std::move(part.keys), call.deadline);
+  const Result<FoundValues> found = co_await ask_unless_cancelled(node, call, std::move(finding));
+  if (found.has_value()) stale |= was_stale(found->head, call);
+  Status failure = found.has_value() ? found->head.status : found.error();
+  if (failure.code() == Code::kUnavailable || failure.code() == Code::kInternal) {
+    failure = Status::miss(MissReason::kNodeDown, failure.message());
+  }
+  for (std::size_t i = 0; i < part.items.size(); ++i) {
+    Result<std::int64_t>& size = sizes[part.items[i]];
+    if (failure.ok()) {
+      size = found->sizes[i];
+    } else {
+      size = failure;
+    }
+  }
 }
 
 Task<std::vector<Status>> ValueStore::remove(std::vector<std::string_view> keys, ValueCall call) {
   ICE_CO_TRY(validate_namespace(call.name_space));
   for (const std::string_view key : keys) ICE_CO_TRY(validate_value_key(key));
   std::vector<Status> statuses(keys.size());
-  const auto ask_node = [](ValueStore& self, ClusterNode& node, std::vector<std::size_t> items,
-                           std::vector<std::string_view> all, ValueCall how,
-                           std::vector<Status>& out, bool& stale) -> asio::awaitable<void> {
-    std::vector<std::string_view> mine;
-    for (const std::size_t item : items) mine.push_back(all[item]);
-    auto removing = node.values().remove(self.scope_of(how), std::move(mine), how.deadline);
-    const Result<ValueHead> head = co_await ask_unless_cancelled(node, how, std::move(removing));
-    if (head.has_value()) stale |= self.was_stale(*head, how);
-    const Status status = head.has_value() ? head->status : head.error();
-    for (const std::size_t item : items) out[item] = status;
+  const auto ask = [&](ClusterNode& node, KeyPart part, bool& stale) {
+    return remove_part(node, std::move(part), call, statuses, stale);
   };
-  const auto nodes = nodes_.view();
-  for (int attempt = 0; attempt < 2; ++attempt) {
-    bool stale = false;
-    std::vector<std::vector<std::size_t>> groups = by_node(*nodes, keys, call);
-    TaskScope scope(co_await asio::this_coro::executor);
-    for (std::size_t i = 0; i < groups.size(); ++i) {
-      if (groups[i].empty()) continue;
-      scope.spawn(
-          ask_node(*this, nodes->node(i), std::move(groups[i]), keys, call, statuses, stale));
-    }
-    co_await scope.join();
-    if (!stale) break;
-  }
+  co_await ask_owners(keys, call, ask);
   co_return statuses;
+}
+
+asio::awaitable<void> ValueStore::remove_part(ClusterNode& node, KeyPart part,
+                                              const ValueCall& call, std::vector<Status>& statuses,
+                                              bool& stale) {
+  auto removing = node.values().remove(scope_of(call), std::move(part.keys), call.deadline);
+  const Result<ValueHead> head = co_await ask_unless_cancelled(node, call, std::move(removing));
+  if (head.has_value()) stale |= was_stale(*head, call);
+  const Status status = head.has_value() ? head->status : head.error();
+  for (const std::size_t item : part.items) statuses[item] = status;
 }
 
 Task<std::vector<ListedValue>> ValueStore::list(std::string prefix, std::int64_t limit,

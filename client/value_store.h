@@ -113,6 +113,7 @@ class ValueStore {
 
  private:
   struct Fetch;
+  struct KeyPart;
   struct Puts;
   struct PutProgress;
   struct PutPart;
@@ -134,10 +135,16 @@ class ValueStore {
   void plan_part(const Puts& puts, std::size_t node, PutProgress& progress, PutPart& part) const;
   asio::awaitable<void> put_part(Puts& puts, std::size_t node, PutProgress& progress);
 
-  // Small requests: keys by node, with one redo when the flush number was behind.
-  std::vector<std::vector<std::size_t>> by_node(const NodesView& nodes,
-                                                std::span<const std::string_view> keys,
-                                                const ValueCall& call) const;
+  // Small requests: keys by node, as many as a request names.
+  std::vector<KeyPart> parts_of(const NodesView& nodes, std::span<const std::string_view> keys,
+                                const ValueCall& call) const;
+  template <class Ask>
+  asio::awaitable<void> ask_owners(std::span<const std::string_view> keys, const ValueCall& call,
+                                   Ask ask);
+  asio::awaitable<void> find_part(ClusterNode& node, KeyPart part, const ValueCall& call,
+                                  std::vector<Result<std::int64_t>>& sizes, bool& stale);
+  asio::awaitable<void> remove_part(ClusterNode& node, KeyPart part, const ValueCall& call,
+                                    std::vector<Status>& statuses, bool& stale);
   ValueScope scope_of(const ValueCall& call) const;
   // Whether `head` says that the flush number was behind; it is known now.
   bool was_stale(const ValueHead& head, const ValueCall& call);

@@ -163,6 +163,7 @@ asio::awaitable<void> ValueStore::fetch(Fetch& fetch) {
 asio::awaitable<void> ValueStore::fetch_from(Fetch& fetch, std::size_t node) {
   std::vector<std::size_t> part;
   std::int64_t bytes = 0;
+  RequestKeys keys;
   for (const std::size_t index : fetch.by_node[node]) {
     Fetch::Item& item = fetch.items[index];
     const auto patience = fetch.call.recompute_estimate;
@@ -171,12 +172,14 @@ asio::awaitable<void> ValueStore::fetch_from(Fetch& fetch, std::size_t node) {
                                        "reading it is likely to take longer than recomputing it");
       continue;
     }
-    if (!part.empty() && (bytes + item.asked.room > options_.request_bytes ||
-                          std::ssize(part) == kMaxRequestItems)) {
+    const bool fits = bytes + item.asked.room <= options_.request_bytes;
+    if (!part.empty() && !(fits && keys.take(item.wanted.key))) {
       co_await fetch_part(fetch, node, std::move(part), false);
       part.clear();
       bytes = 0;
+      keys = RequestKeys();
     }
+    if (part.empty()) (void)keys.take(item.wanted.key);
     part.push_back(index);
     bytes += item.asked.room;
   }

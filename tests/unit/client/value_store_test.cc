@@ -218,6 +218,45 @@ TEST_P(ValueStoreTest, ExistsRemoveAndListSeeAllNodes) {
   EXPECT_EQ(cluster.run(cluster.store().list("odd/", 100, {})).value().size(), 14u);
 }
 
+// By their number, and by the length of their keys.
+TEST_P(ValueStoreTest, BatchesLargerThanARequestGoInParts) {
+  ValueCluster cluster({.dram_bytes = 256 << 20, .shared = GetParam()}, 1);
+  constexpr std::size_t kLong = kMaxRequestKeyBytes / kMaxValueKeyBytes + 100;
+  std::vector<std::string> keys;
+  for (std::size_t i = 0; i < kLong; ++i) {
+    keys.push_back(std::to_string(i));
+    keys.back().resize(kMaxValueKeyBytes, '.');
+  }
+  const std::vector<std::string_view> asked(keys.begin(), keys.end());
+  const Bytes value = random(1);
+  const ConstByteSpan whole = value;
+  std::vector<ValueToPut> values;
+  std::vector<ValueToGet> wanted;
+  for (const std::string_view key : asked) {
+    values.push_back({.key = key, .parts = std::span(&whole, 1)});
+    wanted.push_back({.key = key, .room = 1});
+  }
+  for (const auto& outcome : cluster.run(cluster.store().put_batch(values, {}, {})).value()) {
+    ASSERT_EQ(outcome.value(), PutOutcome::kStored);
+  }
+  const ValueBatch batch = cluster.run(cluster.store().get_batch(wanted, {})).value();
+  for (const auto& got : batch.values) ASSERT_TRUE(std::ranges::equal(got.value(), whole));
+  for (const auto& size : cluster.run(cluster.store().exists(asked, {})).value()) {
+    ASSERT_EQ(size.value(), 1);
+  }
+  for (const Status& status : cluster.run(cluster.store().remove(asked, {})).value()) {
+    ASSERT_TRUE(status.ok()) << status.to_string();
+  }
+  EXPECT_EQ(miss(cluster, keys.back()), MissReason::kNeverStored);
+
+  keys.clear();
+  for (std::size_t i = 0; i < kMaxRequestItems + 100; ++i) keys.push_back(std::to_string(i));
+  const std::vector<std::string_view> many(keys.begin(), keys.end());
+  for (const auto& size : cluster.run(cluster.store().exists(many, {})).value()) {
+    ASSERT_EQ(size.error().reason(), MissReason::kNeverStored) << size.error().to_string();
+  }
+}
+
 TEST_P(ValueStoreTest, NamespacesDoNotShareValues) {
   ValueCluster cluster({.shared = GetParam()}, 1);
   ASSERT_TRUE(put(cluster, "k", random(10), {}, {.name_space = "a"}).ok());
