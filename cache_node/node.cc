@@ -233,7 +233,7 @@ Task<std::vector<Status>> CacheNode::put(const Caller& caller, std::span<const P
   }
   unfinished_.expire(clock_.now());
   co_await drop_incomplete_builds();
-  co_await values_.remove_doomed();
+  values_.start_removing();
   co_return statuses;
 }
 
@@ -243,8 +243,10 @@ void CacheNode::note_evicted(const ObjectKey& key) {
 }
 
 void CacheNode::note_disk_evicted(const ObjectKey& key) {
-  // A value whose chunk is gone is a miss when it is read; memory may still have it whole.
-  if (key.part.kind <= PartKind::kExtent) incomplete_.push_back({key.segment, key.build});
+  const PartKind kind = key.part.kind;
+  const bool of_value = kind == PartKind::kValue || kind == PartKind::kValueName;
+  if (of_value) return values_.note_disk_evicted(key);
+  if (kind <= PartKind::kExtent) incomplete_.push_back({key.segment, key.build});
 }
 
 // Manifest first: a node that is killed meanwhile removes the rest when it starts.

@@ -38,10 +38,18 @@ NodeValues::NodeValues(DramTier& memory, Tier* disk, const Clock& clock, Options
 }
 
 Task<> NodeValues::stop() {
+  stopping_ = true;
   to_copy_.clear();
   if (copies_.has_value()) co_await copies_->join();
+  if (removal_.has_value()) co_await removal_->join();
   uploads_.clear();
   co_return Status();
+}
+
+void NodeValues::settle_in(const asio::any_io_executor& executor) {
+  if (copies_.has_value()) return;
+  copies_.emplace(executor);
+  removal_.emplace(executor);
 }
 
 // ---------------------------------------------------------------------------------- namespaces
@@ -60,6 +68,7 @@ Result<NodeValues::Namespace*> NodeValues::space_of(std::string_view name) {
 asio::awaitable<const NodeValues::Namespace*> NodeValues::enter_to_read(ValueScope scope,
                                                                         ValueHead& head,
                                                                         Namespace& nobody) {
+  settle_in(co_await asio::this_coro::executor);
   // Who knows of a flush tells us of it.
   if (scope.flush_number > 0 || spaces_.contains(scope.name_space)) {
     co_return co_await enter(scope, head);
@@ -68,6 +77,7 @@ asio::awaitable<const NodeValues::Namespace*> NodeValues::enter_to_read(ValueSco
 }
 
 asio::awaitable<NodeValues::Namespace*> NodeValues::enter(ValueScope scope, ValueHead& head) {
+  settle_in(co_await asio::this_coro::executor);
   const Result<Namespace*> space = space_of(scope.name_space);
   head.status = space.status();
   if (!head.status.ok()) co_return nullptr;
@@ -76,12 +86,17 @@ asio::awaitable<NodeValues::Namespace*> NodeValues::enter(ValueScope scope, Valu
   if (scope.flush_number > (*space)->flush_number) {
     head.status = co_await raise(**space, scope.flush_number);
   } else if (scope.flush_number < (*space)->flush_number) {
-    head.status = Status(Code::kAborted,
-                         "namespace flushed " + std::to_string((*space)->flush_number) +
-                             " times, the request knows of " + std::to_string(scope.flush_number));
+    head = behind(scope.flush_number, **space);
   }
   head.flush_number = (*space)->flush_number;
   co_return head.status.ok() ? *space : nullptr;
+}
+
+ValueHead NodeValues::behind(std::uint64_t asked, const Namespace& space) {
+  return {
+      .status = Status(Code::kAborted, "namespace flushed " + std::to_string(space.flush_number) +
+                                           " times, the request knows of " + std::to_string(asked)),
+      .flush_number = space.flush_number};
 }
 
 Status NodeValues::check_flush_number(std::uint64_t asked, std::uint64_t known) {
@@ -101,7 +116,7 @@ Task<> NodeValues::raise(Namespace& space, std::uint64_t flush_number) {
   }
   NamespaceRecord record{.flush_number = flush_number, .name_space = space.name};
   if (disk_ != nullptr) ICE_CO_TRY(co_await store_namespace(std::move(record), before));
-  co_await remove_doomed();
+  start_removing();
   co_return Status();
 }
 
@@ -129,9 +144,9 @@ Task<std::int64_t> NodeValues::flush(ValueScope scope, ValueHead& head) {
 
 // --------------------------------------------------------------------------------------- putting
 
-bool NodeValues::over_quota(const PutValue& item, const PutOptions& options) const {
+bool NodeValues::over_quota(std::int64_t value_bytes, const PutOptions& options) const {
   return options.pin == PinKind::kHard &&
-         hard_pinned_bytes_ + item.value_bytes > options_.hard_pin_bytes;
+         hard_pinned_bytes_ + value_bytes > options_.hard_pin_bytes;
 }
 
 // Whether put() would refuse all of it, as things are.
@@ -146,9 +161,10 @@ bool NodeValues::worth_room(const ValueHash& hash, const PutValue& item,
                             const PutValues& request) const {
   const auto there = values_.find(hash);
   if (there != values_.end() && !is_over(there->second)) return false;
-  if (removing_.contains(hash) || over_quota(item, request.options)) return false;
+  if (remains_.contains(hash)) return false;
   const auto upload = uploads_.find(hash);
-  return upload == uploads_.end() || upload->second.number == request.upload;
+  if (upload != uploads_.end()) return upload->second.number == request.upload;
+  return !over_quota(item.value_bytes, request.options);
 }
 
 std::vector<IncomingChunk> NodeValues::chunks_of(const PutValues& request) {
@@ -202,9 +218,7 @@ Task<PutValuesReply> NodeValues::put(const PutValues& request, std::span<Incomin
   PutValuesReply reply;
   Namespace* const space = co_await enter(request.scope, reply.head);
   if (space == nullptr) co_return reply;
-  if (!copies_.has_value()) copies_.emplace(co_await asio::this_coro::executor);
   expire_due();
-  co_await remove_doomed();
   reply.outcomes.reserve(request.values.size());
   Batch batch;
   for (const PutValue& item : request.values) {
@@ -215,7 +229,7 @@ Task<PutValuesReply> NodeValues::put(const PutValues& request, std::span<Incomin
   batch.leases.clear();
   batched_bytes_ -= batch.bytes;
   start_copies();
-  co_await remove_doomed();
+  start_removing();
   if (request.options.level == WriteLevel::kDurable && disk_ != nullptr) {
     const Status flushed = co_await disk_->flush();
     for (Result<PutOutcome>& outcome : reply.outcomes) {
@@ -235,26 +249,34 @@ Task<PutOutcome> NodeValues::put_one(Namespace& space, const PutValue& item,
   }
   ValueHash hash;
   hash.bytes = chunks.front().key.segment.bytes;
-  if (nameless(hash)) ICE_CO_TRY(co_await load_name(hash));
-  const Result<Value*> there = live_now(space, item.key, hash);
-  if (there.has_value()) {
-    Status kept;
-    if (durable && !(*there)->on_disk) kept = co_await copy_to_disk(hash);
-    if (!kept.ok() && values_.contains(hash)) co_return kept;
-    if (kept.ok()) {
-      already_there.add();
-      co_return PutOutcome::kAlreadyThere;
-    }
-    // It was damaged, or has left memory meanwhile: what came takes its place.
+  if (values_.contains(hash) || remains_.contains(hash)) {
+    ICE_CO_TRY(const bool there, co_await is_there(space, item.key, hash, durable));
+    if (there) already_there.add();
+    if (there) co_return PutOutcome::kAlreadyThere;
   }
-  if (over_quota(item, request.options)) {
-    co_return Status(Code::kResourceExhausted,
-                     "hard pins hold " + std::to_string(hard_pinned_bytes_) + " of " +
-                         std::to_string(options_.hard_pin_bytes) + " bytes",
-                     MissReason::kQuota);
-  }
-  if (!doomed_.empty()) co_await remove_doomed();  // it was there, and over
   co_return co_await put_new(space, hash, item, request, chunks, batch);
+}
+
+// Whether the value is, as durably as is wanted. If not, nothing is left under its key that somebody
+// else does not remove right now, and nobody has had a turn since.
+Task<bool> NodeValues::is_there(const Namespace& space, std::string_view key, const ValueHash& hash,
+                                bool durable) {
+  while (true) {
+    if (nameless(hash)) ICE_CO_TRY(co_await load_name(hash));
+    const Result<Value*> there = live_now(space, key, hash);
+    if (there.has_value()) {
+      if (!durable || (*there)->on_disk) co_return true;
+      const Status kept = co_await copy_to_disk(hash);
+      if (kept.ok()) co_return true;
+      if (values_.contains(hash)) co_return kept;
+      continue;  // it was damaged, or has left memory meanwhile: what came takes its place
+    }
+    const auto [begin, end] = remains_.equal_range(hash);
+    const auto waits = [](const auto& entry) { return !entry.second.going; };
+    if (std::none_of(begin, end, waits)) co_return false;
+    const Status removed = co_await remove_remains(hash);
+    if (!removed.ok()) co_return false;
+  }
 }
 
 Task<PutOutcome> NodeValues::put_new(Namespace& space, const ValueHash& hash, const PutValue& item,
@@ -284,31 +306,47 @@ Result<NodeValues::Upload*> NodeValues::upload_of(const ValueHash& hash, const P
                                                   const PutValues& request) {
   const std::uint64_t number = request.upload;
   const Status busy(Code::kUnavailable, "another client is writing this value");
-  if (removing_.contains(hash)) {
+  if (remains_.contains(hash)) {
     return Status(Code::kUnavailable, "what was stored under this key is still being removed");
   }
-  const std::int64_t now_ms = clock_.unix_ms();
+  const Clock::TimePoint now = clock_.now();
   auto found = uploads_.find(hash);
   if (found != uploads_.end() && found->second.number != number) {
-    if (now_ms - found->second.last_ms < options_.upload_idle_ms) return busy;
+    if (now - found->second.used < options_.upload_idle) return busy;
     drop_upload(hash);
     return busy;  // until its chunks are gone
   }
   if (found == uploads_.end() && to_disk_.contains(hash)) return busy;  // or it was ours, and went
+  if (found == uploads_.end() && values_.contains(hash)) return busy;   // it came while we waited
   if (found == uploads_.end()) {
+    if (over_quota(item.value_bytes, request.options)) {
+      return Status(Code::kResourceExhausted,
+                    "hard pins hold " + std::to_string(hard_pinned_bytes_) + " of " +
+                        std::to_string(options_.hard_pin_bytes) + " bytes",
+                    MissReason::kQuota);
+    }
     const auto chunks = static_cast<std::size_t>(value_chunk_count(item.value_bytes));
     found = uploads_.emplace(hash, Upload{.number = number, .bytes = item.value_bytes}).first;
-    found->second.retention = retention_of(request.options, now_ms);
+    found->second.retention = retention_of(request.options, clock_.unix_ms());
+    if (hard_pinned(found->second.retention)) hard_pinned_bytes_ += item.value_bytes;
     found->second.checksums.resize(chunks);
     found->second.stored.resize(chunks);
     found->second.missing = static_cast<std::int64_t>(chunks);
   }
   Upload& upload = found->second;
-  upload.last_ms = now_ms;
+  upload.used = now;
   if (upload.bytes == item.value_bytes) return &upload;
   return Status(Code::kInvalidArgument, "value of " + std::to_string(item.value_bytes) +
                                             " bytes, its first part said " +
                                             std::to_string(upload.bytes));
+}
+
+void NodeValues::drop_upload(const ValueHash& hash) {
+  const auto upload = uploads_.find(hash);
+  if (upload == uploads_.end()) return;
+  doom(hash, value_chunk_count(upload->second.bytes));
+  if (hard_pinned(upload->second.retention)) hard_pinned_bytes_ -= upload->second.bytes;
+  uploads_.erase(upload);
 }
 
 Task<> NodeValues::store_chunks(const ValueHash& hash, const PutValue& item,
@@ -336,7 +374,8 @@ Task<> NodeValues::store_chunks(const ValueHash& hash, const PutValue& item,
       ICE_CO_TRY(co_await store_late(chunk, info, request.options.level));
     }
     const auto upload = uploads_.find(hash);
-    if (upload == uploads_.end() || upload->second.number != request.upload) {
+    if (upload == uploads_.end() || upload->second.number != request.upload ||
+        upload->second.bytes != item.value_bytes) {
       co_return Status(Code::kResourceExhausted, "evicted while it was being written");
     }
     const auto number = static_cast<std::size_t>(item.first_chunk) + i;
@@ -353,11 +392,8 @@ Task<> NodeValues::store_chunks(const ValueHash& hash, const PutValue& item,
 Task<> NodeValues::store_late(IncomingChunk& chunk, ObjectInfo info, WriteLevel level) {
   Status kept = (co_await memory_.put(chunk.key, chunk.parts, info)).status();
   while (kept.code() == Code::kResourceExhausted) {
-    Result<bool> freed = drop_idle_upload();
-    if (!*freed) freed = co_await release_soft_pin();
-    ICE_CO_TRY(freed.status());
-    if (!*freed) break;
-    co_await remove_doomed();
+    ICE_CO_TRY(const bool freed, co_await free_memory());
+    if (!freed) break;
     kept = (co_await memory_.put(chunk.key, chunk.parts, info)).status();
   }
   // With a disk below, memory is a cache that may be too small.
@@ -369,8 +405,10 @@ Task<> NodeValues::store_late(IncomingChunk& chunk, ObjectInfo info, WriteLevel 
 
 void NodeValues::complete(Namespace& space, const ValueHash& hash, std::string_view key,
                           WriteLevel level, Batch& batch) {
+  ICE_CHECK(!values_.contains(hash));
   Upload upload = std::move(uploads_.at(hash));
   uploads_.erase(hash);
+  if (hard_pinned(upload.retention)) hard_pinned_bytes_ -= upload.bytes;  // the value's from here
   if (batched_bytes_ + upload.bytes <= memory_.usage().capacity_bytes / 4) {
     batched_bytes_ += upload.bytes;
     batch.bytes += upload.bytes;
@@ -389,7 +427,7 @@ void NodeValues::complete(Namespace& space, const ValueHash& hash, std::string_v
   const std::uint64_t name = fingerprint(space, key);
   const bool came_back = missed_.recall(name) == MissReason::kEvicted;
   missed_.forget(name);
-  Value& stored = values_.insert_or_assign(hash, std::move(value)).first->second;
+  Value& stored = values_.emplace(hash, std::move(value)).first->second;
   if (came_back && level != WriteLevel::kDurable) note_use(hash, stored);
 }
 
@@ -415,6 +453,19 @@ bool NodeValues::is_over(const Value& value) const {
   return end != 0 && clock_.unix_ms() >= end;
 }
 
+Task<bool> NodeValues::free_memory() {
+  bool freed = false;
+  const auto free_remains = [&] {
+    for (const auto& [hash, remains] : remains_) {
+      freed |= erase_from_memory(hash, remains.chunk_count);
+    }
+  };
+  free_remains();
+  if (!freed && drop_idle_upload()) free_remains();
+  if (freed) co_return true;
+  co_return co_await release_soft_pin();
+}
+
 // The one that ends first.
 Task<bool> NodeValues::release_soft_pin() {
   if (soft_pins_.empty()) co_return false;
@@ -436,9 +487,9 @@ Task<bool> NodeValues::release_soft_pin() {
 
 // Of a client that has gone.
 bool NodeValues::drop_idle_upload() {
-  const std::int64_t now_ms = clock_.unix_ms();
+  const Clock::TimePoint now = clock_.now();
   for (const auto& [hash, upload] : uploads_) {
-    if (now_ms - upload.last_ms < options_.upload_idle_ms) continue;
+    if (now - upload.used < options_.upload_idle) continue;
     drop_upload(ValueHash(hash));
     return true;
   }

@@ -50,6 +50,9 @@ struct IncomingChunk {
 // disk the name of a value is its commit, so a restart reads the catalog only, and names when they
 // are first needed.
 //
+// What is left of values that are gone is removed in the background: nobody waits for the disk to
+// let go of what others dropped. Who puts or removes a key waits for what is left under that key.
+//
 // How long a value is kept goes with its objects into the tiers, which evict accordingly and keep
 // it in the catalog of the disk. Here it says when to forget a value, and which soft pin is first.
 //
@@ -62,16 +65,16 @@ class NodeValues {
  public:
   static constexpr std::int16_t kManyHits = INT16_MAX;
   struct Options {
-    std::int64_t hard_pin_bytes = 0;       // quota
-    std::int32_t disk_after_hits = 1;      // at most kManyHits: no more are counted
-    std::int64_t upload_idle_ms = 10'000;  // then others may put the value
+    std::int64_t hard_pin_bytes = 0;                // quota
+    std::int32_t disk_after_hits = 1;               // at most kManyHits: no more are counted
+    std::chrono::milliseconds upload_idle{10'000};  // then others may put the value
   };
 
   NodeValues(DramTier& memory, Tier* disk, const Clock& clock, Options options);
 
   // What the disk holds. Once, before anything else.
   Task<> recover();
-  // Waits for copies to disk that are under way; nothing may be asked afterwards.
+  // Waits for what is under way in the background; nothing may be asked afterwards.
   Task<> stop();
 
   // Room for the chunks of `request`, in order, before their bytes come: neither parts nor
@@ -83,7 +86,7 @@ class NodeValues {
   // are left come back. kInvalidArgument when there are too few.
   static Result<std::vector<IncomingChunk>> adopt(const PutValues& request,
                                                   DramTier::Reservation slots);
-  // Slots for that, before anybody knows of what. Errors as DramTier's. remove_doomed() afterwards.
+  // Slots for that, before anybody knows of what. Errors as DramTier's. start_removing() afterwards.
   Result<DramTier::Reservation> reserve_slots(std::int64_t bytes) {
     return memory_.reserve_slots(memory_.slots_of(bytes));
   }
@@ -105,11 +108,14 @@ class NodeValues {
   // or is kAborted. Gives back how many values were dropped.
   Task<std::int64_t> flush(ValueScope scope, ValueHead& head);
 
-  // Removes what is left of values that lost a chunk. Whoever put something into memory calls it.
-  // What cannot be removed now is nobody's error: it is tried again with the next call.
-  asio::awaitable<void> remove_doomed();
-  // A chunk left memory.
+  // Begins to remove what is left of values that are gone, unless that is under way. Whoever put
+  // something into memory calls it. What the disk does not let go now is tried again with the next
+  // call.
+  void start_removing();
+  // A chunk left memory. Calls no tier, and neither does the other.
   void note_evicted(const ObjectKey& chunk);
+  // A chunk or name left the disk.
+  void note_disk_evicted(const ObjectKey& key);
   void add_stats(NodeStats& stats) const;
   std::vector<const Counter*> counters() const;
 
@@ -162,20 +168,22 @@ class NodeValues {
     std::uint64_t number = 0;
     std::int64_t bytes = 0;
     Retention retention;
-    std::int64_t last_ms = 0;
+    Clock::TimePoint used;
     std::vector<std::uint64_t> checksums;
     std::vector<bool> stored;  // per chunk
     std::int64_t missing = 0;  // chunks
     Leases leases;             // so that its chunks do not evict each other
   };
-  struct Doomed {
-    ValueHash hash;
+  // What is left of a value that is gone.
+  struct Remains {
     std::int64_t chunk_count = 0;
+    bool going = false;  // being removed
   };
   using ByTime = std::set<std::pair<std::int64_t, ValueHash>>;  // the first is due first
 
   // Namespaces and flush numbers. enter() gives null when `head.status` says why.
   asio::awaitable<Namespace*> enter(ValueScope scope, ValueHead& head);
+  static ValueHead behind(std::uint64_t asked, const Namespace& space);
   static Status check_flush_number(std::uint64_t asked, std::uint64_t known);
   // The same for requests that put nothing: a namespace that nobody has put into or flushed is not
   // made for them. They get `nobody`, which holds nothing and is theirs.
@@ -186,8 +194,11 @@ class NodeValues {
   Task<> store_namespace(NamespaceRecord record, std::uint64_t before);
   std::uint64_t fingerprint(const Namespace& space, std::string_view key) const;
 
+  // What runs in the background runs where the first request does.
+  void settle_in(const asio::any_io_executor& executor);
+
   // Putting.
-  bool over_quota(const PutValue& item, const PutOptions& options) const;
+  bool over_quota(std::int64_t value_bytes, const PutOptions& options) const;
   bool hopeless(const PutValues& request) const;
   bool worth_room(const ValueHash& hash, const PutValue& item, const PutValues& request) const;
   static std::vector<IncomingChunk> chunks_of(const PutValues& request);
@@ -199,6 +210,8 @@ class NodeValues {
   };
   Task<PutOutcome> put_one(Namespace& space, const PutValue& item, const PutValues& request,
                            std::span<IncomingChunk> chunks, Batch& batch);
+  Task<bool> is_there(const Namespace& space, std::string_view key, const ValueHash& hash,
+                      bool durable);
   Task<PutOutcome> put_new(Namespace& space, const ValueHash& hash, const PutValue& item,
                            const PutValues& request, std::span<IncomingChunk> chunks, Batch& batch);
   Task<> store_chunks(const ValueHash& hash, const PutValue& item, const PutValues& request,
@@ -210,6 +223,8 @@ class NodeValues {
   void note_retention(const ValueHash& hash, const Value& value);
   void forget_retention(const ValueHash& hash, const Value& value);
   bool is_over(const Value& value) const;  // expired
+  // Whether something gave way to what has no room in memory.
+  Task<bool> free_memory();
   Task<bool> release_soft_pin();
   bool drop_idle_upload();
 
@@ -229,7 +244,8 @@ class NodeValues {
     std::int64_t stop = 0;
   };
   bool in_memory(const Wanted& wanted) const;
-  void read_now(const Namespace& space, const Wanted& wanted, ValueReads& reads);
+  // Gives back how much work it was, in bytes that were looked at.
+  std::int64_t read_now(const Namespace& space, const Wanted& wanted, ValueReads& reads);
   // `reply_bytes` are the whole reply's.
   asio::awaitable<void> read_later(const Namespace& space, const Wanted& wanted,
                                    std::int64_t& reply_bytes, ValueReads& reads);
@@ -276,12 +292,17 @@ class NodeValues {
   std::optional<Value> value_on_disk(const ValueHash& hash, std::int64_t chunk_count) const;
   Task<> recover_namespaces(std::vector<ObjectKey> records);
 
-  // Dropping: the entry at once, its chunks in remove_doomed().
+  // Dropping: the entry at once, its chunks later. unlist() when none is left.
   void drop(Values::iterator value, MissReason reason);
+  void unlist(Values::iterator value, MissReason reason);
   void drop_upload(const ValueHash& hash);
   void doom(const ValueHash& hash, std::int64_t chunk_count);
-  Task<> remove_first(std::deque<Doomed>& from);
-  Task<> remove_chunks(Doomed doomed);
+  asio::awaitable<void> remove_doomed();
+  Task<> remove_first(std::deque<ValueHash>& from);
+  // But for what another removes right now. Errors: the disk's.
+  Task<> remove_remains(ValueHash hash);
+  Task<> remove_chunks(ValueHash hash, std::int64_t chunk_count);
+  bool erase_from_memory(const ValueHash& hash, std::int64_t chunk_count);
   void expire_due();
 
   std::optional<ObjectInfo> find_chunk(const ObjectKey& key) const;
@@ -298,16 +319,19 @@ class NodeValues {
   std::int64_t batched_bytes_ = 0;  // of all batches
   ByTime soft_pins_;
   ByTime expiries_;
-  std::deque<Doomed> doomed_;
-  std::deque<Doomed> stuck_;  // those that the disk did not remove when it was asked
-  std::unordered_multiset<ValueHash, Hash128Hasher> removing_;  // of both, and under way
+  std::unordered_multimap<ValueHash, Remains, Hash128Hasher> remains_;
+  std::deque<ValueHash> doomed_;  // with remains, or there were some
+  std::deque<ValueHash> stuck_;   // those that the disk did not remove when it was asked
   // Bytes of them are on their way to disk, for a value that may be gone before they arrive: nobody
   // begins another under its key until then.
   std::unordered_multiset<ValueHash, Hash128Hasher> to_disk_;
   std::int64_t nameless_count_ = 0;
   MissMemory missed_;
-  std::deque<ValueHash> to_copy_;    // to disk; bounded
-  std::optional<TaskScope> copies_;  // under way
+  std::deque<ValueHash> to_copy_;  // to disk; bounded
+  // Under way.
+  std::optional<TaskScope> copies_;
+  std::optional<TaskScope> removal_;
+  bool stopping_ = false;
 };
 
 }  // namespace icefield

@@ -22,6 +22,7 @@ struct FoundChunks {
 
 Task<> NodeValues::recover() {
   if (disk_ == nullptr) co_return Status();
+  settle_in(co_await asio::this_coro::executor);
   std::unordered_map<ValueHash, FoundChunks, Hash128Hasher> found;
   found.reserve(static_cast<std::size_t>(disk_->usage().object_count / 2));
   std::vector<ObjectKey> spaces;
@@ -51,8 +52,8 @@ Task<> NodeValues::recover() {
     values_.emplace(hash, std::move(*value));
     ++nameless_count_;
   }
-  if (removed > 0) LOG(INFO) << removed << " values that were never finished removed";
-  co_await remove_doomed();
+  if (removed > 0) LOG(INFO) << removed << " values that were never finished are removed";
+  start_removing();
   co_return Status();
 }
 
@@ -142,7 +143,7 @@ Task<> NodeValues::load_name(ValueHash hash) {
                       bytes.error().code() == Code::kNotFound;
     if (!lost) co_return bytes.error();
     drop(value, MissReason::kIntegrity);
-    co_await remove_doomed();
+    start_removing();
     co_return Status();
   }
   ICE_CO_TRY(Namespace* const space, space_of(name->name_space));
@@ -152,7 +153,7 @@ Task<> NodeValues::load_name(ValueHash hash) {
   value->second.name = std::make_unique<Name>(Name{.space = space, .key = std::move(name->key)});
   if (name->flush_number >= space->flush_number) co_return Status();
   drop(value, MissReason::kFlushed);
-  co_await remove_doomed();
+  start_removing();
   co_return Status();
 }
 
@@ -220,7 +221,7 @@ asio::awaitable<void> NodeValues::make_copies() {
     const Status copied = co_await copy_to_disk(hash);
     found = values_.find(hash);
     if (found != values_.end()) found->second.copying = false;
-    if (found == values_.end()) co_await remove_doomed();  // removed, or evicted, meanwhile
+    if (found == values_.end()) start_removing();  // removed, or evicted, meanwhile
     if (copied.ok()) {
       copied_to_disk.add();
     } else if (copied.code() == Code::kResourceExhausted) {

@@ -1,6 +1,8 @@
 // How values go: removed, expired, evicted, damaged.
 #include <glog/logging.h>
 
+#include <algorithm>
+
 #include "cache_node/node_values.h"
 
 namespace icefield {
@@ -16,12 +18,18 @@ Task<ValueHead> NodeValues::remove(ValueScope scope, std::span<const std::string
     const auto found = values_.find(hash);
     if (value.has_value() && found != values_.end()) drop(found, MissReason::kNeverStored);
     missed_.forget(fingerprint(*space, key));
+    (void)co_await remove_remains(hash);  // or later
   }
-  co_await remove_doomed();
+  start_removing();
   co_return head;
 }
 
 void NodeValues::drop(Values::iterator value, MissReason reason) {
+  doom(value->first, value_chunk_count(value->second.bytes));
+  unlist(value, reason);
+}
+
+void NodeValues::unlist(Values::iterator value, MissReason reason) {
   const auto& [hash, entry] = *value;
   switch (reason) {
     case MissReason::kEvicted: evicted.add(); break;
@@ -37,61 +45,81 @@ void NodeValues::drop(Values::iterator value, MissReason reason) {
     --nameless_count_;
   }
   forget_retention(hash, entry);
-  doom(hash, value_chunk_count(entry.bytes));
   values_.erase(value);
 }
 
-void NodeValues::drop_upload(const ValueHash& hash) {
-  const auto upload = uploads_.find(hash);
-  if (upload == uploads_.end()) return;
-  doom(hash, value_chunk_count(upload->second.bytes));
-  uploads_.erase(upload);
+void NodeValues::doom(const ValueHash& hash, std::int64_t chunk_count) {
+  remains_.emplace(hash, Remains{.chunk_count = chunk_count});
+  doomed_.push_back(hash);
 }
 
-void NodeValues::doom(const ValueHash& hash, std::int64_t chunk_count) {
-  removing_.insert(hash);
-  doomed_.push_back({.hash = hash, .chunk_count = chunk_count});
+void NodeValues::start_removing() {
+  const bool nothing = doomed_.empty() && stuck_.empty();
+  if (nothing || stopping_ || !removal_.has_value() || removal_->running() > 0) return;
+  removal_->spawn(remove_doomed());
 }
 
 // Whoever is new here gets a try, and those that failed before as long as the disk goes along.
 asio::awaitable<void> NodeValues::remove_doomed() {
+  constexpr int kTurn = 256;  // then others have one
   Status failure;
-  while (!doomed_.empty()) {
+  for (int done = 1; !doomed_.empty() && !stopping_; ++done) {
     const Status removed = co_await remove_first(doomed_);
     if (!removed.ok()) failure = removed;
+    if (done % kTurn == 0) co_await asio::post(asio::use_awaitable);
   }
-  while (!stuck_.empty() && failure.ok()) failure = co_await remove_first(stuck_);
+  while (!stuck_.empty() && failure.ok() && !stopping_) failure = co_await remove_first(stuck_);
   if (!failure.ok()) {
     LOG_EVERY_T(WARNING, 1) << stuck_.size()
                             << " values not removed from disk yet: " << failure.to_string();
   }
 }
 
-// A value that is not all gone stays in removing_: what is left of it must not become part of
-// another that is put under its key.
-Task<> NodeValues::remove_first(std::deque<Doomed>& from) {
-  const Doomed doomed = from.front();
+Task<> NodeValues::remove_first(std::deque<ValueHash>& from) {
+  const ValueHash hash = from.front();
   from.pop_front();
-  const Status removed = co_await remove_chunks(doomed);
-  if (removed.ok()) {
-    removing_.erase(removing_.find(doomed.hash));
-  } else {
-    stuck_.push_back(doomed);
-  }
+  const Status removed = co_await remove_remains(hash);
+  if (!removed.ok()) stuck_.push_back(hash);
   co_return removed;
 }
 
-Task<> NodeValues::remove_chunks(Doomed doomed) {
-  for (std::int64_t chunk = 0; chunk < doomed.chunk_count; ++chunk) {
-    ICE_CO_TRY(co_await memory_.remove(value_chunk_key(doomed.hash, doomed.chunk_count, chunk)));
+// What is not all gone stays in remains_: it must not become part of another value that is put
+// under its key.
+Task<> NodeValues::remove_remains(ValueHash hash) {
+  const auto find = [&](const auto& is_it) {
+    const auto [begin, end] = remains_.equal_range(hash);
+    const auto found = std::find_if(begin, end, is_it);
+    return found == end ? remains_.end() : found;
+  };
+  const auto waits = [](const auto& entry) { return !entry.second.going; };
+  for (auto found = find(waits); found != remains_.end(); found = find(waits)) {
+    Remains& mine = found->second;  // stays where it is
+    mine.going = true;
+    const Status removed = co_await remove_chunks(hash, mine.chunk_count);
+    mine.going = false;
+    ICE_CO_TRY(removed);
+    remains_.erase(find([&](const auto& entry) { return &entry.second == &mine; }));
   }
+  co_return Status();
+}
+
+bool NodeValues::erase_from_memory(const ValueHash& hash, std::int64_t chunk_count) {
+  bool erased = false;
+  for (std::int64_t chunk = 0; chunk < chunk_count; ++chunk) {
+    erased |= memory_.erase(value_chunk_key(hash, chunk_count, chunk));
+  }
+  return erased;
+}
+
+Task<> NodeValues::remove_chunks(ValueHash hash, std::int64_t chunk_count) {
+  erase_from_memory(hash, chunk_count);
   if (disk_ == nullptr) co_return Status();
-  for (std::int64_t chunk = 0; chunk < doomed.chunk_count; ++chunk) {
-    const ObjectKey key = value_chunk_key(doomed.hash, doomed.chunk_count, chunk);
+  for (std::int64_t chunk = 0; chunk < chunk_count; ++chunk) {
+    const ObjectKey key = value_chunk_key(hash, chunk_count, chunk);
     ICE_CO_TRY(co_await disk_->remove(key));
-    ICE_CO_TRY(co_await memory_.remove(key));  // a read that was under way has put it back
+    memory_.erase(key);  // a read that was under way has put it back
   }
-  co_return co_await disk_->remove(value_name_key(doomed.hash));
+  co_return co_await disk_->remove(value_name_key(hash));
 }
 
 void NodeValues::expire_due() {
@@ -111,12 +139,23 @@ void NodeValues::note_evicted(const ObjectKey& chunk) {
   ValueHash hash;
   hash.bytes = chunk.segment.bytes;
   const auto value = values_.find(hash);
-  if (value != values_.end()) {
-    if (value->second.copying) copies_late.add();
-    drop(value, is_over(value->second) ? MissReason::kExpired : MissReason::kEvicted);
-  } else {
-    drop_upload(hash);
-  }
+  if (value == values_.end()) return drop_upload(hash);
+  if (value->second.copying) copies_late.add();
+  const auto reason = is_over(value->second) ? MissReason::kExpired : MissReason::kEvicted;
+  const bool all_gone = disk_ == nullptr && value_chunk_count(value->second.bytes) == 1;
+  all_gone ? unlist(value, reason) : drop(value, reason);
+}
+
+// What is still in memory is as good as before, and goes to disk again with its next use. Without a
+// name nobody can ask for it.
+void NodeValues::note_disk_evicted(const ObjectKey& key) {
+  ValueHash hash;
+  hash.bytes = key.segment.bytes;
+  const auto value = values_.find(hash);
+  if (value == values_.end()) return;
+  value->second.on_disk = false;
+  const bool name = key.part.kind == PartKind::kValueName;
+  if (name && value->second.name == nullptr) drop(value, MissReason::kEvicted);
 }
 
 }  // namespace icefield

@@ -10,6 +10,8 @@ namespace {
 
 constexpr std::int64_t kMaxReadBytes = 64 << 20;  // one reply
 constexpr std::size_t kMaxSideBySide = 256;       // values, from disk
+constexpr std::int64_t kTurnBytes = 4 << 20;      // of work, then others have a turn
+constexpr std::size_t kTurnValues = 4096;         // looked at, as well
 
 template <class T>
 void append_all(std::vector<T>& to, std::vector<T>& from) {
@@ -63,7 +65,7 @@ Task<NodeValues::Value*> NodeValues::live(const Namespace& space, std::string_vi
                                           const ValueHash& hash) {
   if (nameless(hash)) ICE_CO_TRY(co_await load_name(hash));
   Result<Value*> value = live_now(space, key, hash);
-  if (!value.has_value()) co_await remove_doomed();
+  if (!value.has_value()) start_removing();
   co_return value;
 }
 
@@ -82,58 +84,70 @@ bool NodeValues::in_memory(const Wanted& wanted) const {
   const auto found = values_.find(wanted.hash);
   if (found == values_.end()) return true;  // nothing to read
   if (found->second.name == nullptr || wanted.scrub) return false;
+  const Result<Run> run = run_of(found->second, wanted, 0);
+  if (!run.has_value()) return true;  // and never will be
   const std::int64_t count = value_chunk_count(found->second.bytes);
-  for (std::int64_t chunk = 0; chunk < count; ++chunk) {
+  for (std::int64_t chunk = run->first; chunk < run->stop; ++chunk) {
     if (!memory_.find(value_chunk_key(wanted.hash, count, chunk)).has_value()) return false;
   }
   return true;
 }
 
-// Values in memory are read one after the other; as soon as one is on disk only, they are read side
-// by side and put into order at the end.
+// Values in memory are read one after the other; from the first one on that is on disk only, they
+// are read side by side and put into order at the end.
 Task<ValueHead> NodeValues::get(const GetValues& request, ValueReads& reads) {
   ValueHead head;
   Namespace nobody(request.scope.name_space);
   const Namespace* const space = co_await enter_to_read(request.scope, head, nobody);
   if (space == nullptr) co_return head;
-  if (!copies_.has_value()) copies_.emplace(co_await asio::this_coro::executor);
   std::vector<Wanted> wanted;
   wanted.reserve(request.values.size());
-  bool cold = false;
   for (const GetValue& item : request.values) {
     wanted.push_back({.item = item,
                       .hash = value_hash(space->name, head.flush_number, item.key),
                       .scrub = request.scrub});
-    cold |= !in_memory(wanted.back());
   }
   reads.reserve(wanted.size());
-  if (!cold) {
-    for (const Wanted& one : wanted) read_now(*space, one, reads);
-  } else {
-    std::int64_t reply_bytes = 0;
-    for (std::size_t begin = 0; begin < wanted.size(); begin += kMaxSideBySide) {
-      std::vector<ValueReads> each(std::min(wanted.size() - begin, kMaxSideBySide));
-      TaskScope scope(co_await asio::this_coro::executor);
-      for (std::size_t i = 0; i < each.size(); ++i) {
-        scope.spawn(read_later(*space, wanted[begin + i], reply_bytes, each[i]));
-      }
-      co_await scope.join();
-      for (ValueReads& one : each) reads.append(std::move(one));
+  std::size_t done = 0;
+  for (std::int64_t work = 0; done < wanted.size() && in_memory(wanted[done]); ++done) {
+    if (work >= kTurnBytes) {  // others have a turn, and what is in memory may leave it
+      work = 0;
+      co_await asio::post(asio::use_awaitable);
+      if (!in_memory(wanted[done])) break;
     }
+    work += read_now(*space, wanted[done], reads);
+  }
+  std::int64_t reply_bytes = reads.payload_bytes;
+  while (done < wanted.size()) {
+    std::vector<ValueReads> each(std::min(wanted.size() - done, kMaxSideBySide));
+    TaskScope scope(co_await asio::this_coro::executor);
+    for (ValueReads& one : each) {
+      scope.spawn(read_later(*space, wanted[done++], reply_bytes, one));
+    }
+    co_await scope.join();
+    for (ValueReads& one : each) reads.append(std::move(one));
   }
   start_copies();  // what came from disk may have filled memory
-  co_await remove_doomed();
+  start_removing();
   co_return head;
 }
 
-void NodeValues::read_now(const Namespace& space, const Wanted& wanted, ValueReads& reads) {
+std::int64_t NodeValues::read_now(const Namespace& space, const Wanted& wanted, ValueReads& reads) {
+  constexpr std::int64_t kLeast = 512;  // of any read
   const Result<Value*> value = live_now(space, wanted.item.key, wanted.hash);
-  if (!value.has_value()) return fail_read(value.error(), reads);
-  const Result<Run> run = run_of(**value, wanted, reads.payload_bytes);
-  if (!run.has_value()) return fail_read(run.error(), reads);
+  const Result<Run> run =
+      value.has_value() ? run_of(**value, wanted, reads.payload_bytes) : Result<Run>(value.error());
+  if (!run.has_value()) {
+    fail_read(run.error(), reads);
+    return kLeast;
+  }
   std::vector<ObjectBytes> chunks;
   Status read = read_from_memory(wanted, *run, chunks);
   finish_read(space, wanted, *run, std::move(read), chunks, reads);
+  // A chunk that is read in part is hashed.
+  const bool whole = wanted.item.offset == run->first * kValueChunkBytes &&
+                     run->end == std::min(run->value_bytes, run->stop * kValueChunkBytes);
+  return kLeast + (whole ? 0 : (run->stop - run->first) * kValueChunkBytes);
 }
 
 asio::awaitable<void> NodeValues::read_later(const Namespace& space, const Wanted& wanted,
@@ -209,7 +223,8 @@ void NodeValues::finish_read(const Namespace& space, const Wanted& wanted, const
   if (!read.ok()) {
     const bool lost = read.code() == Code::kDataLoss;
     if (!lost && read.code() != Code::kNotFound) return fail_read(std::move(read), reads);
-    if (found != values_.end()) {
+    // Not what has taken the place of the one that was read.
+    if (found != values_.end() && found->second.version == run.version) {
       drop(found, lost ? MissReason::kIntegrity : MissReason::kEvicted);
     }
     return fail_read(miss(space, wanted.item.key), reads);
@@ -289,19 +304,37 @@ Task<ListedValues> NodeValues::list(ValueScope scope, std::string_view prefix,
   Namespace nobody(scope.name_space);
   const Namespace* const space = co_await enter_to_read(scope, reply.head, nobody);
   if (space == nullptr) co_return reply;
-  for (const auto& [hash, value] : values_) {
-    if (value.name == nullptr || value.name->space != space) continue;
-    if (is_over(value)) continue;
+  // A heap of the first keys so far. Others have turns in between: what comes or goes meanwhile is
+  // listed or not.
+  std::vector<ListedValue>& heap = reply.values;
+  const auto look_at = [&](const Value& value) {
+    if (value.name == nullptr || value.name->space != space || is_over(value)) return;
     const std::string_view key = value.name->key;
-    if (key.starts_with(prefix) && key > after) {
-      reply.values.push_back({.key = std::string(key), .bytes = value.bytes});
+    if (!key.starts_with(prefix) || key <= after) return;
+    reply.more |= std::ssize(heap) == limit;
+    if (std::ssize(heap) == limit) {
+      if (limit == 0 || key > heap.front().key) return;
+      std::ranges::pop_heap(heap, {}, &ListedValue::key);
+      heap.pop_back();
     }
+    heap.push_back({.key = std::string(key), .bytes = value.bytes});
+    std::ranges::push_heap(heap, {}, &ListedValue::key);
+  };
+  std::size_t buckets = values_.bucket_count();
+  for (std::size_t bucket = 0; bucket < buckets; ++bucket) {
+    for (auto at = values_.begin(bucket); at != values_.end(bucket); ++at) look_at(at->second);
+    if ((bucket + 1) % kTurnValues != 0) continue;
+    co_await asio::post(asio::use_awaitable);
+    if (values_.bucket_count() == buckets) continue;
+    buckets = values_.bucket_count();  // all of them have moved
+    heap.clear();
+    reply.more = false;
+    bucket = SIZE_MAX;
   }
-  const auto count = std::min(reply.values.size(), static_cast<std::size_t>(limit));
-  std::ranges::partial_sort(reply.values, reply.values.begin() + static_cast<std::ptrdiff_t>(count),
-                            {}, &ListedValue::key);
-  reply.more = reply.values.size() > count;
-  reply.values.resize(count);
+  if (space->flush_number != reply.head.flush_number) {
+    co_return ListedValues{.head = behind(scope.flush_number, *space)};
+  }
+  std::ranges::sort_heap(heap, {}, &ListedValue::key);
   co_return reply;
 }
 

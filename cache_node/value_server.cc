@@ -146,7 +146,7 @@ Task<> ValueServer::grant(const Caller& caller, PutLanding& landing, proto::PutV
   out.set_slot_bytes(static_cast<std::uint64_t>(values_.slots_bytes(1)));
   if (request.region() != region_) out.set_region_key(slab_.key);
   out.set_number(rooms_.add(connection, std::move(*slots), clock_.now()));
-  co_await values_.remove_doomed();
+  values_.start_removing();
   co_return Status();
 }
 

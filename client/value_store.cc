@@ -9,7 +9,7 @@
 namespace icefield {
 namespace {
 
-constexpr std::int64_t kListPage = 1000;
+constexpr std::int64_t kListPage = 10'000;
 constexpr int kMaxFlushRounds = 64;  // each lost to somebody else's flush
 
 std::int64_t bytes_of(std::span<const ConstByteSpan> parts) {

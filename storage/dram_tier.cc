@@ -324,9 +324,14 @@ std::optional<ObjectBytes> DramTier::lease(const ObjectKey& key) {
   return lease(*id);
 }
 
-Task<> DramTier::remove(ObjectKey key) {
+bool DramTier::erase(const ObjectKey& key) {
   const std::optional<Id> id = objects_.find(key, objects_.name_of(key));
   if (id.has_value()) drop(*id);
+  return id.has_value();
+}
+
+Task<> DramTier::remove(ObjectKey key) {
+  erase(key);
   co_return Status();
 }
 

@@ -53,8 +53,9 @@ class DramTier final : public Tier {
   Result<Reservation> reserve_slots(std::int64_t slots);
   // The bytes are in place. kAlreadyThere when somebody else was faster.
   Result<PutOutcome> store(Reservation reserved, const ObjectInfo& info);
-  // As get(), at once.
+  // As get() and remove(), at once. Whether the object was there.
   Result<ObjectBytes> read(const ObjectKey& key, Verify verify);
+  bool erase(const ObjectKey& key);
 
   Task<PutOutcome> put(ObjectKey key, std::span<const ConstByteSpan> pieces,
                        ObjectInfo info) override;

@@ -28,6 +28,7 @@ class FakeDisk final : public Tier {
     co_return co_await tier_->put(key, pieces, info);
   }
   Task<ObjectBytes> get(ObjectKey key, Verify verify) override {
+    while (hold_gets) co_await held.wait(Deadline::never());
     ICE_CO_TRY(ObjectBytes bytes, co_await tier_->get(key, verify));
     if (replacement.empty()) co_return bytes;
     const ConstByteSpan piece = replacement;
@@ -40,7 +41,14 @@ class FakeDisk final : public Tier {
       --remove_refusals;
       co_return Status(Code::kResourceExhausted, "the disk cannot keep up");
     }
+    const bool of_value = key.part.kind == PartKind::kValue;
+    while (hold_removals && of_value) co_await held.wait(Deadline::never());
     co_return co_await tier_->remove(key);
+  }
+  void let_go() {
+    held_bytes = -1;
+    hold_gets = hold_removals = false;
+    held.notify_all();
   }
   Task<> flush() override { return tier_->flush(); }
   Task<> retain(ObjectKey key, Retention retention) override {
@@ -56,6 +64,8 @@ class FakeDisk final : public Tier {
   int refusals = 0;  // of the next puts
   int remove_refusals = 0;
   std::int64_t held_bytes = -1;  // puts of objects this long wait
+  bool hold_gets = false;
+  bool hold_removals = false;  // of chunks
   Waiters held;
   Bytes replacement;  // put in the place of what is read, during the read
 
@@ -205,7 +215,7 @@ class NodeValuesTest : public testing::Test {
   FakeDisk disk_;
   std::unique_ptr<DramTier> memory_ =
       DramTier::open({.capacity_bytes = 4 * kMiB, .eviction = EvictionKind::kLru}, clock_).value();
-  NodeValues values_{*memory_, &disk_, clock_, {.hard_pin_bytes = kMiB}};
+  NodeValues values_{*memory_, &disk_, clock_, {.hard_pin_bytes = 3 * kMiB}};
 };
 
 }  // namespace icefield

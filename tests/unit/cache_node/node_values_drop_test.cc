@@ -94,8 +94,7 @@ TEST_F(NodeValuesDropTest, ALateCopyIsNoPartOfWhatIsPutNext) {
   TaskScope scope(io_.get_executor());
   scope.spawn(put_again());
   settle();
-  disk_.held_bytes = -1;
-  disk_.held.notify_all();
+  disk_.let_go();
   settle();
   ASSERT_TRUE(outcome.has_value());
   if (!outcome->has_value()) outcome = run(put_bytes("a", next, kDurable));
@@ -116,6 +115,102 @@ TEST_F(NodeValuesDropTest, AScrubDropsWhatIsMixed) {
   EXPECT_EQ(run(bytes_of("a")).error().code(), Code::kDataLoss) << "as a client sees it";
   EXPECT_EQ(run(bytes_of("a", true)).error().reason(), MissReason::kIntegrity);
   EXPECT_EQ(memory_->usage().object_count, 0);
+}
+
+// Thousands may be on their way out.
+TEST_F(NodeValuesDropTest, NobodyWaitsUntilWhatOthersDroppedIsGone) {
+  for (int i = 0; i < 3; ++i) store("gone " + std::to_string(i), 1000, kDurable);
+  disk_.hold_removals = true;
+  ValueHead head;
+  EXPECT_TRUE(run(values_.flush({.flush_number = 1}, head)).has_value());
+  EXPECT_TRUE(head.status.ok());
+  const std::vector<std::string_view> keys = {"gone 0"};
+  EXPECT_EQ(run(values_.find({.flush_number = 1}, keys)).value().sizes[0].error().reason(),
+            MissReason::kFlushed);
+  settle();
+  EXPECT_EQ(memory_->usage().object_count, 2) << "the first one's removal waits";
+  EXPECT_EQ(disk_.usage().object_count, 3 * 2 + 1);
+  disk_.let_go();
+  settle();
+  EXPECT_EQ(memory_->usage().object_count, 0);
+  EXPECT_EQ(disk_.usage().object_count, 1) << "the flush number";
+}
+
+// One waits for the disk to let go of another value whose time is over when the second one comes.
+TEST_F(NodeValuesDropTest, TwoPutsOfAKeyAtOnceMakeOneValue) {
+  store("over", 1000, {.level = WriteLevel::kDurable, .ttl_ms = 10});
+  clock_.advance(std::chrono::milliseconds(20));
+  disk_.hold_removals = true;
+  const auto put_durably = [&]() -> asio::awaitable<void> {
+    std::vector<Item> items(1, Item{.key = "a", .bytes = 100});
+    const PutOptions pinned{.level = WriteLevel::kDurable, .ttl_ms = 2000, .pin = PinKind::kHard};
+    (void)co_await put(std::move(items), pinned);
+  };
+  TaskScope scope(io_.get_executor());
+  scope.spawn(put_durably());
+  settle();
+  (void)run(put({{.key = "a", .bytes = 100}}, {.ttl_ms = 1000, .pin = PinKind::kHard}));
+  disk_.let_go();
+  settle();
+  NodeStats stats;
+  values_.add_stats(stats);
+  ASSERT_EQ(stats.namespaces.size(), 1u);
+  EXPECT_EQ(stats.namespaces[0].value_count, 1);
+  clock_.advance(std::chrono::seconds(10));
+  store("b", 100);
+  settle();
+  store("pinned", 3 * kMiB / 4, {.pin = PinKind::kHard});
+  store("pinned, too", 3 * kMiB / 4, {.pin = PinKind::kHard});
+}
+
+TEST_F(NodeValuesDropTest, AReadThatFailsDropsNothingElse) {
+  ASSERT_TRUE(run(put_bytes("a", two_chunks(), kDurable)).has_value());
+  for (const ObjectKey& key : {first_chunk("a"), second_chunk("a")}) memory_->erase(key);
+  disk_.hold_gets = true;
+  std::optional<Result<Bytes>> read;
+  const auto read_old = [&]() -> asio::awaitable<void> { read = co_await bytes_of("a"); };
+  TaskScope scope(io_.get_executor());
+  scope.spawn(read_old());
+  settle();
+  ASSERT_TRUE(run(remove("a")).ok());
+  const Bytes next = random_bytes(rng_, 1000);
+  ASSERT_TRUE(run(put_bytes("a", next, kDurable)).has_value());
+  disk_.let_go();
+  settle();
+  ASSERT_TRUE(read.has_value());
+  EXPECT_EQ(read->error().code(), Code::kNotFound);
+  EXPECT_TRUE(reads("a", next));
+}
+
+TEST_F(NodeValuesDropTest, WhatTheDiskEvictedIsNotTakenForDurable) {
+  const Bytes bytes = two_chunks();
+  ASSERT_TRUE(run(put_bytes("a", bytes, kDurable)).has_value());
+  const ObjectKey name = value_name_key(value_hash("", 0, "a"));
+  for (const ObjectKey& key : {name, second_chunk("a")}) {
+    ASSERT_TRUE(run(disk_.remove(key)).ok());
+    values_.note_disk_evicted(key);
+  }
+  EXPECT_TRUE(reads("a", bytes)) << "from memory";
+  EXPECT_EQ(run(put_bytes("a", bytes, kDurable)).value(), PutOutcome::kAlreadyThere);
+  for (const ObjectKey& key : {name, first_chunk("a"), second_chunk("a")}) {
+    EXPECT_TRUE(disk_.find(key).has_value());
+    memory_->erase(key);
+  }
+  EXPECT_TRUE(reads("a", bytes)) << "from disk";
+}
+
+// After a restart only its name says whose a value is.
+TEST_F(NodeValuesDropTest, AValueGoesWithItsNameWhileThatIsNotKnown) {
+  ASSERT_TRUE(run(put_bytes("a", two_chunks(), kDurable)).has_value());
+  NodeValues next(*memory_, &disk_, clock_, {});
+  ASSERT_TRUE(run(next.recover()).ok());
+  const ObjectKey name = value_name_key(value_hash("", 0, "a"));
+  ASSERT_TRUE(run(disk_.remove(name)).ok());
+  next.note_disk_evicted(name);
+  next.start_removing();
+  settle();
+  EXPECT_EQ(disk_.usage().object_count, 0);
+  EXPECT_TRUE(run(next.stop()).ok());
 }
 
 }  // namespace

@@ -73,8 +73,7 @@ TEST_F(NodeValuesTest, BatchesUnderWayDoNotCostOthersTheirSoftPins) {
   const auto pinned = memory_->find(chunk_of("pinned", 100'000));
   EXPECT_TRUE(pinned.has_value() && pinned->retention.pinned_until_ms > 0);
   EXPECT_EQ(stored, 0);
-  disk_.held_bytes = -1;
-  disk_.held.notify_all();
+  disk_.let_go();
   settle();
   EXPECT_EQ(stored, 4);
 }
@@ -113,6 +112,7 @@ TEST_F(NodeValuesTest, ChunksOfAnotherMakeAreNotTakenForAValue) {
     ASSERT_TRUE(run(disk_.put(key, std::span(&piece, 1), info_of(key, bytes))).has_value());
   }
   ASSERT_TRUE(run(values_.recover()).ok());
+  settle();
   EXPECT_EQ(disk_.usage().object_count, 0);
 }
 
@@ -203,6 +203,43 @@ TEST_F(NodeValuesTest, WhatIsOnDiskAlreadyIsNoCopy) {
   for (int i = 0; i < 3; ++i) store("filler " + std::to_string(i), 900'000);
   settle();
   EXPECT_EQ(values_.copied_to_disk.value(), 0);
+}
+
+// An upload of a value that has two more chunks to come.
+constexpr std::int64_t kPinnedBytes = 2 * kMiB + 100;
+
+TEST_F(NodeValuesTest, HardPinsOfWhatIsStillComingCount) {
+  const PutOptions pinned{.pin = PinKind::kHard};
+  const auto begin = [&](const char* key) {
+    return run(put({{.key = key, .bytes = kMiB, .value_bytes = kPinnedBytes}}, pinned));
+  };
+  ASSERT_TRUE(begin("a").has_value());
+  ASSERT_TRUE(begin("a").has_value()) << "itself is no reason to refuse it";
+  EXPECT_EQ(begin("b").error().reason(), MissReason::kQuota);
+  clock_.advance(std::chrono::seconds(11));
+  EXPECT_EQ(run(put({{.key = "a", .bytes = 100}}, {})).error().code(), Code::kInvalidArgument);
+}
+
+// What a client that has gone began: another may put the value after a while, whatever the wall
+// clock says.
+TEST_F(NodeValuesTest, UploadsAreIdleByTheSteadyClock) {
+  ASSERT_TRUE(run(put({{.key = "a", .bytes = kMiB, .value_bytes = kPinnedBytes}}, {})).has_value());
+  const auto put_other = [&] {
+    Asked asked({{.key = "a", .bytes = 100}}, {});
+    asked.request.upload = 7;
+    std::vector<IncomingChunk> chunks = values_.reserve(asked.request);
+    chunks.front().checksum = asked.checksums.front();
+    chunks.front().parts = std::span(asked.parts).first(1);
+    return run(values_.put(asked.request, chunks)).value().outcomes.front();
+  };
+  clock_.step_wall(std::chrono::hours(1));
+  EXPECT_EQ(put_other().error().code(), Code::kUnavailable) << "it is not idle yet";
+  ASSERT_TRUE(run(put({{.key = "a", .bytes = kMiB, .value_bytes = kPinnedBytes}}, {})).has_value());
+  clock_.step_wall(-std::chrono::hours(2));
+  clock_.advance(std::chrono::seconds(11));
+  EXPECT_EQ(put_other().error().code(), Code::kUnavailable) << "its chunks go first";
+  settle();
+  EXPECT_TRUE(put_other().has_value());
 }
 
 }  // namespace

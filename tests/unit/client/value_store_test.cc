@@ -236,25 +236,31 @@ TEST_P(ValueStoreTest, BatchesLargerThanARequestGoInParts) {
     values.push_back({.key = key, .parts = std::span(&whole, 1)});
     wanted.push_back({.key = key, .room = 1});
   }
-  for (const auto& outcome : cluster.run(cluster.store().put_batch(values, {}, {})).value()) {
-    ASSERT_EQ(outcome.value(), PutOutcome::kStored);
-  }
+  const auto outcomes = cluster.run(cluster.store().put_batch(values, {}, {})).value();
+  for (const auto& outcome : outcomes) ASSERT_EQ(outcome.value(), PutOutcome::kStored);
   const ValueBatch batch = cluster.run(cluster.store().get_batch(wanted, {})).value();
   for (const auto& got : batch.values) ASSERT_TRUE(std::ranges::equal(got.value(), whole));
-  for (const auto& size : cluster.run(cluster.store().exists(asked, {})).value()) {
-    ASSERT_EQ(size.value(), 1);
-  }
-  for (const Status& status : cluster.run(cluster.store().remove(asked, {})).value()) {
-    ASSERT_TRUE(status.ok()) << status.to_string();
-  }
+  const Sizes sizes = cluster.run(cluster.store().exists(asked, {})).value();
+  for (const auto& size : sizes) ASSERT_EQ(size.value(), 1);
+  auto listed = cluster.run(cluster.store().list("", 2 * std::ssize(keys), {})).value();
+  ASSERT_EQ(listed.size(), keys.size());
+  std::vector<std::string> sorted = keys;
+  std::ranges::sort(sorted);
+  EXPECT_TRUE(std::ranges::equal(listed, sorted, {}, &ListedValue::key));
+  listed = cluster.run(cluster.store().list("42", 7, {})).value();
+  ASSERT_EQ(listed.size(), 7u);
+  const auto begin = std::ranges::find_if(sorted, [](auto& key) { return key.starts_with("42"); });
+  EXPECT_TRUE(std::ranges::equal(listed, std::span(begin, 7), {}, &ListedValue::key));
+  const auto removed = cluster.run(cluster.store().remove(asked, {})).value();
+  for (const Status& status : removed) ASSERT_TRUE(status.ok()) << status.to_string();
   EXPECT_EQ(miss(cluster, keys.back()), MissReason::kNeverStored);
 
   keys.clear();
   for (std::size_t i = 0; i < kMaxRequestItems + 100; ++i) keys.push_back(std::to_string(i));
   const std::vector<std::string_view> many(keys.begin(), keys.end());
-  for (const auto& size : cluster.run(cluster.store().exists(many, {})).value()) {
-    ASSERT_EQ(size.error().reason(), MissReason::kNeverStored) << size.error().to_string();
-  }
+  const Sizes absent = cluster.run(cluster.store().exists(many, {})).value();
+  ASSERT_EQ(absent.size(), many.size());
+  for (const auto& size : absent) ASSERT_EQ(size.error().reason(), MissReason::kNeverStored);
 }
 
 TEST_P(ValueStoreTest, NamespacesDoNotShareValues) {
