@@ -257,8 +257,8 @@ Task<PutOutcome> NodeValues::put_one(Namespace& space, const PutValue& item,
   co_return co_await put_new(space, hash, item, request, chunks, batch);
 }
 
-// Whether the value is, as durably as is wanted. If not, nothing is left under its key that somebody
-// else does not remove right now, and nobody has had a turn since.
+// Whether the value is, as durably as is wanted. If not, nothing is left under its key that nobody
+// removes right now, and nobody has had a turn since.
 Task<bool> NodeValues::is_there(const Namespace& space, std::string_view key, const ValueHash& hash,
                                 bool durable) {
   while (true) {

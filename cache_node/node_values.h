@@ -86,7 +86,7 @@ class NodeValues {
   // are left come back. kInvalidArgument when there are too few.
   static Result<std::vector<IncomingChunk>> adopt(const PutValues& request,
                                                   DramTier::Reservation slots);
-  // Slots for that, before anybody knows of what. Errors as DramTier's. start_removing() afterwards.
+  // Slots for that, before anybody knows of what. Errors as DramTier's. Then start_removing().
   Result<DramTier::Reservation> reserve_slots(std::int64_t bytes) {
     return memory_.reserve_slots(memory_.slots_of(bytes));
   }

@@ -246,6 +246,7 @@ asio::awaitable<void> ValueStore::put_part(Puts& puts, std::size_t node, PutProg
 // Keys of one node that one request asks for.
 struct ValueStore::KeyPart {
   std::size_t node = 0;
+  ValueScope scope;                // with which their nodes were chosen
   std::vector<std::size_t> items;  // their numbers in the call
   std::vector<std::string_view> keys;
   RequestKeys room;
@@ -256,15 +257,17 @@ std::vector<ValueStore::KeyPart> ValueStore::parts_of(const NodesView& nodes,
                                                       const ValueCall& call) const {
   std::vector<KeyPart> full;
   std::vector<KeyPart> open(nodes.size());
-  const std::uint64_t flush_number = flush_numbers_.of(call.name_space);
+  const ValueScope scope = scope_of(call);
   for (std::size_t i = 0; i < keys.size(); ++i) {
-    const std::size_t node = nodes.owner_index(value_hash(call.name_space, flush_number, keys[i]));
+    const ValueHash hash = value_hash(scope.name_space, scope.flush_number, keys[i]);
+    const std::size_t node = nodes.owner_index(hash);
     KeyPart& part = open[node];
     if (!part.room.take(keys[i])) {
       full.push_back(std::exchange(part, KeyPart()));
       (void)part.room.take(keys[i]);
     }
     part.node = node;
+    part.scope = scope;
     part.items.push_back(i);
     part.keys.push_back(keys[i]);
   }
@@ -303,9 +306,8 @@ Task<std::vector<Result<std::int64_t>>> ValueStore::exists(std::vector<std::stri
 }
 
 asio::awaitable<void> ValueStore::find_part(ClusterNode& node, KeyPart part, const ValueCall& call,
-                                            std::vector<Result<std::int64_t>>& sizes,
-                                            bool& stale) {
-  auto finding = node.values().find(scope_of(call), std::move(part.keys), call.deadline);
+                                            std::vector<Result<std::int64_t>>& sizes, bool& stale) {
+  auto finding = node.values().find(part.scope, std::move(part.keys), call.deadline);
   const Result<FoundValues> found = co_await ask_unless_cancelled(node, call, std::move(finding));
   if (found.has_value()) stale |= was_stale(found->head, call);
   Status failure = found.has_value() ? found->head.status : found.error();
@@ -336,7 +338,7 @@ Task<std::vector<Status>> ValueStore::remove(std::vector<std::string_view> keys,
 asio::awaitable<void> ValueStore::remove_part(ClusterNode& node, KeyPart part,
                                               const ValueCall& call, std::vector<Status>& statuses,
                                               bool& stale) {
-  auto removing = node.values().remove(scope_of(call), std::move(part.keys), call.deadline);
+  auto removing = node.values().remove(part.scope, std::move(part.keys), call.deadline);
   const Result<ValueHead> head = co_await ask_unless_cancelled(node, call, std::move(removing));
   if (head.has_value()) stale |= was_stale(*head, call);
   const Status status = head.has_value() ? head->status : head.error();

@@ -117,6 +117,8 @@ function(icefield_test name)
     RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   target_compile_definitions(${name} PRIVATE
     ICEFIELD_SOURCE_DIR="${PROJECT_SOURCE_DIR}" ICEFIELD_BIN_DIR="${CMAKE_BINARY_DIR}/bin")
+  # Tests are half of what there is to compile, and run once.
+  target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1>)
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   # The thread sanitizer does not survive what UCX hooks into mmap.
   set(tsan "suppressions=${PROJECT_SOURCE_DIR}/tests/tsan.supp:history_size=4")
