@@ -18,7 +18,10 @@ R run_task(asio::io_context& io, asio::awaitable<R> task) {
   });
   io.restart();
   const auto work = asio::make_work_guard(io);  // part of the task may be on another thread
-  while (!result.has_value()) io.run_one();
+  while (!result.has_value()) {
+    // A thread that let go of the last task's work may stop the context only now.
+    if (io.run_one() == 0) io.restart();
+  }
   return std::move(*result);
 }
 
