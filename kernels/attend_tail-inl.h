@@ -34,7 +34,8 @@ inline void term_logits(const LevelView& level, const float* q, float beta, cons
 }
 
 // Logits of the terms of query row h that are means; -inf for candidates, whose rests come later,
-// and for what has no term. Returns the largest logit of all, candidates' tokens included.
+// and for what has no term. Returns the largest logit of all, candidates' tokens included, those of
+// selected rows too, which have no term: to leave them out would take as long as the rests.
 inline float mean_logits(const HeadShape& shape, const AttendGroup& group, std::int32_t h,
                          const TailShape& tail, float* term) {
   const FloatTag d;
@@ -64,6 +65,34 @@ inline float mean_logits(const HeadShape& shape, const AttendGroup& group, std::
                        });
   });
   return std::max(largest, max_of(d, term, tail.terms));
+}
+
+// The largest logit of what has a term, where `term` is what mean_logits() made.
+inline float largest_term(const AttendGroup& group, std::int32_t h, const TailShape& tail,
+                          const float* term) {
+  float largest = max_of(FloatTag(), term, tail.terms);
+  SelectedRows selected(group);
+  for_each_segment(group, [&](std::int32_t s, const HeadIndex& segment, const Offsets& at) {
+    if (accounting(group, s) != Accounting::kTokens) return;
+    const float* logit =
+        group.token_logit + static_cast<std::int64_t>(h) * tail.size.rows + at.rows;
+    const LevelView& clusters = segment.clusters;
+    selected.enter(s);
+    for_candidate_runs(group.candidate + at.clusters, clusters.count,
+                       [&](std::int32_t c, std::int32_t end) {
+                         for (; c < end; ++c) {
+                           const std::int32_t first = clusters.first_row[c];
+                           const std::int32_t count = clusters.token_count[c];
+                           const std::uint64_t taken = selected.take(first, count);
+                           for (std::int32_t i = 0; i < count; ++i) {
+                             if ((taken >> i & 1) == 0) {
+                               largest = std::max(largest, logit[first + i]);
+                             }
+                           }
+                         }
+                       });
+  });
+  return largest;
 }
 
 // Logits into weights e^(t - largest).
@@ -133,16 +162,17 @@ HWY_INLINE void add_level(const LevelView& level, float* weight, std::int64_t st
   add_means<kRows>(level.value_means, level.count, weight, stride, level.d_v, sums.out);
 }
 
-// The tail of query rows [first_row, first_row + kRows) of a group.
+// Below it the weights of a tail are too close to where e^x ends to be what they should: then the
+// largest logit was that of a selected row, and far above all terms.
+constexpr float kLeastTailWeight = 1e-30f;
+
+// The weights of the tail relative to e^sums.largest, from the logits of mean_logits().
 template <int kRows>
-HWY_NOINLINE void make_tail(const HeadShape& shape, const AttendGroup& group,
-                            std::int32_t first_row, TailSums& sums) {
-  const TailShape tail = tail_shape(group);
+HWY_NOINLINE void weigh_tail(const HeadShape& shape, const AttendGroup& group,
+                             std::int32_t first_row, const TailShape& tail, TailSums& sums) {
   float* term = group.scratch;
-  float* taken_out = group.scratch + kRows * tail.terms;
   for (int r = 0; r < kRows; ++r) {
     float* of_row = term + r * tail.terms;
-    sums.largest[r] = mean_logits(shape, group, first_row + r, tail, of_row);
     if (sums.largest[r] == -HUGE_VALF) {
       std::fill_n(of_row, tail.terms, 0.0f);
     } else {
@@ -155,11 +185,31 @@ HWY_NOINLINE void make_tail(const HeadShape& shape, const AttendGroup& group,
       sums.drift[r] += mean_drift(segment.clusters, q, shape.beta, of_row + at.clusters);
     });
     sum_terms(group, tail, of_row, sums.weight[r], sums.fault[r]);
+  }
+  rest_terms<kRows>(group, first_row, tail, term, term + kRows * tail.terms, sums);
+}
+
+// The tail of query rows [first_row, first_row + kRows) of a group.
+template <int kRows>
+HWY_NOINLINE void make_tail(const HeadShape& shape, const AttendGroup& group,
+                            std::int32_t first_row, TailSums& sums) {
+  const TailShape tail = tail_shape(group);
+  float* term = group.scratch;
+  for (int r = 0; r < kRows; ++r) {
+    sums.largest[r] = mean_logits(shape, group, first_row + r, tail, term + r * tail.terms);
     std::fill_n(sums.out[r], shape.d_v, 0.0f);
   }
-  rest_terms<kRows>(group, first_row, tail, term, taken_out, sums);
+  weigh_tail<kRows>(shape, group, first_row, tail, sums);
   if (group.selected_count > 0) {
-    sums.taken_out = taken_out;
+    if (*std::min_element(sums.weight, sums.weight + kRows) < kLeastTailWeight) {
+      for (int r = 0; r < kRows; ++r) {
+        float* of_row = term + r * tail.terms;
+        static_cast<void>(mean_logits(shape, group, first_row + r, tail, of_row));
+        sums.largest[r] = largest_term(group, first_row + r, tail, of_row);
+      }
+      weigh_tail<kRows>(shape, group, first_row, tail, sums);
+    }
+    sums.taken_out = term + kRows * tail.terms;
     sums.selected_stride = tail.selected_stride;
   }
   for_each_segment(group, [&](std::int32_t s, const HeadIndex& segment, const Offsets& at) {

@@ -375,6 +375,27 @@ TEST(AttendRows, LargeLogitsDoNotOverflow) {
   expect_equal(ours, attend_rows(reference_kernels(), shape, q, rows.data(), 130), 1e-4);
 }
 
+// A selected row has no term in the tail, so the logit that its code estimates scales nothing,
+// however far above those of all terms it is.
+TEST(AttendTail, IsNotScaledByEstimatesOfSelectedRows) {
+  for (const std::int32_t group_rows : {1, 3, 8}) {
+    const World world(34, {1024, 256}, 128, group_rows);
+    for (const float above : {60.0f, 80.0f, 100.0f, 1e4f}) {
+      GroupFixture simd = world.group(cpu_kernels());
+      simd.select({.budget = 200, .breadth = kAllClusters});
+      for (const TableRow& at : simd.selected) {  // for the first query row
+        const std::int32_t row = at.row + (at.segment == 0 ? 0 : world.table[0].codes.row_count);
+        simd.token_logit[static_cast<std::size_t>(row)] += above;
+      }
+      PartialBuffer ours = simd.attend();
+      PartialBuffer exact = attend_on_reference(world, simd);
+      EXPECT_NEAR(ours.drift[0], exact.drift[0], 1e-5f * std::abs(exact.drift[0]));
+      ours.drift[0] = exact.drift[0] = 0;  // what the estimates are off by is in it
+      expect_equal(ours, exact, 1e-5);
+    }
+  }
+}
+
 // Contract §10: a selection of nothing is defined, all clusters' means stand in.
 TEST(AttendTail, EmptySelectionIsAllTail) {
   const World world(31, {1024}, 64, 3);
