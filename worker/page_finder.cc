@@ -44,6 +44,7 @@ void PageFinder::list_pages(const LayerCall& call, LayerGroup& group) {
 void PageFinder::find(const LayerCall& call) {
   pool_.begin_layer();
   arrived_.clear();
+  beside_.clear();
   if (wanted_.size() < call.items.size()) wanted_.resize(call.items.size());
   for (std::vector<WantedPage>& pages : wanted_) pages.clear();
   bool all_hit = true;
@@ -91,7 +92,9 @@ void PageFinder::take_fetched(const LayerCall& call) {
       if (page.slot != HotPool::kNoSlot) continue;
       const WantedPage& wanted = wanted_[group.item][next[group.item]++];
       page.slot = pool_.find(key_of(wanted));
-      if (page.slot == HotPool::kNoSlot && wanted.bytes != nullptr) insert(wanted, page);
+      if (page.slot != HotPool::kNoSlot || wanted.bytes == nullptr) continue;
+      insert(wanted, page);
+      if (page.slot == HotPool::kNoSlot) beside_.push_back({key_of(wanted), wanted.bytes});
     }
   }
   find_others_pages(call);
@@ -100,19 +103,16 @@ void PageFinder::take_fetched(const LayerCall& call) {
 // What came for one item is there for the others of the batch too: for those that do not wait, and
 // where the same page did not come a second time.
 void PageFinder::find_others_pages(const LayerCall& call) {
+  std::ranges::sort(beside_, {}, &PageBeside::key);
   for (LayerGroup& group : call.groups) {
     if (!group.indexed) continue;
     for (SelectedPage& page : group.pages) {
       if (!page.missing()) continue;
-      const WantedPage wanted = wanted_page(call, group, page, options_.page_rows);
-      page.slot = pool_.find(key_of(wanted));
+      const PageKey key = key_of(wanted_page(call, group, page, options_.page_rows));
+      page.slot = pool_.find(key);
       if (page.slot != HotPool::kNoSlot) continue;
-      const auto same = [&](const ArrivedPage& arrived) {
-        return arrived.segment == wanted.segment && arrived.kv_head == wanted.kv_head &&
-               arrived.first_row == wanted.first_row;
-      };
-      const auto arrived = std::ranges::find_if(arrived_, same);
-      if (arrived != arrived_.end()) page.bytes = arrived->bytes;
+      const auto beside = std::ranges::lower_bound(beside_, key, {}, &PageBeside::key);
+      if (beside != beside_.end() && beside->key == key) page.bytes = beside->bytes;
     }
   }
 }

@@ -59,6 +59,11 @@ class PageFinder {
     PageKey key = 0;
     std::weak_ptr<const AttachedSegment> segment;  // else the key may be another page's by now
   };
+  // A page that arrived when every slot was pinned.
+  struct PageBeside {
+    PageKey key = 0;
+    const std::byte* bytes = nullptr;
+  };
   // A read behind the steps. Segments may go while it runs, so it has copies of what it needs.
   struct Behind {
     std::vector<MissedPage> pages;
@@ -77,6 +82,7 @@ class PageFinder {
   HotPool pool_;
   std::vector<std::vector<WantedPage>> wanted_;  // of the layer under way, by item
   std::vector<ArrivedPage> arrived_;
+  std::vector<PageBeside> beside_;
   FetchedPages fetched_;
 
   std::vector<MissedPage> missed_;  // since the last read behind the steps
