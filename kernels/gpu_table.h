@@ -44,6 +44,7 @@ struct GpuCapacity {
   std::int32_t exact_rows = 0;  // rows that one group attends exactly in one call
 };
 constexpr std::int32_t kGpuMaxQueryRows = 128;      // G
+constexpr std::int32_t kGpuMaxGroups = 65535;       // of a launch: the blocks of a grid's y and z
 constexpr std::int32_t kGpuMaxTableRows = 1 << 20;  // rows of one table
 
 }  // namespace icefield

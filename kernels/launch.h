@@ -8,6 +8,7 @@
 #include "common/status.h"
 #include "kernels/device.h"
 #include "kernels/gpu.h"
+#include "kernels/gpu_table.h"
 
 namespace icefield::gpu {
 
@@ -45,6 +46,7 @@ Status start(const Launch& launch, void (*kernel)(P...), const A&... args) {
 template <class... P, class... A>
 Status start(const Launch& launch, void (*kernel)(P...), const A&... args) {
   ICE_CHECK(launch.threads % 32 == 0 && launch.threads <= 1024);
+  ICE_CHECK(launch.grid_y <= kGpuMaxGroups && launch.grid_z <= kGpuMaxGroups);
   emulation::launch({.x = static_cast<unsigned>(launch.grid_x),
                      .y = static_cast<unsigned>(launch.grid_y),
                      .z = static_cast<unsigned>(launch.grid_z)},

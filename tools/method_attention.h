@@ -72,6 +72,7 @@ class MethodAttention final : public LayerAttention {
   ThreadPool& threads() const { return threads_; }
 
   Status resize_pool(std::int64_t slot_count) override { return cpu_.resize_pool(slot_count); }
+  std::int32_t most_query_rows() const override { return cpu_.most_query_rows(); }
   Status begin_step(std::span<const StepItem> items) override { return cpu_.begin_step(items); }
   Status place(std::span<const ArrivedPage> pages) override { return cpu_.place(pages); }
   Status attend(const LayerCall& call, PageFinder& pages) override;

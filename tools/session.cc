@@ -29,6 +29,12 @@ std::int64_t default_pool_bytes(const ModelConfig& config, std::int64_t budget,
                                 heads * pages * (page_rows * config.kv.row_bytes() + kBookkeeping));
 }
 
+Status check_group_tokens(std::int32_t tokens, std::int32_t most) {
+  if (tokens >= 1 && tokens <= most) return Status();
+  return Status(Code::kInvalidArgument, "--group_tokens=" + std::to_string(tokens) +
+                                            ": expected 1 to " + std::to_string(most));
+}
+
 double ms_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin)
       .count();
@@ -114,7 +120,7 @@ Result<Session::Opened> Session::open_document(std::span<const TokenId> tokens,
   opened.prefill_tokens = static_cast<std::int64_t>(rest.size());
   if (!opened.context.dense()) {
     ICE_TRY(decoder_->forward(opened.context, rest,
-                              {.attend = attend, .group_tokens = kMaxQueryTokens}));
+                              {.attend = attend, .group_tokens = worker_->most_group_tokens()}));
     opened.prefill_ms = ms_since(begin);
     return opened;
   }

@@ -1,6 +1,7 @@
 // worker/cpu_attention.h — attention on the CPU: everything is where the host keeps it anyway.
 #pragma once
 
+#include <limits>
 #include <vector>
 
 #include "common/bytes.h"
@@ -19,6 +20,7 @@ class CpuAttention : public LayerAttention {
       : shape_(shape), kernels_(kernels), threads_(threads) {}
 
   Status resize_pool(std::int64_t slot_count) override;
+  std::int32_t most_query_rows() const override { return std::numeric_limits<std::int32_t>::max(); }
   Status begin_step(std::span<const StepItem> items) override;
   Status place(std::span<const ArrivedPage> pages) override;
   Status attend(const LayerCall& call, PageFinder& pages) override;

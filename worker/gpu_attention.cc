@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/bytes.h"
 #include "worker/page_finder.h"
 
 namespace icefield {
@@ -53,14 +54,33 @@ Status GpuAttention::resize_pool(std::int64_t slot_count) {
 
 // ---------------------------------------------------------------------------------------- copies
 
-Status GpuAttention::begin_step(std::span<const StepItem> items) {
+Status GpuAttention::check_sizes(std::span<const StepItem> items) const {
+  constexpr std::int64_t kMostRows = GpuLayer::kMaxQueryRows;
+  std::int64_t groups = 0;  // of the launch over exact rows, which has one for so many query rows
+  std::int64_t tokens = 0;
   for (const StepItem& item : items) {
-    const std::int64_t rows = static_cast<std::int64_t>(item.tokens.size()) * shape_.query_group;
-    if (!item.context->dense() && rows > GpuLayer::kMaxQueryRows) {
+    const auto count = static_cast<std::int64_t>(item.tokens.size());
+    const std::int64_t rows = count * shape_.query_group;
+    if (!item.context->dense() && rows > kMostRows) {
       return Status(Code::kUnimplemented, std::to_string(rows) +
                                               " query rows share a selection, a GPU takes " +
-                                              std::to_string(GpuLayer::kMaxQueryRows));
+                                              std::to_string(kMostRows) + ": at most " +
+                                              std::to_string(kMostRows / shape_.query_group) +
+                                              " tokens at a time (--group_tokens)");
     }
+    groups += shape_.kv.kv_head_count * ceil_div(rows, kMostRows);
+    tokens += count;
+  }
+  if (groups <= kGpuMaxGroups) return Status();
+  const std::int64_t most = kGpuMaxGroups / shape_.kv.kv_head_count * kMostRows;
+  return Status(Code::kInvalidArgument,
+                "a step of " + std::to_string(tokens) + " tokens, a GPU takes at most " +
+                    std::to_string(most / shape_.query_group) + " at a time");
+}
+
+Status GpuAttention::begin_step(std::span<const StepItem> items) {
+  ICE_TRY(check_sizes(items));
+  for (const StepItem& item : items) {
     if (!item.context->dense()) ICE_TRY(copy_context(*item.context));
   }
   return stream_.wait();

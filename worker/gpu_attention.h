@@ -15,8 +15,8 @@ namespace icefield {
 // recorded graph and the host learns afterwards what was selected.
 //
 // Errors   kUnavailable where there is no GPU, kUnimplemented for head dimensions without kernels
-//          and for more than 128 query rows that share a selection, kResourceExhausted when its
-//          memory is short.
+//          and for more than 128 query rows that share a selection, kInvalidArgument for steps of
+//          more tokens than a launch has blocks for, kResourceExhausted when its memory is short.
 // Threads  The worker's caller.
 class GpuAttention : public LayerAttention {
  public:
@@ -24,6 +24,7 @@ class GpuAttention : public LayerAttention {
   ~GpuAttention() override;
 
   Status resize_pool(std::int64_t slot_count) override;
+  std::int32_t most_query_rows() const override { return GpuLayer::kMaxQueryRows; }
   Status begin_step(std::span<const StepItem> items) override;
   Status place(std::span<const ArrivedPage> pages) override;
   Status attend(const LayerCall& call, PageFinder& pages) override;
@@ -37,6 +38,7 @@ class GpuAttention : public LayerAttention {
  private:
   GpuAttention(const AttentionShape& shape, std::int32_t processors, GpuStream stream);
 
+  Status check_sizes(std::span<const StepItem> items) const;
   Status copy_segments(const Context& context);
   Status copy_context(Context& context);
   Status copy_rows(const LayerCall& call);

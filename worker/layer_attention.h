@@ -100,8 +100,12 @@ class LayerAttention {
   // was there stays, so both have to fit for a moment.
   virtual Status resize_pool(std::int64_t slot_count) = 0;
 
+  // How many query rows may share a selection: query tokens × query heads per KV head.
+  virtual std::int32_t most_query_rows() const = 0;
+
   // Called before the layers of a step: brings to the processor what these contexts attend.
-  // kUnimplemented for shapes that it has no kernels for, kResourceExhausted without memory.
+  // kUnimplemented for more query rows than that, kInvalidArgument for more tokens than it takes at
+  // a time, kResourceExhausted without memory.
   virtual Status begin_step(std::span<const StepItem> items) = 0;
 
   // Puts pages into their slots.

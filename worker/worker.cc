@@ -347,6 +347,10 @@ Status Worker::advance_window(Context& context) {
 
 // ----------------------------------------------------------------------------------------- step
 
+std::int32_t Worker::most_group_tokens() const {
+  return std::clamp(attention_->most_query_rows() / options_.query_group, 1, kMaxQueryTokens);
+}
+
 Result<Step> Worker::begin_step(std::vector<StepItem> items) {
   std::set<const Context*> contexts;
   for (const StepItem& item : items) {

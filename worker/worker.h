@@ -85,6 +85,10 @@ class Worker {
   // attached instead of built. On an error nothing is lost: the context keeps its rows.
   Status seal(Context& context, std::int64_t position);
 
+  // How many query tokens may share a selection, 1 to kMaxQueryTokens: what attends may take fewer
+  // query rows than these have.
+  std::int32_t most_group_tokens() const;
+
   // Starts a step: `items` are the contexts of a batch with their new tokens.
   Result<Step> begin_step(std::vector<StepItem> items);
 

@@ -424,7 +424,25 @@ TEST_F(WorkerGpu, ShapesWithoutKernelsAreRefused) {
   Context context = sealed(*pair.gpu, sequence_, 1024);
   const Ran many = run(*pair.gpu, {{&context, &sequence_, 16, {.budget = 8}}});
   EXPECT_EQ(many.status.code(), Code::kUnimplemented) << "144 query rows share a selection";
+  EXPECT_NE(many.status.message().find("at most 14 tokens"), std::string::npos);
+  EXPECT_EQ(pair.gpu->worker->most_group_tokens(), 14);
   EXPECT_TRUE(run(*pair.gpu, {{&context, &sequence_, 14, {.budget = 8}}}).status.ok());
+}
+
+// A launch has 65 535 blocks for groups of 128 query rows: here for 32 767 of each KV head.
+TEST_F(WorkerGpu, StepsOfMoreTokensThanALaunchHasBlocksForAreRefused) {
+  Pair pair = make({.query_group = 64});
+  Context context = pair.gpu->worker->new_context();
+  const auto begin = [&](std::size_t tokens) {
+    return pair.gpu->worker
+        ->begin_step({{.context = &context, .tokens = std::vector<std::uint32_t>(tokens)}})
+        .status();
+  };
+  EXPECT_TRUE(begin(65534).ok());
+  const Status refused = begin(65535);
+  EXPECT_EQ(refused.code(), Code::kInvalidArgument);
+  EXPECT_NE(refused.message().find("at most 65534 at a time"), std::string::npos)
+      << refused.to_string();
 }
 
 }  // namespace
