@@ -85,16 +85,17 @@ Result<std::span<const float>> Decoder::forward(Context& context, std::span<cons
   const std::int64_t hidden = model_.config().hidden;
   const std::int64_t vocabulary = model_.config().vocabulary;
   const auto count = static_cast<std::int64_t>(tokens.size());
-  fit(logits_, vocabulary * (options.all_logits ? count : 1));
+  const bool all = options.logits == Logits::kAll;
+  fit(logits_, vocabulary * (all ? count : 1));
   for (std::int64_t first = 0; first < count; first += options.group_tokens) {
     const std::int64_t group = std::min<std::int64_t>(options.group_tokens, count - first);
     ICE_TRY(run_step(
         context, tokens.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(group)),
         options.attend, options.observer));
     const bool last = first + group == count;
-    if (!options.all_logits && !last) continue;
+    if (options.logits == Logits::kNone || (!all && !last)) continue;
     // All rows of the group, or the last one only.
-    const std::int64_t row = options.all_logits ? 0 : group - 1;
+    const std::int64_t row = all ? 0 : group - 1;
     const std::int64_t rows = group - row;
     fit(normed_, rows * hidden);
     for (std::int64_t r = 0; r < rows; ++r) {
@@ -102,9 +103,10 @@ Result<std::span<const float>> Decoder::forward(Context& context, std::span<cons
                model_.config().norm_epsilon, normed_.data() + r * hidden);
     }
     const Product product{.weights = &model_.head(),
-                          .y = logits_.data() + (options.all_logits ? first * vocabulary : 0)};
+                          .y = logits_.data() + (all ? first * vocabulary : 0)};
     multiply(std::span(&product, 1), normed_.data(), rows, threads_);
   }
+  if (options.logits == Logits::kNone) return std::span<const float>();
   return std::span<const float>(logits_);
 }
 

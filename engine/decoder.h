@@ -12,6 +12,9 @@
 
 namespace icefield {
 
+// Of which tokens of a call the product with the vocabulary is wanted.
+enum class Logits : std::uint8_t { kNone, kLast, kAll };
+
 // Sees what every layer attends, for measurements. The arrays are [tokens, heads, d].
 class AttentionObserver {
  public:
@@ -40,12 +43,12 @@ class Decoder {
                  const std::function<void(std::int64_t)>& progress = {});
 
   // Computes `tokens` into any context; those of a group of `group_tokens` share a selection. The
-  // logits of the last token [vocabulary], or of all of them [tokens, vocabulary], stay valid until
-  // the next call.
+  // logits that are wanted, of the last token [vocabulary] or of all of them [tokens, vocabulary],
+  // stay valid until the next call.
   struct ForwardOptions {
     AttendOptions attend;
     std::int32_t group_tokens = 1;  // 1 to kMaxQueryTokens
-    bool all_logits = false;
+    Logits logits = Logits::kLast;
     AttentionObserver* observer = nullptr;
   };
   Result<std::span<const float>> forward(Context& context, std::span<const TokenId> tokens,

@@ -24,7 +24,9 @@ DEFINE_uint64(seed, 1, "of documents and questions");
 DEFINE_string(tasks, "facts,multikey,neardup,multiquery,passage,continuation",
               "which questions are asked");
 DEFINE_int32(group_tokens, 1, "question tokens that share a selection, 1 to 16");
-DEFINE_bool(probes, true, "measure strong-token misses and recall64, which takes extra time");
+DEFINE_bool(
+    probes, true,
+    "measure strong-token misses and recall64 where --group_tokens is 1, which takes extra time");
 DEFINE_string(store, "", "directory of the NVMe tier; empty: memory only");
 DEFINE_int32(page_rows, 1, "rows of a page: 1, 2, 4, 8 or 16");
 DEFINE_string(device, "cpu", "what attends: cpu or cuda");
@@ -108,6 +110,7 @@ Result<Plan> make_plan() {
       return Status(Code::kInvalidArgument, "--context_tokens=all: expected numbers");
     }
   }
+  ICE_TRY(check_group_tokens(FLAGS_group_tokens, kMaxQueryTokens));
   ICE_TRY(const auto budgets, parse_numbers("budget", FLAGS_budget, 0));
   ICE_TRY(const std::vector<std::int32_t> breadths, parse_breadths(FLAGS_breadth));
   std::istringstream methods(FLAGS_method);
@@ -117,7 +120,7 @@ Result<Plan> make_plan() {
   if (plan.options.arms.empty()) return Status(Code::kInvalidArgument, "--method names none");
   plan.options.group_tokens = FLAGS_group_tokens;
   plan.options.continuation = false;
-  plan.options.probes = FLAGS_probes;
+  plan.options.probes = FLAGS_probes && FLAGS_group_tokens == 1;
   std::istringstream names(FLAGS_tasks);
   for (std::string name; std::getline(names, name, ',');) {
     const auto* task = std::find_if(std::begin(kQuestionTasks), std::end(kQuestionTasks),
@@ -161,6 +164,11 @@ class ArmFigures {
   }
 
  private:
+  // A continuation is computed token by token.
+  std::int32_t group_tokens_of(std::string_view task) const {
+    return task == "continuation" ? 1 : plan_.options.group_tokens;
+  }
+
   void add(const char* task, const char* name, double value, const char* unit, double full = NAN,
            const char* better = "") {
     Figure figure{.name = name,
@@ -169,7 +177,7 @@ class ArmFigures {
                              {"budget", budget_text(arm_)},
                              {"breadth", nullptr},
                              {"context_tokens", length_},
-                             {"group_tokens", plan_.options.group_tokens}},
+                             {"group_tokens", group_tokens_of(task)}},
                   .value = value,
                   .unit = unit};
     if (arm_.ours()) figure.params["breadth"] = breadth_text(arm_.breadth);
@@ -369,6 +377,7 @@ Status run() {
   }
   ICE_TRY(const EvalText text, EvalText::parse(*content));
   ICE_TRY(std::unique_ptr<Session> session, open_session(plan.options));
+  ICE_TRY(check_group_tokens(FLAGS_group_tokens, session->worker().most_group_tokens()));
   const ModelConfig& config = session->model().config();
   for (const std::int64_t length : plan.lengths) {
     if (length + kContinuationTokens > config.max_positions) {

@@ -52,10 +52,11 @@ bool is_probed(EvalTask task) {
 
 Result<std::span<const float>> one_token(Decoder& decoder, Context& context, TokenId token,
                                          const AttendOptions& attend, SelectionProbe* probe,
-                                         bool probed) {
+                                         bool probed, Logits wanted = Logits::kLast) {
   if (probe != nullptr) ICE_TRY(probe->begin_token(token, probed));
   ICE_TRY(const std::span<const float> logits,
-          decoder.forward(context, std::span(&token, 1), {.attend = attend, .observer = probe}));
+          decoder.forward(context, std::span(&token, 1),
+                          {.attend = attend, .logits = wanted, .observer = probe}));
   if (probe != nullptr) ICE_TRY(probe->end_token());
   return logits;
 }
@@ -155,7 +156,7 @@ class DocumentEval {
         probe.emplace(session_, sealed_, context, orders_, options_.arms, sums_);
       }
       ICE_TRY(full_outcomes_.emplace_back(),
-              ask_question(session_.decoder(), context, question, {}, 1,
+              ask_question(session_.decoder(), context, question, {}, options_.group_tokens,
                            probe.has_value() ? &*probe : nullptr));
       advance_question(question);
     }
@@ -287,6 +288,7 @@ class DocumentEval {
 Result<EvalOutcome> ask_question(Decoder& decoder, Context& context, const EvalQuestion& question,
                                  const AttendOptions& attend, std::int32_t group_tokens,
                                  SelectionProbe* probe) {
+  ICE_CHECK(probe == nullptr || group_tokens == 1);
   EvalOutcome outcome;
   std::vector<TokenId> pending;  // the last right answer, not yet fed
   for (const EvalQuestion::Turn& turn : question.turns) {
@@ -299,8 +301,9 @@ Result<EvalOutcome> ask_question(Decoder& decoder, Context& context, const EvalQ
               decoder.forward(context, prompt, {.attend = attend, .group_tokens = group_tokens}));
     } else {
       for (std::size_t i = 0; i < prompt.size(); ++i) {
-        ICE_TRY(logits,
-                one_token(decoder, context, prompt[i], attend, probe, i + 1 == prompt.size()));
+        const bool last = i + 1 == prompt.size();
+        ICE_TRY(logits, one_token(decoder, context, prompt[i], attend, probe, last,
+                                  last ? Logits::kLast : Logits::kNone));
       }
     }
     const double ms = ms_since(begin) - (probe == nullptr ? 0 : probe->spent_ms());

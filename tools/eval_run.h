@@ -79,7 +79,7 @@ struct EvalOutcome {
 };
 
 // Feeds a question into `context`: prompts in groups of `group_tokens`, the right answers token by
-// token. `probe` sees the first prompt and probes its last token.
+// token. `probe` sees the first prompt and probes its last token; then `group_tokens` is 1.
 class SelectionProbe;
 Result<EvalOutcome> ask_question(Decoder& decoder, Context& context, const EvalQuestion& question,
                                  const AttendOptions& attend, std::int32_t group_tokens,
@@ -90,7 +90,7 @@ struct EvalOptions {
   std::int32_t group_tokens = 1;
   bool questions = true;
   bool continuation = true;
-  bool probes = true;  // of ours
+  bool probes = true;  // of ours, where group_tokens is 1
   // What the session attends with, where arms have other methods than ours or reads are counted.
   MethodAttention* attention = nullptr;
 };

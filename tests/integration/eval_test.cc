@@ -16,10 +16,12 @@ using nlohmann::json;
 
 // The figures over all tasks and of the continuation, by name.
 std::map<std::string, json> evaluate(const std::string& budget, const std::string& breadth,
-                                     const std::string& tasks, bool probes) {
-  const ProcessResult result = run_icefield(
-      {"eval", "--context_tokens=1536", "--documents=1", "--budget=" + budget,
-       "--breadth=" + breadth, "--tasks=" + tasks, probes ? "--probes" : "--noprobes", "--json"});
+                                     const std::string& tasks, bool probes,
+                                     std::int32_t group_tokens = 1) {
+  const ProcessResult result =
+      run_icefield({"eval", "--context_tokens=1536", "--documents=1", "--budget=" + budget,
+                    "--breadth=" + breadth, "--tasks=" + tasks, probes ? "--probes" : "--noprobes",
+                    "--group_tokens=" + std::to_string(group_tokens), "--json"});
   EXPECT_EQ(result.exit_code, 0) << result.err;
   std::map<std::string, json> figures;
   const json report = json::parse(result.out);
@@ -30,6 +32,7 @@ std::map<std::string, json> evaluate(const std::string& budget, const std::strin
     EXPECT_EQ(params["budget"], budget);
     EXPECT_EQ(params["breadth"], breadth);
     EXPECT_EQ(params["context_tokens"], 1536);
+    EXPECT_EQ(params["group_tokens"], params["task"] == "continuation" ? 1 : group_tokens);
     if (params["task"] == "all" || params["task"] == "continuation") {
       figures[figure["name"]] = figure;
     }
@@ -58,6 +61,14 @@ TEST(Eval, FiguresAreCompleteAndSane) {
   EXPECT_GT(value("tail_share"), 0);
   EXPECT_EQ(figures["hot_bytes"]["against"], "full attention");
   EXPECT_EQ(figures["hot_bytes"]["better"], "lower");
+}
+
+// Probes compare what one token selects, so there are none where tokens share a selection.
+TEST(Eval, FiguresOfGroupsAreOfGroups) {
+  auto figures = evaluate("64", "rule", "neardup", true, 16);
+  EXPECT_FALSE(figures.contains("strong_misses"));
+  EXPECT_FALSE(figures.contains("recall64"));
+  EXPECT_EQ(figures["first_token_ms"]["against"], "full attention");
 }
 
 // The chat template stands around document and question; without it the prompt is raw text.

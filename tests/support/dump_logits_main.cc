@@ -49,7 +49,8 @@ Status run(const std::string& mode, const std::string& in_path, const std::strin
     return Status();
   }
   ICE_TRY(std::span<const float> logits,
-          fixture.decoder->forward(context, rest, {.all_logits = mode != "greedy"}));
+          fixture.decoder->forward(context, rest,
+                                   {.logits = mode == "greedy" ? Logits::kLast : Logits::kAll}));
   if (mode != "greedy") {
     std::ofstream out(out_path, std::ios::binary);
     out.write(reinterpret_cast<const char*>(logits.data()),

@@ -94,9 +94,20 @@ TEST_F(DecoderTest, GroupsOfTokensOverADenseContextAreTheSame) {
   Context one = engine.worker->new_context();
   ASSERT_TRUE(engine.decoder->prefill(one, std::span(tokens_).first(300)).ok());
   Context grouped = engine.worker->fork(one);
-  expect_near(logits_after(engine, one, 300, 16, {.all_logits = true}),
-              logits_after(engine, grouped, 300, 16, {.group_tokens = 16, .all_logits = true}),
+  expect_near(logits_after(engine, one, 300, 16, {.logits = Logits::kAll}),
+              logits_after(engine, grouped, 300, 16, {.group_tokens = 16, .logits = Logits::kAll}),
               0.02f);
+}
+
+// Of a prompt only the last token's are wanted: tokens before it leave out the largest product.
+TEST_F(DecoderTest, LogitsThatAreNotWantedChangeNothing) {
+  Engine engine(*model_, *node_, 2);
+  Context one = engine.worker->new_context();
+  ASSERT_TRUE(engine.decoder->prefill(one, std::span(tokens_).first(300)).ok());
+  Context other = engine.worker->fork(one);
+  const std::vector<float> all = logits_after(engine, one, 300, 3);
+  EXPECT_TRUE(logits_after(engine, other, 300, 2, {.logits = Logits::kNone}).empty());
+  EXPECT_EQ(logits_after(engine, other, 302, 1), all);
 }
 
 TEST_F(DecoderTest, BudgetOfAllGivesFullAttentionsTokens) {

@@ -43,7 +43,7 @@ TEST_F(Reference, TextThatIsNotUtf8IsRefusedWithThePlace) {
 TEST_F(Reference, LogitsAreTransformersLogits) {
   const auto tokens = recorded_["logits"]["tokens"].get<std::vector<TokenId>>();
   Context context = fixture_.worker->new_context();
-  const auto logits = fixture_.decoder->forward(context, tokens, {.all_logits = true}).value();
+  const auto logits = fixture_.decoder->forward(context, tokens, {.logits = Logits::kAll}).value();
   const auto vocabulary = static_cast<std::size_t>(fixture_.model->config().vocabulary);
   for (std::size_t t = 0; t < tokens.size(); ++t) {
     const auto row = logits.subspan(t * vocabulary, vocabulary);
