@@ -120,10 +120,43 @@ TEST_F(EvalRecordTest, WhatIsNoRecordingIsRefused) {
   EXPECT_EQ(read_recorded_keys(path).status().code(), Code::kInvalidArgument);
   std::filesystem::resize_file(path, 40);
   EXPECT_EQ(read_recorded_keys(path).status().code(), Code::kInvalidArgument);
+  std::filesystem::resize_file(path, std::filesystem::file_size(path) + 1);
+  EXPECT_EQ(read_recorded_keys(path).status().code(), Code::kInvalidArgument);
   keys_.shape.window_first = kTokens + 1;
   ASSERT_TRUE(write_recorded_keys(keys_, path).ok());
   EXPECT_EQ(read_recorded_keys(path).status().code(), Code::kInvalidArgument);
   EXPECT_EQ(write_recorded_keys(keys_, dir_.file("no/such/place")).code(), Code::kUnavailable);
+}
+
+// Counts that ask for more memory than there is, one by one and all at once.
+TEST_F(EvalRecordTest, DamagedHeadersAreRefusedBeforeMemoryIsTaken) {
+  const std::string path = dir_.file("keys.bin");
+  const RecordedShape whole = keys_.shape;
+  const auto expect_refused = [&](const RecordedShape& damaged) {
+    keys_.shape = damaged;
+    ASSERT_TRUE(write_recorded_keys(keys_, path).ok());
+    EXPECT_EQ(read_recorded_keys(path).status().code(), Code::kInvalidArgument);
+  };
+  RecordedShape all = whole;
+  for (std::int32_t RecordedShape::*count :
+       {&RecordedShape::layers, &RecordedShape::kv_heads, &RecordedShape::group,
+        &RecordedShape::d_k, &RecordedShape::d_v, &RecordedShape::tokens, &RecordedShape::steps}) {
+    for (const std::int32_t value : {-1, 0, whole.*count + 1, 256, 1024, 1 << 20, 1 << 30}) {
+      RecordedShape damaged = whole;
+      damaged.*count = value;
+      if (damaged != whole) expect_refused(damaged);
+    }
+    all.*count = 256;
+    expect_refused(all);
+  }
+  for (const float beta : {0.0f, -1.0f, NAN, HUGE_VALF}) {
+    RecordedShape damaged = whole;
+    damaged.beta = beta;
+    expect_refused(damaged);
+  }
+  all = {1 << 20, 1 << 20, 1 << 20, 1 << 20, 1 << 20, 1 << 20, 1 << 20, 0.1f, 0, 0};
+  expect_refused(all);
+  expect_refused({1 << 10, 1 << 10, 1 << 8, 1 << 10, 1 << 10, 1 << 20, 1 << 20, 0.1f, 0, 0});
 }
 
 }  // namespace
