@@ -62,6 +62,7 @@ struct Question {
   std::string answer;
   std::int64_t tokens = 0;
   double first_token_ms = 0;
+  std::int64_t decoded = 0;  // tokens of the answer that were computed for the one after them
   double decode_ms = 0;
 };
 
@@ -139,6 +140,7 @@ Status answer(Session& session, const Context& document, const ChatFrame& frame,
     if (line_end != std::string::npos || question.tokens == FLAGS_max_tokens) break;
     if (context.token_count() == session.model().config().max_positions) break;
     ICE_TRY(logits, session.decoder().forward(context, std::span(&token, 1), {.attend = attend}));
+    ++question.decoded;
   }
   question.decode_ms = ms_since(begin);
   return Status();
@@ -161,10 +163,10 @@ struct Summary {
 Summary summarize(Session& session, const Session::Opened& opened,
                   std::span<const Question> questions) {
   double decode_ms = 0;
-  std::int64_t tokens = 0;
+  std::int64_t decoded = 0;
   for (const Question& question : questions) {
     decode_ms += question.decode_ms;
-    tokens += question.tokens;
+    decoded += question.decoded;
   }
   const Context* contexts[] = {&opened.context};
   return {
@@ -175,7 +177,7 @@ Summary summarize(Session& session, const Session::Opened& opened,
                                         session.model().config().kv.token_bytes()),
       .first_token_ms =
           opened.attach_ms + opened.prefill_ms + opened.seal_ms + questions[0].first_token_ms,
-      .tokens_per_second = decode_ms > 0 ? 1000.0 * static_cast<double>(tokens) / decode_ms : 0};
+      .tokens_per_second = decode_ms > 0 ? 1000.0 * static_cast<double>(decoded) / decode_ms : 0};
 }
 
 void print_json(const Summary& run, std::span<const Question> questions) {

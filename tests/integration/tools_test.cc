@@ -109,6 +109,15 @@ TEST_F(Tools, QuestionsFileIsAskedLineByLine) {
   EXPECT_EQ(answers[1]["question"], "two?");
 }
 
+// What is decoded after a prompt is timed; the first token came with the prompt.
+TEST_F(Tools, OneTokenHasNoRate) {
+  const auto result = run_icefield(run_arguments({"--max_tokens=1", "--json"}));
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const json report = json::parse(result.out);
+  EXPECT_EQ(report["answers"][0]["tokens"], 1);
+  EXPECT_EQ(figure(report, "tokens_per_second"), 0);
+}
+
 TEST_F(Tools, TextOutputEndsWithASummaryLine) {
   const auto result = run_icefield(run_arguments());
   ASSERT_EQ(result.exit_code, 0) << result.err;
