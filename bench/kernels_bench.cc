@@ -1,6 +1,5 @@
-// Micro-benchmarks of the kernel families, beside what the machine can do at best.
-//
-// Poisoning of outputs by the fixtures is included: it is small against what is measured.
+// Micro-benchmarks of the kernel families, beside what the machine can do at best. Fixtures make a
+// kernel's arguments once: they poison its outputs, which a loop must not repeat.
 #include <benchmark/benchmark.h>
 
 #include <cstring>
@@ -86,7 +85,10 @@ void BM_ScoreLists(benchmark::State& state) {
   Context context(static_cast<std::int32_t>(state.range(0)),
                   static_cast<std::int32_t>(state.range(1)),
                   static_cast<std::int32_t>(state.range(2)));
-  for (auto _ : state) context.group->score_lists();
+  const ScoreListsGroup group = context.group->score_lists_group();
+  for (auto _ : state) {
+    cpu_kernels().score_lists({.shape = context.group->shape, .group_count = 1, .groups = &group});
+  }
   set_rows(state, state.range(0));
 }
 BENCHMARK(BM_ScoreLists)->Args({8192, 64, 3})->Args({8192, 128, 1})->Args({8192, 128, 8});
@@ -97,7 +99,10 @@ void BM_Propose(benchmark::State& state) {
                   static_cast<std::int32_t>(state.range(2)));
   const SelectionRule rule{.budget = 64, .breadth = 16};
   context.group->score_lists();
-  for (auto _ : state) context.group->propose(rule);
+  const ProposeGroup group = context.group->propose_group(rule);
+  for (auto _ : state) {
+    cpu_kernels().propose({.shape = context.group->shape, .group_count = 1, .groups = &group});
+  }
   set_rows(state, state.range(0));
 }
 BENCHMARK(BM_Propose)->Args({8192, 64, 3})->Args({8192, 128, 1})->Args({8192, 128, 8});
@@ -109,7 +114,10 @@ void BM_RankAll(benchmark::State& state) {
   const SelectionRule rule{.budget = 64};
   context.group->score_lists();
   context.group->propose(rule);
-  for (auto _ : state) context.group->rank(rule);
+  const RankGroup group = context.group->rank_group(rule);
+  for (auto _ : state) {
+    cpu_kernels().rank({.shape = context.group->shape, .group_count = 1, .groups = &group});
+  }
   set_rows(state, state.range(0));
 }
 BENCHMARK(BM_RankAll)->Args({8192, 64, 3})->Args({8192, 128, 1})->Args({8192, 128, 8});
@@ -118,7 +126,11 @@ void BM_AttendSelected(benchmark::State& state) {
   Context context(8192, static_cast<std::int32_t>(state.range(0)),
                   static_cast<std::int32_t>(state.range(1)));
   context.group->select({.budget = static_cast<std::int32_t>(state.range(2)), .breadth = 16});
-  for (auto _ : state) benchmark::DoNotOptimize(context.group->attend());
+  PartialBuffer result(context.group->rows(), context.group->shape.d_v);
+  const AttendGroup group = context.group->attend_group(result, {}, {});
+  for (auto _ : state) {
+    cpu_kernels().attend({.shape = context.group->shape, .group_count = 1, .groups = &group});
+  }
   set_rows(state, state.range(2));
 }
 BENCHMARK(BM_AttendSelected)->Args({64, 3, 64})->Args({128, 8, 256})->Args({128, 8, 4096});
@@ -131,8 +143,15 @@ void BM_AttendExact(benchmark::State& state) {
   const auto queries = static_cast<std::int32_t>(state.range(2));
   const std::vector<float> q = random_queries(rng, kv, queries, d, d);
   const HeadShape shape{.d_k = d, .d_v = d, .beta = 0.1f};
+  const std::vector<RowRun> runs = runs_of(kv.data(), rows, 2 * d);
+  PartialBuffer result(queries, d);
+  const AttendGroup group{.row_count = queries,
+                          .q = q.data(),
+                          .run_count = static_cast<std::int32_t>(runs.size()),
+                          .runs = runs.data(),
+                          .result = result.view()};
   for (auto _ : state) {
-    benchmark::DoNotOptimize(attend_rows(cpu_kernels(), shape, q, kv.data(), rows));
+    cpu_kernels().attend({.shape = shape, .group_count = 1, .groups = &group});
   }
   set_bytes(state, static_cast<std::int64_t>(kv.size() * sizeof(Bf16)));
 }
@@ -141,7 +160,7 @@ BENCHMARK(BM_AttendExact)->Args({32768, 128, 1})->Args({4096, 128, 8})->Args({81
 void BM_Merge(benchmark::State& state) {
   constexpr std::int32_t kQueries = 8, kDim = 128;
   std::vector<PartialBuffer> buffers;
-  std::vector<PartialBuffer*> parts;
+  std::vector<Partial> parts;
   for (std::int64_t i = 0; i < state.range(0); ++i) {
     buffers.emplace_back(kQueries, kDim);
     std::fill(buffers.back().out.begin(), buffers.back().out.end(), 1.0f);
@@ -150,8 +169,15 @@ void BM_Merge(benchmark::State& state) {
     std::fill(buffers.back().fault.begin(), buffers.back().fault.end(), 0.0f);
     std::fill(buffers.back().drift.begin(), buffers.back().drift.end(), 0.01f);
   }
-  for (PartialBuffer& buffer : buffers) parts.push_back(&buffer);
-  for (auto _ : state) benchmark::DoNotOptimize(merge(cpu_kernels(), kDim, parts));
+  for (PartialBuffer& buffer : buffers) parts.push_back(buffer.view());
+  PartialBuffer result(kQueries, kDim);
+  for (auto _ : state) {
+    cpu_kernels().merge({.d_v = kDim,
+                         .row_count = kQueries,
+                         .part_count = static_cast<std::int32_t>(parts.size()),
+                         .parts = parts.data(),
+                         .result = result.view()});
+  }
   state.SetItemsProcessed(state.iterations() * state.range(0));
 }
 BENCHMARK(BM_Merge)->Arg(2)->Arg(8);

@@ -152,16 +152,21 @@ PartialBuffer GroupFixture::attend(const std::vector<SegmentAccount>& accounts,
   return result;
 }
 
+std::vector<RowRun> runs_of(const Bf16* rows, std::int64_t count, std::int64_t row_elements) {
+  std::vector<RowRun> runs;
+  for (std::int64_t first = 0; first < count; first += RowRun::kMaxRows) {
+    const std::int64_t in_run = std::min<std::int64_t>(RowRun::kMaxRows, count - first);
+    runs.push_back({.rows = rows + first * row_elements,
+                    .mask = in_run == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << in_run) - 1});
+  }
+  return runs;
+}
+
 PartialBuffer attend_rows(const Kernels& kernels, const HeadShape& shape,
                           const std::vector<float>& q, const Bf16* rows, std::int64_t count,
                           const std::vector<std::int32_t>& hidden) {
   const auto g = static_cast<std::int32_t>(q.size()) / shape.d_k;
-  std::vector<RowRun> runs;
-  for (std::int64_t first = 0; first < count; first += RowRun::kMaxRows) {
-    const std::int64_t in_run = std::min<std::int64_t>(RowRun::kMaxRows, count - first);
-    runs.push_back({.rows = rows + first * (shape.d_k + shape.d_v),
-                    .mask = in_run == 64 ? ~std::uint64_t{0} : (std::uint64_t{1} << in_run) - 1});
-  }
+  const std::vector<RowRun> runs = runs_of(rows, count, shape.d_k + shape.d_v);
   PartialBuffer result(g, shape.d_v);
   const AttendGroup group{.row_count = g,
                           .q = q.data(),

@@ -72,6 +72,9 @@ class GroupFixture {
   std::vector<float> scratch_;
 };
 
+// Runs of every row of `rows`, of `row_elements` each.
+std::vector<RowRun> runs_of(const Bf16* rows, std::int64_t count, std::int64_t row_elements);
+
 // Attention over exact rows only: every row of `rows` [count, d_k + d_v].
 PartialBuffer attend_rows(const Kernels& kernels, const HeadShape& shape,
                           const std::vector<float>& q, const Bf16* rows, std::int64_t count,
