@@ -140,6 +140,13 @@ std::optional<int> ChildProcess::reap(int flags) {
 std::optional<int> ChildProcess::ended() { return reap(WNOHANG); }
 int ChildProcess::wait() { return reap(0).value_or(-1); }
 
+std::string end_text(int code) {
+  constexpr int kSignals = 128;
+  if (code <= kSignals) return "exit code " + std::to_string(code);
+  const int signal = code - kSignals;
+  return "signal " + std::to_string(signal) + " (" + ::strsignal(signal) + ")";
+}
+
 std::string verb_program(const std::string& verb) {
   std::error_code error;
   const auto self = std::filesystem::read_symlink("/proc/self/exe", error);

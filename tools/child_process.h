@@ -52,6 +52,9 @@ class ChildProcess {
   std::optional<int> ended_;
 };
 
+// What wait() returned, in words: "exit code 3", "signal 9 (Killed)".
+std::string end_text(int code);
+
 // The path of icefield-`verb`, which lies beside the running program.
 std::string verb_program(const std::string& verb);
 

@@ -105,7 +105,7 @@ class Cluster {
       alive = alive || !code.has_value();
       if (!code.has_value() || said_gone_[i]) continue;
       said_gone_[i] = true;
-      std::cout << "node" << i << "  ended, exit code " << *code << std::endl;
+      std::cout << "node" << i << "  ended, " << end_text(*code) << std::endl;
       if (nodes_[i].address().empty()) {
         return Status(Code::kUnavailable, "node" + std::to_string(i) + " did not start");
       }

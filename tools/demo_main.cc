@@ -1,13 +1,13 @@
 // icefield demo — the main job on a real model: a document is prefilled, sealed and stored,
 // questions are answered at small budgets; a second process attaches to the store and answers too.
 #include <gflags/gflags.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
 
+#include "tools/child_process.h"
 #include "tools/command_line.h"
 #include "tools/eval_run.h"
 #include "tools/progress.h"
@@ -237,28 +237,16 @@ Status run_process(const std::string& phase, const std::string& store, PhaseResu
     std::ofstream out(file);
     out << Json(result).dump();
   }
-  const std::vector<std::string> arguments = {
-      "icefield-demo",
-      "--phase=" + phase,
-      "--store=" + store,
-      "--document=" + FLAGS_document,
-      "--model=" + FLAGS_model,
-      "--context_tokens=" + std::to_string(FLAGS_context_tokens),
-      "--budget=" + FLAGS_budget,
-      "--seed=" + std::to_string(FLAGS_seed),
-      "--threads=" + std::to_string(FLAGS_threads)};
-  std::vector<char*> argv;
-  for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
-  argv.push_back(nullptr);
-  const pid_t child = fork();
-  if (child == 0) {
-    execv("/proc/self/exe", argv.data());
-    _exit(127);
-  }
-  int status = 0;
-  if (child < 0 || waitpid(child, &status, 0) != child || status != 0) {
-    return Status(Code::kInternal, "the " + phase + " process ended with status " +
-                                       std::to_string(WEXITSTATUS(status)));
+  ICE_TRY(ChildProcess child,
+          ChildProcess::start(
+              {.arguments = {verb_program("demo"), "--phase=" + phase, "--store=" + store,
+                             "--document=" + FLAGS_document, "--model=" + FLAGS_model,
+                             "--context_tokens=" + std::to_string(FLAGS_context_tokens),
+                             "--budget=" + FLAGS_budget, "--seed=" + std::to_string(FLAGS_seed),
+                             "--threads=" + std::to_string(FLAGS_threads)},
+               .show_errors = true}));
+  if (const int code = child.wait(); code != 0) {
+    return Status(Code::kInternal, "the " + phase + " process ended with " + end_text(code));
   }
   ICE_TRY(const std::string text, read_file(file));
   result = Json::parse(text).get<PhaseResult>();
