@@ -7,7 +7,6 @@
 #include <gflags/gflags.h>
 
 #include <atomic>
-#include <chrono>
 #include <cmath>
 #include <functional>
 #include <iostream>
@@ -17,6 +16,7 @@
 #include "bench/support/machine_limits.h"
 #include "bench/support/selection_fixture.h"
 #include "bench/support/synthetic_keys.h"
+#include "bench/support/timing.h"
 #include "tools/command_line.h"
 #include "tools/report.h"
 
@@ -52,13 +52,6 @@ constexpr char kSynthetic[] = "synthetic_";
 using Times = std::vector<double>;  // ms, one per round
 using Action = std::function<void()>;
 
-double ms_of(const Action& action) {
-  const auto begin = std::chrono::steady_clock::now();
-  action();
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin)
-      .count();
-}
-
 // Times of each action, round by round; the shorter ones several times per round, back to back.
 std::vector<Times> take_turns(const std::vector<Action>& actions) {
   constexpr double kLeastMs = 0.5;
@@ -77,14 +70,6 @@ std::vector<Times> take_turns(const std::vector<Action>& actions) {
     }
   }
   return times;
-}
-
-// The median distance from the median.
-double deviation(const Times& values) {
-  const double median = quantile(values, 0.5);
-  Times distances;
-  for (const double value : values) distances.push_back(std::fabs(value - median));
-  return quantile(distances, 0.5);
 }
 
 // One head with everything that a step needs.
@@ -358,18 +343,32 @@ class Bench {
   Table table_{{"", "ms", "MAD", "", "against", "ratio"}};
 };
 
+// A flag that is a multiple of `grain` from `grain` to `most`.
+Status check_multiple(const std::string& flag, std::int32_t value, std::int32_t grain,
+                      std::int32_t most) {
+  if (value >= grain && value % grain == 0 && value <= most) return Status();
+  return Status(Code::kInvalidArgument, "--" + flag + "=" + std::to_string(value) +
+                                            ": expected a multiple of " + std::to_string(grain) +
+                                            " up to " + std::to_string(most));
+}
+
+Status check_flags() {
+  constexpr std::int32_t kMostRows = 1 << 20;
+  constexpr std::int32_t kMost = 256;  // query rows, threads
+  ICE_TRY(check_multiple("head_dim", FLAGS_head_dim, 16, kMaxHeadDim));
+  ICE_TRY(check_multiple("n", FLAGS_n, kExtentRows, kMostRows));
+  ICE_TRY(check_range("group", FLAGS_group, 1, kMost));
+  ICE_TRY(check_range("selected", FLAGS_selected, 1, FLAGS_n));
+  ICE_TRY(check_range("rows", FLAGS_rows, 1, kMostRows));
+  ICE_TRY(check_range("budget", FLAGS_budget, 1));
+  ICE_TRY(check_range("heads", FLAGS_heads, 1));
+  ICE_TRY(check_range("rank_heads", FLAGS_rank_heads, 1));
+  ICE_TRY(check_range("rounds", FLAGS_rounds, 1));
+  return check_range("threads", FLAGS_threads, 1, kMost);
+}
+
 Status run() {
-  const bool dims = FLAGS_head_dim >= 16 && FLAGS_head_dim <= 256 && FLAGS_head_dim % 16 == 0;
-  const bool counts = FLAGS_n >= kExtentRows && FLAGS_n % kExtentRows == 0 && FLAGS_rows >= 1 &&
-                      FLAGS_selected >= 1 && FLAGS_selected <= FLAGS_n && FLAGS_budget >= 1;
-  const bool sizes = FLAGS_group >= 1 && FLAGS_group <= 256 && FLAGS_heads >= 1 &&
-                     FLAGS_rank_heads >= 1 && FLAGS_rounds >= 1 && FLAGS_threads >= 1 &&
-                     FLAGS_threads <= 256 && FLAGS_rows <= (1 << 20) && FLAGS_n <= (1 << 20);
-  if (!dims || !counts || !sizes) {
-    return Status(Code::kInvalidArgument,
-                  "--head_dim: multiples of 16 up to 256; --n: multiples of 256; --selected: at "
-                  "most n; all others: 1 or more");
-  }
+  ICE_TRY(check_flags());
   if (!FLAGS_keys.starts_with(kSynthetic)) {
     return Status(Code::kInvalidArgument, "--keys=" + FLAGS_keys + ": expected synthetic_…");
   }

@@ -7,7 +7,6 @@
 // each).
 #include <gflags/gflags.h>
 
-#include <cmath>
 #include <iostream>
 
 #include "bench/support/index_trial.h"
@@ -68,16 +67,6 @@ struct Shape {
   std::int32_t group = 0;
 };
 
-std::vector<std::string> split(const std::string& text) {
-  std::vector<std::string> parts;
-  for (std::size_t at = 0; at <= text.size();) {
-    const std::size_t end = std::min(text.find(',', at), text.size());
-    parts.push_back(text.substr(at, end - at));
-    at = end + 1;
-  }
-  return parts;
-}
-
 Result<std::vector<std::int32_t>> numbers(const char* flag, const std::string& text, int grain) {
   ICE_TRY(const std::vector<std::int64_t> values, parse_numbers(flag, text, grain));
   std::vector<std::int32_t> out;
@@ -104,14 +93,6 @@ Result<std::vector<SyntheticKind>> synthetic_kinds(const std::string& name) {
   }
   ICE_TRY(const SyntheticKind kind, parse_synthetic_kind(name.substr(prefix + 1)));
   return std::vector<SyntheticKind>{kind};
-}
-
-// The median distance from the median.
-double deviation(const std::vector<double>& values) {
-  const double median = quantile(values, 0.5);
-  std::vector<double> distances;
-  for (const double value : values) distances.push_back(std::fabs(value - median));
-  return quantile(distances, 0.5);
 }
 
 // What the segments and kernels can hold.
@@ -336,14 +317,15 @@ Status run_kinds(const std::string& name, Bench& bench) {
 }
 
 Status run() {
-  if (FLAGS_steps < 1 || FLAGS_rounds < 1 || FLAGS_repeats < 1 || FLAGS_heads < 0) {
-    return Status(Code::kInvalidArgument, "--steps, --rounds and --repeats: 1 or more");
-  }
+  ICE_TRY(check_range("steps", FLAGS_steps, 1));
+  ICE_TRY(check_range("rounds", FLAGS_rounds, 1));
+  ICE_TRY(check_range("repeats", FLAGS_repeats, 1));
+  ICE_TRY(check_range("heads", FLAGS_heads, 0));
   ICE_TRY(std::vector<std::int32_t> budgets, numbers("budget", FLAGS_budget, 1));
   ICE_TRY(std::vector<std::int32_t> all_breadths, parse_breadths(FLAGS_breadth));
   Bench bench(std::move(budgets), std::move(all_breadths));
   bench.measure_machine();
-  for (const std::string& keys : split(FLAGS_keys)) {
+  for (const std::string& keys : split_list(FLAGS_keys)) {
     ICE_TRY(keys.starts_with(kRecorded) ? bench.run_recorded(keys) : run_kinds(keys, bench));
   }
   std::cout << (FLAGS_json ? bench.json() : bench.text());

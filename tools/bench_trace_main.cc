@@ -125,12 +125,9 @@ Status run() {
   ICE_TRY(const Trace trace, read_trace(FLAGS_file));
   ICE_TRY(const std::vector<std::int64_t> capacities,
           parse_numbers("capacities", FLAGS_capacities, 1));
-  std::vector<std::string> policies;
-  for (std::size_t at = 0; at <= FLAGS_policies.size();) {
-    const std::size_t end = std::min(FLAGS_policies.find(',', at), FLAGS_policies.size());
-    policies.push_back(FLAGS_policies.substr(at, end - at));
-    if (policies.back() != "belady") ICE_TRY(parse_eviction_kind(policies.back()));
-    at = end + 1;
+  const std::vector<std::string> policies = split_list(FLAGS_policies);
+  for (const std::string& policy : policies) {
+    if (policy != "belady") ICE_TRY(parse_eviction_kind(policy));
   }
   Report report("bench trace");
   std::vector<std::string> header = {"capacity"};

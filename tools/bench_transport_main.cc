@@ -88,17 +88,6 @@ struct Measured {
   std::vector<double> beside;   // GB/s or us of the yardstick
 };
 
-std::vector<std::string> split(const std::string& text) {
-  std::vector<std::string> parts(1);
-  for (const char c : text) {
-    if (c == ',')
-      parts.emplace_back();
-    else
-      parts.back() += c;
-  }
-  return parts;
-}
-
 UcxOptions options_of(const Side& side) {
   UcxOptions options;
   options.lanes = side.tcp() ? UcxLanes::kTcp : UcxLanes::kSharedMemory;
@@ -323,7 +312,7 @@ Figure figure_of(const Case& what, const Measured& measured) {
 
 std::vector<Case> cases_of(const Side& side) {
   std::vector<Case> cases;
-  for (const std::string& op : split(FLAGS_ops)) {
+  for (const std::string& op : split_list(FLAGS_ops)) {
     if (op == "read" && side.tcp()) continue;
     for (const Size& size : kSizes) {
       if (op == "read" && (size.batch > 1 || size.value_bytes == kSmallBytes)) continue;
@@ -399,11 +388,11 @@ Status run() {
     return Status(Code::kInvalidArgument, "--rounds, --round_ms and --clients: 1 or more");
   }
   Report report("bench transport");
-  for (const std::string& lanes : split(FLAGS_lanes)) {
+  for (const std::string& lanes : split_list(FLAGS_lanes)) {
     if (lanes != "tcp" && lanes != "shared_memory") {
       return Status(Code::kInvalidArgument, "--lanes=" + lanes + ": shared_memory or tcp");
     }
-    for (const std::string& mode : split(FLAGS_modes)) {
+    for (const std::string& mode : split_list(FLAGS_modes)) {
       if (mode != "event" && mode != "poll") {
         return Status(Code::kInvalidArgument, "--modes=" + mode + ": event or poll");
       }

@@ -9,8 +9,6 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
-#include <limits>
-#include <sstream>
 
 #include "kernels/head_index.h"
 
@@ -87,6 +85,23 @@ void note(const std::string& text) {
   std::fprintf(stderr, "%s: note: %s\n", verb_name.c_str(), text.c_str());
 }
 
+std::vector<std::string> split_list(const std::string& text) {
+  std::vector<std::string> parts;
+  for (std::size_t at = 0; at <= text.size();) {
+    const std::size_t end = std::min(text.find(',', at), text.size());
+    parts.push_back(text.substr(at, end - at));
+    at = end + 1;
+  }
+  return parts;
+}
+
+Status check_range(const std::string& flag, std::int64_t value, std::int64_t least,
+                   std::int64_t most) {
+  if (value >= least && value <= most) return Status();
+  return Status(Code::kInvalidArgument, "--" + flag + "=" + std::to_string(value) + ": expected " +
+                                            std::to_string(least) + " to " + std::to_string(most));
+}
+
 Result<std::int64_t> parse_number(const std::string& flag, const std::string& text,
                                   std::int64_t least) {
   if (text == "all") return kAllNumber;
@@ -109,31 +124,25 @@ Result<std::int64_t> parse_number(const std::string& flag, const std::string& te
 Result<std::vector<std::int64_t>> parse_numbers(const std::string& flag, const std::string& text,
                                                 std::int64_t least) {
   std::vector<std::int64_t> values;
-  std::stringstream parts(text);
-  for (std::string part; std::getline(parts, part, ',');) {
+  for (const std::string& part : split_list(text)) {
+    if (part.empty()) {
+      return Status(Code::kInvalidArgument,
+                    "--" + flag + ": \"" + text + "\" has nothing where a number should stand");
+    }
     ICE_TRY(values.emplace_back(), parse_number(flag, part, least));
-  }
-  if (values.empty() || text.back() == ',') {
-    return Status(Code::kInvalidArgument,
-                  "--" + flag + ": \"" + text + "\" ends where a number should stand");
   }
   return values;
 }
 
 Result<std::vector<std::int32_t>> parse_breadths(const std::string& text) {
   std::vector<std::int32_t> breadths;
-  std::stringstream parts(text);
-  for (std::string part; std::getline(parts, part, ',');) {
+  for (const std::string& part : split_list(text)) {
     if (part == "rule") {
       breadths.push_back(kRuleBreadth);
       continue;
     }
     ICE_TRY(const std::int64_t number, parse_number("breadth", part, 1));
     breadths.push_back(number == kAllNumber ? kAllClusters : static_cast<std::int32_t>(number));
-  }
-  if (breadths.empty() || text.back() == ',') {
-    return Status(Code::kInvalidArgument,
-                  "--breadth: \"" + text + "\" ends where a number, all or rule should stand");
   }
   return breadths;
 }

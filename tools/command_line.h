@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,13 @@ int fail(const Status& status);
 
 // Prints "icefield VERB: note: <text>" to standard error: what is missing in what follows, and why.
 void note(const std::string& text);
+
+// "a,b" between commas; one empty part of an empty text.
+std::vector<std::string> split_list(const std::string& text);
+
+// kInvalidArgument, naming the flag and what it may be, unless least <= value <= most.
+Status check_range(const std::string& flag, std::int64_t value, std::int64_t least,
+                   std::int64_t most = std::numeric_limits<std::int32_t>::max());
 
 // "64,256,all": numbers from `least` to 2^31 - 1, or all (→ -1). kInvalidArgument names the flag.
 Result<std::vector<std::int64_t>> parse_numbers(const std::string& flag, const std::string& text,

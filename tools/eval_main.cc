@@ -2,7 +2,6 @@
 #include <gflags/gflags.h>
 
 #include <iostream>
-#include <sstream>
 
 #include "tools/command_line.h"
 #include "tools/eval_record.h"
@@ -110,19 +109,16 @@ Result<Plan> make_plan() {
       return Status(Code::kInvalidArgument, "--context_tokens=all: expected numbers");
     }
   }
-  ICE_TRY(check_group_tokens(FLAGS_group_tokens, kMaxQueryTokens));
+  ICE_TRY(check_range("group_tokens", FLAGS_group_tokens, 1, kMaxQueryTokens));
   ICE_TRY(const auto budgets, parse_numbers("budget", FLAGS_budget, 0));
   ICE_TRY(const std::vector<std::int32_t> breadths, parse_breadths(FLAGS_breadth));
-  std::istringstream methods(FLAGS_method);
-  for (std::string method; std::getline(methods, method, ',');) {
+  for (const std::string& method : split_list(FLAGS_method)) {
     ICE_TRY(add_arms(method, budgets, breadths, plan.options.arms));
   }
-  if (plan.options.arms.empty()) return Status(Code::kInvalidArgument, "--method names none");
   plan.options.group_tokens = FLAGS_group_tokens;
   plan.options.continuation = false;
   plan.options.probes = FLAGS_probes && FLAGS_group_tokens == 1;
-  std::istringstream names(FLAGS_tasks);
-  for (std::string name; std::getline(names, name, ',');) {
+  for (const std::string& name : split_list(FLAGS_tasks)) {
     const auto* task = std::find_if(std::begin(kQuestionTasks), std::end(kQuestionTasks),
                                     [&](EvalTask known) { return to_string(known) == name; });
     if (name == "continuation") {
@@ -134,7 +130,7 @@ Result<Plan> make_plan() {
     }
   }
   plan.options.questions = !plan.tasks.empty();
-  if (FLAGS_documents < 1) return Status(Code::kInvalidArgument, "--documents must be 1 or more");
+  ICE_TRY(check_range("documents", FLAGS_documents, 1));
   if (!FLAGS_record.empty() && (FLAGS_documents != 1 || plan.lengths.size() != 1)) {
     return Status(Code::kInvalidArgument, "--record: one document of one length at a time");
   }
@@ -377,7 +373,8 @@ Status run() {
   }
   ICE_TRY(const EvalText text, EvalText::parse(*content));
   ICE_TRY(std::unique_ptr<Session> session, open_session(plan.options));
-  ICE_TRY(check_group_tokens(FLAGS_group_tokens, session->worker().most_group_tokens()));
+  ICE_TRY(
+      check_range("group_tokens", FLAGS_group_tokens, 1, session->worker().most_group_tokens()));
   const ModelConfig& config = session->model().config();
   for (const std::int64_t length : plan.lengths) {
     if (length + kContinuationTokens > config.max_positions) {

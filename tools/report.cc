@@ -108,6 +108,13 @@ double quantile(std::vector<double> values, double share) {
   return values[static_cast<std::size_t>(at)];
 }
 
+double deviation(const std::vector<double>& values) {
+  const double median = quantile(values, 0.5);
+  std::vector<double> distances;
+  for (const double value : values) distances.push_back(std::fabs(value - median));
+  return quantile(std::move(distances), 0.5);
+}
+
 std::string bytes_text(double bytes) {
   static constexpr std::array<const char*, 5> kUnits = {"B", "kB", "MB", "GB", "TB"};
   std::size_t unit = 0;

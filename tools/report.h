@@ -52,6 +52,9 @@ class Table {
 // median. 0 of no values.
 double quantile(std::vector<double> values, double share);
 
+// The median distance from the median. 0 of no values.
+double deviation(const std::vector<double>& values);
+
 std::string bytes_text(double bytes);               // "37.2 MB"
 std::string percent_text(double share);             // "22.5 %"
 std::string number_text(double value, int digits);  // fixed, "0.0031"

@@ -228,16 +228,10 @@ Status check_flags() {
   if (FLAGS_prompt != "raw" && FLAGS_prompt != "chat") {
     return Status(Code::kInvalidArgument, "--prompt=" + FLAGS_prompt + ": expected raw or chat");
   }
-  if (FLAGS_group_tokens < 1 || FLAGS_group_tokens > kMaxQueryTokens) {
-    return Status(Code::kInvalidArgument, "--group_tokens=" + std::to_string(FLAGS_group_tokens) +
-                                              ": expected 1 to " + std::to_string(kMaxQueryTokens));
-  }
-  if (FLAGS_dense_suffix_tokens < 0) {
-    return Status(Code::kInvalidArgument, "--dense_suffix_tokens must be 0 or more");
-  }
-  if (FLAGS_max_tokens < 1) {
-    return Status(Code::kInvalidArgument, "--max_tokens must be at least 1");
-  }
+  ICE_TRY(check_range("group_tokens", FLAGS_group_tokens, 1, kMaxQueryTokens));
+  constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
+  ICE_TRY(check_range("dense_suffix_tokens", FLAGS_dense_suffix_tokens, 0, kMost));
+  ICE_TRY(check_range("max_tokens", FLAGS_max_tokens, 1, kMost));
   if (!FLAGS_cluster.empty() && !FLAGS_store.empty()) {
     return Status(Code::kInvalidArgument,
                   "--store is of a node in this process, --cluster of others: give one of them");
@@ -302,6 +296,8 @@ Status run() {
                          .threads = FLAGS_threads}));
   const Model& model = session->model();
   ICE_TRY(attend.validate(model.config().kv.layer_count));
+  ICE_TRY(
+      check_range("group_tokens", FLAGS_group_tokens, 1, session->worker().most_group_tokens()));
   ChatFrame frame;
   if (FLAGS_prompt == "chat") {
     ICE_TRY(frame, chat_frame(model.file(), model.tokenizer()));

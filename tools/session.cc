@@ -29,12 +29,6 @@ std::int64_t default_pool_bytes(const ModelConfig& config, std::int64_t budget,
                                 heads * pages * (page_rows * config.kv.row_bytes() + kBookkeeping));
 }
 
-Status check_group_tokens(std::int32_t tokens, std::int32_t most) {
-  if (tokens >= 1 && tokens <= most) return Status();
-  return Status(Code::kInvalidArgument, "--group_tokens=" + std::to_string(tokens) +
-                                            ": expected 1 to " + std::to_string(most));
-}
-
 double ms_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin)
       .count();

@@ -80,10 +80,6 @@ class Session {
 std::int64_t default_pool_bytes(const ModelConfig& config, std::int64_t budget,
                                 std::int32_t page_rows);
 
-// kInvalidArgument, naming the flag, unless `tokens` may share a selection: 1 to `most`, which is
-// kMaxQueryTokens, or what the worker's processor takes of the model (Worker::most_group_tokens()).
-Status check_group_tokens(std::int32_t tokens, std::int32_t most);
-
 // Milliseconds since `begin`.
 double ms_since(std::chrono::steady_clock::time_point begin);
 

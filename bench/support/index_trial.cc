@@ -1,25 +1,17 @@
 #include "bench/support/index_trial.h"
 
-#include <chrono>
 #include <cmath>
 
 #include "bench/baselines/exact_scan.h"
 #include "bench/baselines/flat_clusters.h"
 #include "bench/baselines/pages.h"
+#include "bench/support/timing.h"
 #include "common/check.h"
 
 namespace icefield {
 namespace {
 
 std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
-
-template <class F>
-double ms_of(F&& f) {
-  const auto begin = std::chrono::steady_clock::now();
-  f();
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin)
-      .count();
-}
 
 // ‖o - ô‖ / ‖o‖ of one row.
 double relative_error(const float* wanted, const float* got, std::int32_t d) {

@@ -213,15 +213,33 @@ TEST_F(Tools, NonsenseNumbersAreRefused) {
   expect_refused(run_arguments({"--coverage_floor=3"}), 2, "coverage floor");
   expect_refused({"eval", "--context_tokens=10"}, 2, "--context_tokens=10");
   expect_refused({"eval", "--budget=64,-1"}, 2, "--budget=-1");
-  expect_refused({"eval", "--budget=64,"}, 2, "ends where a number should stand");
+  expect_refused({"eval", "--budget=64,"}, 2, "has nothing where a number should stand");
   expect_refused({"eval", "--breadth=99999999999"}, 2, "--breadth=99999999999");
   expect_refused({"eval", "--tasks=juggling"}, 2, "no task \"juggling\"");
+  expect_refused({"eval", "--tasks="}, 2, "--tasks: no task \"\"");
+  expect_refused({"eval", "--group_tokens=17"}, 2, "--group_tokens=17: expected 1 to 16");
   expect_refused({"eval", "--method=guesses"}, 2, "no method \"guesses\"");
   expect_refused({"eval", "--method=pages_quest:64:x"}, 2, "--method");
   expect_refused({"eval", "--method=pages_quest", "--group_tokens=2"}, 2, "one token at a time");
   expect_refused({"eval", "--documents=0"}, 2, "--documents");
   expect_refused({"eval", "--documents=2", "--record=keys.bin"}, 2, "--record");
   expect_refused({"eval", "--document=" + dir_.file("document.txt")}, 2, "200 KB");
+}
+
+TEST_F(Tools, BenchesNameTheLimitsOfTheirFlags) {
+  const auto attention = [&](const std::string& flag, const std::string& words) {
+    expect_refused({"bench", "attention", flag}, 2, flag + ": expected " + words);
+  };
+  attention("--threads=300", "1 to 256");
+  attention("--group=300", "1 to 256");
+  attention("--n=2097152", "a multiple of 256 up to 1048576");
+  attention("--n=8000", "a multiple of 256 up to 1048576");
+  attention("--head_dim=272", "a multiple of 16 up to 256");
+  attention("--selected=8193", "1 to 8192");
+  attention("--rows=0", "1 to 1048576");
+  expect_refused({"bench", "index", "--heads=-1"}, 2, "--heads=-1: expected 0 to");
+  expect_refused({"bench", "index", "--steps=0"}, 2, "--steps=0: expected 1 to");
+  expect_refused({"bench", "index", "--n=1000"}, 2, "--n=1000");
 }
 
 TEST_F(Tools, DevicesThatAreNotThereAreExplained) {

@@ -55,8 +55,23 @@ TEST(NumbersTest, AreReadStrictly) {
     EXPECT_NE(parsed.error().message().find("--budget"), std::string::npos)
         << parsed.error().message();
   }
+  EXPECT_EQ(parse_breadths("16,all,rule").value().size(), 3u);
+  for (const char* bad : {"", "16,", ",16", "0", "every"}) {
+    EXPECT_EQ(parse_breadths(bad).status().code(), Code::kInvalidArgument) << bad;
+  }
+  EXPECT_EQ(split_list("a,,b"), (std::vector<std::string>{"a", "", "b"}));
+  EXPECT_EQ(split_list(""), std::vector<std::string>{""});
+  EXPECT_TRUE(check_range("threads", 256, 1, 256).ok());
+  EXPECT_EQ(check_range("threads", 257, 1, 256).message(), "--threads=257: expected 1 to 256");
+  EXPECT_EQ(check_range("heads", -1, 0).message(), "--heads=-1: expected 0 to 2147483647");
   EXPECT_EQ(number_text(kAllNumber), "all");
   EXPECT_EQ(read_file("/no/such/file").status().code(), Code::kInvalidArgument);
+}
+
+TEST(StatisticsTest, DeviationIsTheMedianDistanceFromTheMedian) {
+  EXPECT_EQ(quantile({4, 1, 3, 2, 100}, 0.5), 3);
+  EXPECT_EQ(deviation({4, 1, 3, 2, 100}), 1);
+  EXPECT_EQ(deviation({}), 0);
 }
 
 TEST(UnitsTest, AreForPeople) {
