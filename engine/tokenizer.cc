@@ -18,6 +18,8 @@ namespace {
 struct PreTokenizer {
   std::string_view name;
   std::vector<const char*> patterns;
+  bool whole_pieces = false;  // a piece that is a token is that token, whatever merges make of it
+  bool begins = false;        // prompts have a begin token unless the file says otherwise
 };
 
 constexpr const char* kGpt2Pattern =
@@ -33,7 +35,7 @@ const std::array<PreTokenizer, 4>& pre_tokenizers() {
   static const std::array<PreTokenizer, 4> table = {{
       {"gpt-2", {kGpt2Pattern}},
       {"smollm", {R"(\p{N})", kGpt2Pattern}},  // every digit by itself
-      {"llama-bpe", {kLlama3Pattern}},
+      {"llama-bpe", {kLlama3Pattern}, true, true},
       {"qwen2", {kQwen2Pattern}},
   }};
   return table;
@@ -177,9 +179,13 @@ struct Tokenizer::State {
   std::array<TokenId, 256> byte_tokens{};             // kNoToken: the vocabulary has none
   std::unordered_map<std::uint64_t, Merge> merges;
   std::vector<TokenId> user_defined;  // found in text literally, longest first
+  bool whole_pieces = false;
+  std::optional<TokenId> begin;
 
   Status load(const GgufFile& file);
   Status load_merges(std::span<const std::string_view> lines, const std::string& path);
+  Status load_begin(const GgufFile& file, bool begins);
+  TokenId whole_piece(std::string_view piece) const;
   void encode_piece(std::string_view piece, std::vector<TokenId>& out) const;
   void encode_plain(std::string_view text, std::vector<TokenId>& out) const;
 };
@@ -212,6 +218,7 @@ Status Tokenizer::State::load(const GgufFile& file) {
                                             "\"; supported are gpt-2, smollm, llama-bpe and qwen2");
   }
   for (const char* pattern : known->patterns) patterns.push_back(compile(pattern));
+  whole_pieces = known->whole_pieces;
 
   ICE_TRY(const auto names, file.texts("tokenizer.ggml.tokens"));
   ICE_TRY(const auto types, file.integers("tokenizer.ggml.token_type"));
@@ -240,7 +247,28 @@ Status Tokenizer::State::load(const GgufFile& file) {
     const auto found = ids.find(alphabet().text[b]);
     byte_tokens[b] = found == ids.end() ? kNoToken : found->second;
   }
+  ICE_TRY(load_begin(file, known->begins));
   return load_merges(lines, file.path());
+}
+
+Status Tokenizer::State::load_begin(const GgufFile& file, bool begins) {
+  constexpr const char* kAdd = "tokenizer.ggml.add_bos_token";
+  constexpr const char* kId = "tokenizer.ggml.bos_token_id";
+  if (file.has(kAdd)) {
+    ICE_TRY(const std::int64_t add, file.integer(kAdd));
+    begins = add != 0;
+  } else if (!file.has(kId)) {
+    return Status();
+  }
+  if (!begins) return Status();
+  ICE_TRY(const std::int64_t id, file.integer(kId));
+  if (id < 0 || id >= static_cast<std::int64_t>(bytes.size())) {
+    return Status(Code::kInvalidArgument, "model " + file.path() + ": begin token " +
+                                              std::to_string(id) + " of " +
+                                              std::to_string(bytes.size()));
+  }
+  begin = static_cast<TokenId>(id);
+  return Status();
 }
 
 Status Tokenizer::State::load_merges(std::span<const std::string_view> lines,
@@ -270,6 +298,15 @@ Status Tokenizer::State::load_merges(std::span<const std::string_view> lines,
                    Merge{static_cast<std::uint32_t>(rank), static_cast<TokenId>(merged)});
   }
   return Status();
+}
+
+// The token that stands for all of the piece, or kNoToken.
+TokenId Tokenizer::State::whole_piece(std::string_view piece) const {
+  std::string name;
+  for (const char byte : piece) name += alphabet().text[static_cast<unsigned char>(byte)];
+  const auto found = ids.find(name);
+  const bool known = found != ids.end() && kinds[found->second] == TokenKind::kNormal;
+  return known ? found->second : kNoToken;
 }
 
 // Lowest rank first, the leftmost of equals: a heap over the neighbours that can merge.
@@ -335,7 +372,14 @@ void Tokenizer::State::encode_plain(std::string_view text, std::vector<TokenId>&
     for (const std::string_view piece : pieces) cut(pattern, piece, smaller);
     pieces = std::move(smaller);
   }
-  for (const std::string_view piece : pieces) encode_piece(piece, out);
+  for (const std::string_view piece : pieces) {
+    const TokenId whole = whole_pieces ? whole_piece(piece) : kNoToken;
+    if (whole != kNoToken) {
+      out.push_back(whole);
+    } else {
+      encode_piece(piece, out);
+    }
+  }
 }
 
 Result<std::vector<TokenId>> Tokenizer::encode(std::string_view text) const {
@@ -379,6 +423,8 @@ Result<TokenId> Tokenizer::token(std::string_view name) const {
   }
   return found->second;
 }
+
+std::optional<TokenId> Tokenizer::begin_token() const { return state_->begin; }
 
 bool Tokenizer::is_control(TokenId token) const {
   return token < state_->kinds.size() && state_->kinds[token] == TokenKind::kControl;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -33,6 +34,9 @@ class Tokenizer {
 
   // The id of a token by its exact name, control tokens too. kNotFound when there is none.
   Result<TokenId> token(std::string_view name) const;
+  // What a raw prompt begins with, where the model was trained so: the file says it, or it is a
+  // Llama 3. encode() does not put it there.
+  std::optional<TokenId> begin_token() const;
   bool is_control(TokenId token) const;
   std::int64_t size() const;  // of the vocabulary
 

@@ -242,7 +242,7 @@ Status check_flags() {
   return Status();
 }
 
-// The tokens of the document, behind what the chat template puts before it.
+// The tokens of the document, behind what the prompt begins with.
 Result<std::vector<TokenId>> document_tokens(const Model& model, const ChatFrame& frame,
                                              const std::string& text) {
   ICE_TRY(const std::vector<TokenId> body, model.tokenizer().encode(text));
@@ -301,6 +301,8 @@ Status run() {
   ChatFrame frame;
   if (FLAGS_prompt == "chat") {
     ICE_TRY(frame, chat_frame(model.file(), model.tokenizer()));
+  } else if (const std::optional<TokenId> begin = model.tokenizer().begin_token()) {
+    frame.before = {*begin};
   }
   ICE_TRY(const std::vector<TokenId> tokens, document_tokens(model, frame, text));
   ICE_TRY(encode_questions(model, frame, tokens.size(), questions));

@@ -86,6 +86,16 @@ TEST_F(Tools, DocumentOfWholeBlocksNeedsNoPrefillAtAll) {
   EXPECT_EQ(attached["answers"][0]["answer"], json::parse(first.out)["answers"][0]["answer"]);
 }
 
+TEST_F(Tools, RawPromptsBeginAsTheModelWants) {
+  GgufWriter gguf = tiny_model(1);
+  gguf.metadata["tokenizer.ggml.add_bos_token"] = std::uint32_t{1};
+  gguf.metadata["tokenizer.ggml.bos_token_id"] = std::uint32_t{256};
+  gguf.write(dir_.file("model.gguf"));
+  const auto result = run_icefield(run_arguments({"--json"}));
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(figure(json::parse(result.out), "prefill_tokens"), 1501);
+}
+
 TEST_F(Tools, TwoRunsWithOneOrTwoThreadsGiveTheSameTokens) {
   std::vector<std::string> answers;
   for (const char* threads : {"--threads=1", "--threads=2", "--threads=2"}) {
