@@ -21,6 +21,18 @@ struct HeadIndex {
   std::int32_t indexed_rows() const { return end_row - first_row; }
 };
 
+// The same as a context sees it whose window covers the last extent.
+inline HeadIndex without_last_extent(HeadIndex index) {
+  const std::int32_t end = index.end_row - kExtentRows;
+  for (LevelView* level : {&index.lists, &index.clusters}) {
+    const std::uint16_t* first = level->first_row;
+    level->count =
+        static_cast<std::int32_t>(std::lower_bound(first, first + level->count, end) - first);
+  }
+  index.end_row = std::max(index.first_row, end);
+  return index;
+}
+
 // What all groups of a call have in common.
 struct HeadShape {
   std::int32_t d_k = 0;

@@ -56,7 +56,6 @@ class HotPool {
   void drop_segment(std::uint32_t segment);
 
   std::int64_t slot_count() const { return static_cast<std::int64_t>(slots_.size()); }
-  std::int64_t used_slots() const { return used_; }
   std::int64_t bytes() const;  // of the slots and the bookkeeping
 
  private:

@@ -173,23 +173,6 @@ HWY_NOINLINE void scan_bf16_rows(const Bf16Vectors& vectors, const float* q, flo
   }
 }
 
-// ----------------------------------------------------------------------------------------- votes
-
-// e^x for x <= 0, relative error below 1e-6; what is below -87 becomes that.
-HWY_INLINE FloatVec exp_negative(FloatTag d, FloatVec x) {
-  const IntTag di;
-  x = hn::Max(x, hn::Set(d, -87.0f));
-  const IntVec n = hn::NearestInt(hn::Mul(x, hn::Set(d, 1.44269504f)));
-  const FloatVec whole = hn::ConvertTo(d, n);
-  FloatVec r = hn::NegMulAdd(whole, hn::Set(d, 0.693145752f), x);
-  r = hn::NegMulAdd(whole, hn::Set(d, 1.42860677e-6f), r);
-  FloatVec p = hn::Set(d, 8.3333333e-3f);
-  for (const float c : {4.1666667e-2f, 1.6666667e-1f, 0.5f, 1.0f, 1.0f}) {
-    p = hn::MulAdd(p, r, hn::Set(d, c));
-  }
-  return hn::BitCast(d, hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(n)));
-}
-
 // ------------------------------------------------------------------------------------- centroids
 
 template <int kPoints>
@@ -288,7 +271,7 @@ void votes(const float* logits, std::int32_t rows, std::int32_t count, std::int6
     FloatVec sum = hn::Zero(d);
     for (std::int32_t i = 0; i < count; i += lanes) {
       const FloatVec x = load_first(d, row + i, count - i, -HUGE_VALF);
-      const FloatVec e = exp_negative(d, hn::Sub(x, largest));
+      const FloatVec e = exp_lanes(d, hn::Sub(x, largest));
       store_first(d, e, count - i, scratch + i);
       sum = hn::Add(sum, e);
     }

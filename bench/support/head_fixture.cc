@@ -75,16 +75,21 @@ void HeadFixture::build(const Kernels& kernels, const Bf16* token_rows, const Pa
     const Bf16* row = token_rows + token * width;
     stored_rows.insert(stored_rows.end(), row, row + width);
   }
+  describe(kernels, shape, partition, stored_rows.data());
+}
+
+void HeadParts::describe(const Kernels& kernels, const PartShape& shape, const Partition& partition,
+                         const Bf16* stored_rows) {
   const auto list_count = static_cast<std::int32_t>(partition.list_rows.size());
   const auto cluster_count = static_cast<std::int32_t>(partition.cluster_rows.size());
   lists = make_level_part(PartKind::kLists, shape, std::span(&list_count, 1));
   clusters = make_level_part(PartKind::kClusters, shape, std::span(&cluster_count, 1));
   codes = make_codes_part(shape);
-  kernels.describe({.d_k = d_k,
-                    .d_v = d_v,
+  kernels.describe({.d_k = shape.d_k,
+                    .d_v = shape.d_v,
                     .row_count = shape.row_count,
                     .first_indexed_row = shape.first_indexed_row,
-                    .rows = stored_rows.data(),
+                    .rows = stored_rows,
                     .partition = &partition,
                     .lists = mutable_level(lists, 0),
                     .clusters = mutable_level(clusters, 0),
@@ -94,18 +99,6 @@ void HeadFixture::build(const Kernels& kernels, const Bf16* token_rows, const Pa
            .codes = parse_codes_part(codes).value().heads[0],
            .first_row = shape.first_indexed_row,
            .end_row = shape.row_count};
-}
-
-HeadIndex HeadFixture::without_last_extent() const {
-  HeadIndex shorter = index;
-  shorter.end_row = index.codes.row_count - kExtentRows;
-  const auto drop = [&](LevelView& level) {
-    while (level.count > 0 && level.first_row[level.count - 1] >= shorter.end_row) --level.count;
-  };
-  drop(shorter.lists);
-  drop(shorter.clusters);
-  shorter.end_row = std::max(shorter.end_row, shorter.first_row);
-  return shorter;
 }
 
 }  // namespace icefield

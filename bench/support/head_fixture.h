@@ -23,16 +23,24 @@ std::vector<Bf16> random_rows(Rng& rng, std::int32_t rows, std::int32_t d_k, std
 std::vector<float> random_queries(Rng& rng, const std::vector<Bf16>& rows, std::int32_t count,
                                   std::int32_t d_k, std::int32_t d_v);
 
-struct HeadFixture {
+// What describes the partition of a head, and the index that points into it.
+struct HeadParts {
+  AlignedBytes lists;
+  AlignedBytes clusters;
+  AlignedBytes codes;
+  HeadIndex index;
+
+  // Of rows in stored order; the shape has one head.
+  void describe(const Kernels& kernels, const PartShape& shape, const Partition& partition,
+                const Bf16* stored_rows);
+};
+
+struct HeadFixture : HeadParts {
   std::int32_t d_k = 0;
   std::int32_t d_v = 0;
   std::vector<Bf16> rows;  // [row_count, d_k + d_v] in token order; empty after build() alone
   std::vector<Bf16, AlignedAllocator<Bf16>> stored_rows;  // in stored order, aligned as in pools
   Partition partition;
-  AlignedBytes lists;
-  AlignedBytes clusters;
-  AlignedBytes codes;
-  HeadIndex index;
 
   // `first_indexed_row` is 0 or kSinkTokens. Stops the test when the kernels refuse the rows.
   static std::unique_ptr<HeadFixture> make(const Kernels& kernels, std::vector<Bf16> rows,
@@ -41,8 +49,6 @@ struct HeadFixture {
   // The same with rows of the caller's, [shape.row_count, d_k + d_v]; the shape has one head.
   void build(const Kernels& kernels, const Bf16* token_rows, const PartShape& shape);
 
-  // The index without the last extent, as a context sees it whose window covers it.
-  HeadIndex without_last_extent() const;
   const Bf16* stored_row(std::int32_t row) const {
     return stored_rows.data() + static_cast<std::int64_t>(row) * (d_k + d_v);
   }

@@ -1,17 +1,6 @@
 #include "cluster_index/segment/segment_index.h"
 
-#include <algorithm>
-
 namespace icefield {
-namespace {
-
-// How many of a level's clusters start before the last extent.
-std::int32_t count_before(const LevelView& level, std::int32_t row) {
-  const std::uint16_t* end = level.first_row + level.stored_count;
-  return static_cast<std::int32_t>(std::lower_bound(level.first_row, end, row) - level.first_row);
-}
-
-}  // namespace
 
 Result<std::shared_ptr<const SegmentIndex>> SegmentIndex::parse(const Manifest& manifest,
                                                                 std::vector<LayerParts> layers) {
@@ -43,10 +32,6 @@ Result<std::shared_ptr<const SegmentIndex>> SegmentIndex::parse(const Manifest& 
                                .codes = codes.heads[head],
                                .first_row = expected.first_indexed_row,
                                .end_row = expected.row_count});
-      const std::int32_t last_extent = expected.row_count - kExtentRows;
-      index->before_last_extent_.push_back(
-          {.lists = count_before(lists.heads[head], last_extent),
-           .clusters = count_before(clusters.heads[head], last_extent)});
     }
     index->bytes_ +=
         static_cast<std::int64_t>(parts.lists.size() + parts.clusters.size() + parts.codes.size());
@@ -62,14 +47,8 @@ std::size_t SegmentIndex::at(std::int32_t layer, std::int32_t kv_head) const {
 
 HeadIndex SegmentIndex::head(std::int32_t layer, std::int32_t kv_head,
                              LastExtent last_extent) const {
-  HeadIndex head = heads_[at(layer, kv_head)];
-  if (last_extent == LastExtent::kInWindow) {
-    const Counts& counts = before_last_extent_[at(layer, kv_head)];
-    head.lists.count = counts.lists;
-    head.clusters.count = counts.clusters;
-    head.end_row = std::max(head.first_row, head.end_row - kExtentRows);
-  }
-  return head;
+  const HeadIndex& head = heads_[at(layer, kv_head)];
+  return last_extent == LastExtent::kInWindow ? without_last_extent(head) : head;
 }
 
 const std::uint32_t* SegmentIndex::row_checks(std::int32_t layer, std::int32_t kv_head) const {

@@ -42,11 +42,6 @@ class SegmentIndex {
   const std::uint32_t* row_checks(std::int32_t layer, std::int32_t kv_head) const;
 
  private:
-  struct Counts {
-    std::int32_t lists = 0;  // without those of the last extent
-    std::int32_t clusters = 0;
-  };
-
   SegmentIndex() = default;
   std::size_t at(std::int32_t layer, std::int32_t kv_head) const;
 
@@ -54,8 +49,7 @@ class SegmentIndex {
   std::int32_t kv_head_count_ = 0;
   std::int64_t bytes_ = 0;
   std::vector<LayerParts> parts_;
-  std::vector<HeadIndex> heads_;            // [layer, KV head]
-  std::vector<Counts> before_last_extent_;  // likewise
+  std::vector<HeadIndex> heads_;  // [layer, KV head]
 };
 
 }  // namespace icefield

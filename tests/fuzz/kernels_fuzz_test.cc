@@ -40,7 +40,7 @@ struct World {
       heads.push_back(HeadFixture::make(cpu_kernels(), strange_rows(rng, keys, length, d_k, d_v),
                                         d_k, d_v, s == 0 ? kSinkTokens : 0));
       const bool in_window = s + 1 == count && length > 256 && rng.below(2) == 0;
-      table.push_back(in_window ? heads.back()->without_last_extent() : heads.back()->index);
+      table.push_back(in_window ? without_last_extent(heads.back()->index) : heads.back()->index);
       rows.push_back(heads.back()->stored_rows.data());
     }
     const auto any = static_cast<std::int32_t>(1 + rng.below(19));

@@ -185,7 +185,7 @@ TEST(SelectCuda, AContextWithoutSegmentsHasTheLevelOfItsExactRows) {
 
 TEST(SelectCuda, AWindowThatCoversTheLastExtentHidesItsClusters) {
   World world(19, {256, 1024}, 64, 4);
-  world.table[1] = world.heads[1]->without_last_extent();
+  world.table[1] = without_last_extent(world.heads[1]->index);
   check_layer({&world}, {with_rule(64, 1)});
 }
 

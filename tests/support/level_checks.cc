@@ -71,34 +71,15 @@ float residual(const LevelView& clusters, std::int32_t c, const Bf16* key, std::
 
 }  // namespace
 
-ReferenceIndex::ReferenceIndex(const HeadFixture& head) {
-  const PartShape shape{.kv_head_count = 1,
-                        .d_k = head.d_k,
-                        .d_v = head.d_v,
-                        .row_count = head.index.end_row,
-                        .first_indexed_row = head.index.first_row};
-  const auto list_count = static_cast<std::int32_t>(head.partition.list_rows.size());
-  const auto cluster_count = static_cast<std::int32_t>(head.partition.cluster_rows.size());
-  lists = make_level_part(PartKind::kLists, shape, std::span(&list_count, 1));
-  clusters = make_level_part(PartKind::kClusters, shape, std::span(&cluster_count, 1));
-  codes = make_codes_part(shape);
-  describe_reference({.d_k = head.d_k,
+void expect_same_index(const HeadFixture& head) {
+  HeadParts reference;
+  reference.describe(reference_kernels(),
+                     {.kv_head_count = 1,
+                      .d_k = head.d_k,
                       .d_v = head.d_v,
-                      .row_count = shape.row_count,
-                      .first_indexed_row = shape.first_indexed_row,
-                      .rows = head.stored_rows.data(),
-                      .partition = &head.partition,
-                      .lists = mutable_level(lists, 0),
-                      .clusters = mutable_level(clusters, 0),
-                      .codes = mutable_codes(codes, 0)});
-  index = {.lists = parse_level_part(lists, PartKind::kLists).value().heads[0],
-           .clusters = parse_level_part(clusters, PartKind::kClusters).value().heads[0],
-           .codes = parse_codes_part(codes).value().heads[0],
-           .first_row = shape.first_indexed_row,
-           .end_row = shape.row_count};
-}
-
-void expect_same_index(const HeadFixture& head, const ReferenceIndex& reference) {
+                      .row_count = head.index.end_row,
+                      .first_indexed_row = head.index.first_row},
+                     head.partition, head.stored_rows.data());
   expect_same_level(head.index.lists, reference.index.lists);
   expect_same_level(head.index.clusters, reference.index.clusters);
   // Both sets of codes are of what the head's means leave.

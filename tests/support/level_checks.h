@@ -5,14 +5,6 @@
 
 namespace icefield {
 
-// What the reference says of a head's partition.
-struct ReferenceIndex {
-  explicit ReferenceIndex(const HeadFixture& head);
-
-  AlignedBytes lists, clusters, codes;
-  HeadIndex index;
-};
-
 // Statistics and slope of one level: integers may differ by one where a quotient is a tie.
 void expect_same_level(const LevelView& ours, const LevelView& theirs);
 
@@ -27,8 +19,9 @@ struct CodeError {
 };
 CodeError code_error(const LevelView& clusters, const CodesView& codes, const Bf16* rows);
 
-// All of the above for a head and the reference. Of the error that the reference's codes leave, the
-// head's may leave 0.2 % more (1 % where a key has fewer than 64 dimensions).
-void expect_same_index(const HeadFixture& head, const ReferenceIndex& reference);
+// All of the above for a head and what the reference says of its partition. Of the error that the
+// reference's codes leave, the head's may leave 0.2 % more (1 % where a key has fewer than 64
+// dimensions).
+void expect_same_index(const HeadFixture& head);
 
 }  // namespace icefield

@@ -251,7 +251,7 @@ TEST(SelectRule, SmallBudgetsStillRankAtLeast512Rows) {
 // A window that covers the last extent: its rows are in E and must not be selected.
 TEST(SelectRule, RowsInEAreNeverSelected) {
   const World world(14, {1024}, 64, 3);
-  HeadIndex shorter = world.heads[0]->without_last_extent();
+  HeadIndex shorter = without_last_extent(world.heads[0]->index);
   EXPECT_EQ(shorter.indexed_rows(), 1024 - kSinkTokens - kExtentRows);
   GroupFixture group(cpu_kernels(), world.shape, {shorter}, world.rows, world.q, world.exact_lse);
   group.select({.budget = shorter.indexed_rows()});
