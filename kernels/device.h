@@ -151,6 +151,24 @@ ICE_DEVICE float warp_max(float value) {
   return value;
 }
 
+// w = (β²/2) Σ_j q_j² γ_j of one query row, by a warp.
+ICE_DEVICE float variance_weight(const float* q, const float* gamma, int d_k, float beta) {
+  float sum = 0;
+  for (int j = lane_index(); j < d_k; j += 32) {
+    const float x = read(q + j);
+    sum += x * x * read(gamma + j);
+  }
+  return beta * beta / 2 * warp_sum(sum);
+}
+// The same of every query row [row_count, d_k], by a block, to shared memory.
+ICE_DEVICE void variance_weights(const float* q, int row_count, const float* gamma, int d_k,
+                                 float beta, float* weight) {
+  for (int h = warp_index(); h < row_count; h += warp_count()) {
+    const float w = variance_weight(q + static_cast<std::int64_t>(h) * d_k, gamma, d_k, beta);
+    if (lane_index() == 0) weight[h] = w;
+  }
+}
+
 // The sum over the threads before this one, and in `total` over all. `scratch` has 33 places; the
 // block must not use it between calls without a barrier of its own.
 ICE_DEVICE unsigned block_exclusive_sum(unsigned value, unsigned* scratch, unsigned& total) {

@@ -124,20 +124,6 @@ ICE_DEVICE void round_queries(const GpuSelectGroup& group, int d_k, float factor
 
 // ------------------------------------------------------------------------------------- scores
 
-// w_h of one level of one segment for all rows of the group, to shared memory.
-ICE_DEVICE void variance_weights(const GpuSelectGroup& group, const float* gamma, int d_k,
-                                 float beta, float* weight) {
-  for (int h = warp_index(); h < group.row_count; h += warp_count()) {
-    float sum = 0;
-    for (int j = lane_index(); j < d_k; j += 32) {
-      const float x = read(group.q + static_cast<std::int64_t>(h) * d_k + j);
-      sum += x * x * read(gamma + j);
-    }
-    sum = warp_sum(sum);
-    if (lane_index() == 0) weight[h] = beta * beta / 2 * sum;
-  }
-}
-
 // What a block of the scoring kernels keeps in shared memory.
 struct ScoreShared {
   int* words;     // of the means, as in the group's rounded queries
@@ -243,7 +229,7 @@ ICE_DEVICE void score_segment_lists(const GpuSelectGroup& group, const GpuSegmen
     load_query(group, h, shape.d_k, row);
     round_means(row, h, layout, shared.words, shared.steps);
   }
-  variance_weights(group, lists.gamma, shape.d_k, shape.beta, shared.weight);
+  variance_weights(group.q, group.row_count, lists.gamma, shape.d_k, shape.beta, shared.weight);
   sync_threads();
   for (int panel = warp_index(); panel * kClusterPanel < lists.count; panel += warp_count()) {
     const int l = panel * kClusterPanel + lane_index();
@@ -359,7 +345,7 @@ ICE_KERNEL __launch_bounds__(kProposeThreads, 1)
   const RoundedLayout layout = rounded_layout(group.row_count, shape.d_k);
   const ScoreShared shared = score_shared(layout);
   load_mean_words(group, layout, shared);
-  variance_weights(group, clusters.gamma, shape.d_k, shape.beta, shared.weight);
+  variance_weights(group.q, group.row_count, clusters.gamma, shape.d_k, shape.beta, shared.weight);
   sync_threads();
   const int part = static_cast<int>(blockIdx.x) % kProposeParts;
   for (int panel = part + kProposeParts * warp_index(); panel * kClusterPanel < clusters.count;

@@ -23,13 +23,9 @@ ICE_DEVICE bool weigh_dims(const GpuSlopeGroup& group, const HeadShape& shape, i
                            SlopeShared& shared) {
   const float* q = group.q + static_cast<std::int64_t>(h) * shape.d_k;
   const bool used = h < group.row_count;
-  float variance = 0;
-  for (int k = lane_index(); used && k < shape.d_k; k += 32) {
-    const float x = read(q + k);
-    variance += x * x * read(group.slope.gamma + k);
-  }
-  variance = shape.beta * shape.beta * warp_sum(variance);  // 2w
-  const bool moves = used && variance != 0;
+  const float variance =
+      used ? 2 * variance_weight(q, group.slope.gamma, shape.d_k, shape.beta) : 0.0f;
+  const bool moves = variance != 0;
   const float factor = moves ? group.drift[h] * shape.beta / variance : 0.0f;
   float* weight = reinterpret_cast<float*>(shared.weight) + warp_index();
   for (int k = lane_index(); k < shape.d_k; k += 32) {

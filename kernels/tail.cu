@@ -16,20 +16,6 @@ struct TailShared {
   float list_weight[kGpuMaxQueryRows];
 };
 
-// w_h = β²/2 Σ q² γ for all rows of the group.
-ICE_DEVICE void term_weights(const GpuAttendGroup& group, const float* gamma,
-                             const HeadShape& shape, float* weight) {
-  for (int h = warp_index(); h < group.row_count; h += warp_count()) {
-    float sum = 0;
-    for (int j = lane_index(); j < shape.d_k; j += 32) {
-      const float x = read(group.q + static_cast<std::int64_t>(h) * shape.d_k + j);
-      sum += x * x * read(gamma + j);
-    }
-    sum = warp_sum(sum);
-    if (lane_index() == 0) weight[h] = shape.beta * shape.beta / 2 * sum;
-  }
-}
-
 // How many rows of S are of segments before s: every warp looks at 32 places at a time.
 ICE_DEVICE int first_selected(const TableRow* selected, int count, int s) {
   int low = 0;
@@ -216,8 +202,10 @@ ICE_KERNEL __launch_bounds__(kTermThreads, 1)
   SegmentAccount account;
   if (group.accounts != nullptr) account = group.accounts[s];
   TailShared& shared = *reinterpret_cast<TailShared*>(shared_memory());
-  term_weights(group, segment.index.clusters.gamma, shape, shared.cluster_weight);
-  term_weights(group, segment.index.lists.gamma, shape, shared.list_weight);
+  variance_weights(group.q, group.row_count, segment.index.clusters.gamma, shape.d_k, shape.beta,
+                   shared.cluster_weight);
+  variance_weights(group.q, group.row_count, segment.index.lists.gamma, shape.d_k, shape.beta,
+                   shared.list_weight);
   const int selected_before = mark_selected(group, s, shared);
   for (int c = thread(); c < segment.index.clusters.count; c += thread_count()) {
     weigh_cluster(group, segment, account, c, selected_before, shared);
