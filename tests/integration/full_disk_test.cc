@@ -4,12 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
-#include <condition_variable>
 #include <map>
 #include <mutex>
 #include <thread>
 
 #include "client/cluster_client.h"
+#include "tests/support/call_log.h"
 #include "tests/support/daemon.h"
 #include "tests/support/objects.h"
 #include "tests/support/small_disk.h"
@@ -37,24 +37,15 @@ class Load {
     if (thread_.joinable()) thread_.join();
   }
 
-  // Waits for so many more durable puts that end so.
-  void wait_for(Code code, int count) {
-    std::unique_lock lock(mutex_);
-    const int goal = durable_[code] + count;
-    const bool came = changed_.wait_for(lock, 60s, [&] { return durable_[code] >= goal; });
-    EXPECT_TRUE(came) << count << " durable puts should have ended with " << to_string(code)
-                      << "; so far: " << testing::PrintToString(durable_);
-  }
+  // How durable puts ended, and all other calls.
+  CallLog& durable() { return durable_; }
   // After stop(). No code but these, no call forgotten, no wrong bytes.
   void expect_well_behaved() {
-    for (const auto* ended : {&durable_, &others_}) {
-      for (const auto& [code, count] : *ended) {
-        const bool expected = code == Code::kOk || code == Code::kResourceExhausted ||
-                              code == Code::kNotFound || code == Code::kDeadlineExceeded;
-        EXPECT_TRUE(expected) << count << " calls ended with " << to_string(code);
-      }
+    for (CallLog* log : {&durable_, &others_}) {
+      log->expect_only(
+          {Code::kOk, Code::kResourceExhausted, Code::kNotFound, Code::kDeadlineExceeded},
+          kForgotten);
     }
-    EXPECT_LT(longest_, kForgotten);
     EXPECT_EQ(wrong_bytes_, 0);
   }
   // What was acknowledged as durable, so far.
@@ -68,25 +59,14 @@ class Load {
     for (int i = 0; !stopping_; ++i) {
       const std::string key = name_ + std::to_string(i);
       const Bytes bytes = random_bytes(rng_, 100'000);
-      const Status durable = note(durable_, [&] { return put(key, bytes, WriteLevel::kDurable); });
+      const Status durable = durable_.note([&] { return put(key, bytes, WriteLevel::kDurable); });
       if (durable.ok()) {
         const std::lock_guard lock(mutex_);
         acknowledged_.emplace(key, bytes);
       }
-      (void)note(others_, [&] { return put(key + "/memory", bytes, WriteLevel::kMemory); });
-      (void)note(others_, [&] { return get(key, bytes); });
+      (void)others_.note([&] { return put(key + "/memory", bytes, WriteLevel::kMemory); });
+      (void)others_.note([&] { return get(key, bytes); });
     }
-  }
-  template <class Call>
-  Status note(std::map<Code, int>& ended, Call call) {
-    const auto begin = std::chrono::steady_clock::now();
-    const Status status = call();
-    const auto took = std::chrono::steady_clock::now() - begin;
-    const std::lock_guard lock(mutex_);
-    ++ended[status.code()];
-    longest_ = std::max<std::chrono::nanoseconds>(longest_, took);
-    changed_.notify_all();
-    return status;
   }
   Status put(const std::string& key, const Bytes& bytes, WriteLevel level) {
     const ValueCall call{.deadline = Deadline::after(clock_, kDeadline)};
@@ -109,11 +89,9 @@ class Load {
   std::atomic<bool> stopping_{false};  // ends the loop; orders nothing else
   std::atomic<int> wrong_bytes_{0};
   std::mutex mutex_;
-  std::condition_variable changed_;
-  std::map<Code, int> durable_;  // guarded by mutex_, as those below
-  std::map<Code, int> others_;
-  std::map<std::string, Bytes> acknowledged_;
-  std::chrono::nanoseconds longest_{0};
+  std::map<std::string, Bytes> acknowledged_;  // guarded by mutex_
+  CallLog durable_;
+  CallLog others_;
   std::thread thread_;
 };
 
@@ -146,14 +124,14 @@ TEST(FullDisk, ANodeLivesThroughItAndGoesOnAfterwards) {
   {
     Load one(address, 1);
     Load two(address, 2);
-    for (Load* load : {&one, &two}) load->wait_for(Code::kOk, 20);
+    for (Load* load : {&one, &two}) load->durable().wait_for(Code::kOk, 20);
     for (int round = 0; round < 2; ++round) {  // also what the first left
       disk.fill();
-      for (Load* load : {&one, &two}) load->wait_for(Code::kResourceExhausted, 10);
+      for (Load* load : {&one, &two}) load->durable().wait_for(Code::kResourceExhausted, 10);
     }
     EXPECT_EQ(found(address, one.acknowledged()), one.acknowledged().size()) << "reads go on";
     disk.empty();
-    for (Load* load : {&one, &two}) load->wait_for(Code::kOk, 10);
+    for (Load* load : {&one, &two}) load->durable().wait_for(Code::kOk, 10);
     for (Load* load : {&one, &two}) {
       load->stop();
       load->expect_well_behaved();

@@ -7,13 +7,11 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdio>
-#include <map>
-#include <mutex>
 #include <thread>
 
 #include "client/cluster_client.h"
+#include "tests/support/call_log.h"
 #include "tests/support/daemon.h"
 #include "tests/support/objects.h"
 #include "tests/support/temp_dir.h"
@@ -59,24 +57,8 @@ class Load {
     thread_.join();
   }
 
-  // Waits for `count` more calls that end with `code`; the first that ends otherwise than `allowed`
-  // is a failure.
-  void wait_for(Code code, int count) {
-    std::unique_lock lock(mutex_);
-    const int goal = ended_[code] + count;
-    const bool came = changed_.wait_for(lock, 60s, [&] { return ended_[code] >= goal; });
-    EXPECT_TRUE(came) << count << " calls should have ended with " << to_string(code)
-                      << "; so far: " << testing::PrintToString(ended_);
-  }
   // How calls ended. After the load has stopped or under it.
-  std::map<Code, int> ended() {
-    const std::lock_guard lock(mutex_);
-    return ended_;
-  }
-  std::chrono::nanoseconds longest() {
-    const std::lock_guard lock(mutex_);
-    return longest_;
-  }
+  CallLog& log() { return log_; }
   int wrong_bytes() const { return wrong_bytes_; }
   // Gets that the node left clients to read by themselves.
   std::int64_t placed() { return counter(*client_, "icefield_cache_node_value_gets_placed_total"); }
@@ -87,22 +69,12 @@ class Load {
     const Bytes bytes = random_bytes(rng_, 200000);
     const std::string mine = std::to_string(rng_.next()) + "/";
     for (int i = 0; !stopping_; ++i) {
-      note([&] { return put(key, bytes); });
-      note([&] { return get(key, bytes); });
+      (void)log_.note([&] { return put(key, bytes); });
+      (void)log_.note([&] { return get(key, bytes); });
       const std::string value = mine + std::to_string(i);
-      note([&] { return put_value(value, bytes); });
-      note([&] { return get_value(value, bytes); });
+      (void)log_.note([&] { return put_value(value, bytes); });
+      (void)log_.note([&] { return get_value(value, bytes); });
     }
-  }
-  template <class Call>
-  void note(Call call) {
-    const auto begin = std::chrono::steady_clock::now();
-    const Status status = call();
-    const auto took = std::chrono::steady_clock::now() - begin;
-    const std::lock_guard lock(mutex_);
-    ++ended_[status.code()];
-    longest_ = std::max<std::chrono::nanoseconds>(longest_, took);
-    changed_.notify_all();
   }
   Deadline deadline() const { return Deadline::after(clock_, kDeadline); }
   NodeStub& node() { return client_->nodes().view()->node(0).contexts(); }
@@ -139,10 +111,7 @@ class Load {
   SeededRng rng_;
   std::atomic<bool> stopping_{false};  // ends the loop; orders nothing else
   std::atomic<int> wrong_bytes_{0};
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::map<Code, int> ended_;            // guarded by mutex_
-  std::chrono::nanoseconds longest_{0};  // guarded by mutex_
+  CallLog log_;
   std::thread thread_;
 };
 
@@ -151,12 +120,8 @@ class ProcessFault : public testing::Test {
   // Both clients: no code but these, no call forgotten, no wrong bytes.
   static void expect_well_behaved(std::initializer_list<Load*> clients) {
     for (Load* client : clients) {
-      for (const auto& [code, count] : client->ended()) {
-        const bool expected = code == Code::kOk || code == Code::kNotFound ||
-                              code == Code::kUnavailable || code == Code::kDeadlineExceeded;
-        EXPECT_TRUE(expected) << count << " calls ended with " << to_string(code);
-      }
-      EXPECT_LT(client->longest(), kForgotten);
+      client->log().expect_only(
+          {Code::kOk, Code::kNotFound, Code::kUnavailable, Code::kDeadlineExceeded}, kForgotten);
       EXPECT_EQ(client->wrong_bytes(), 0);
     }
   }
@@ -170,17 +135,17 @@ TEST_F(ProcessFault, ServiceResumesAfterTheKillOfANode) {
   Load one(address, 1);
   Load two(address, 2);
   for (int round = 0; round < 3; ++round) {
-    one.wait_for(Code::kOk, 20);
-    two.wait_for(Code::kOk, 20);
+    one.log().wait_for(Code::kOk, 20);
+    two.log().wait_for(Code::kOk, 20);
     node->kill();
-    one.wait_for(Code::kUnavailable, 5);
-    two.wait_for(Code::kUnavailable, 5);
+    one.log().wait_for(Code::kUnavailable, 5);
+    two.log().wait_for(Code::kUnavailable, 5);
     node =
         std::make_unique<NodeDaemon>(address, std::vector<std::string>{"--store=" + dir_.path()});
     ASSERT_EQ(node->address(), address) << node->ready_line();
   }
-  one.wait_for(Code::kOk, 20);
-  two.wait_for(Code::kOk, 20);
+  one.log().wait_for(Code::kOk, 20);
+  two.log().wait_for(Code::kOk, 20);
   expect_well_behaved({&one, &two});
   EXPECT_EQ(node->stop(), 0);
 }
@@ -192,15 +157,15 @@ TEST_F(ProcessFault, CallsReturnWhileANodeIsFrozenAndItGoesOnAfterwards) {
       Load one(node.address(), 1);
       Load two(node.address(), 2);
       for (int round = 0; round < 2; ++round) {
-        one.wait_for(Code::kOk, 20);
-        two.wait_for(Code::kOk, 20);
+        one.log().wait_for(Code::kOk, 20);
+        two.log().wait_for(Code::kOk, 20);
         node.signal(SIGSTOP);
-        one.wait_for(Code::kDeadlineExceeded, 4);
-        two.wait_for(Code::kDeadlineExceeded, 4);
+        one.log().wait_for(Code::kDeadlineExceeded, 4);
+        two.log().wait_for(Code::kDeadlineExceeded, 4);
         node.signal(SIGCONT);
       }
-      one.wait_for(Code::kOk, 20);
-      two.wait_for(Code::kOk, 20);
+      one.log().wait_for(Code::kOk, 20);
+      two.log().wait_for(Code::kOk, 20);
       expect_well_behaved({&one, &two});
       EXPECT_EQ(one.placed() > 0, lanes == "auto");
     }
@@ -212,20 +177,20 @@ TEST_F(ProcessFault, NodeThatStopsUnderLoadAnswersWhatItHas) {
   NodeDaemon node("127.0.0.1:0", {"--store=" + dir_.path()});
   Load one(node.address(), 1);
   Load two(node.address(), 2);
-  one.wait_for(Code::kOk, 20);
-  two.wait_for(Code::kOk, 20);
+  one.log().wait_for(Code::kOk, 20);
+  two.log().wait_for(Code::kOk, 20);
   EXPECT_EQ(node.stop(), 0);
-  one.wait_for(Code::kUnavailable, 5);
-  two.wait_for(Code::kUnavailable, 5);
+  one.log().wait_for(Code::kUnavailable, 5);
+  two.log().wait_for(Code::kUnavailable, 5);
   expect_well_behaved({&one, &two});
-  EXPECT_EQ(one.ended()[Code::kDeadlineExceeded] + two.ended()[Code::kDeadlineExceeded], 0);
+  EXPECT_EQ(one.log().ended(Code::kDeadlineExceeded) + two.log().ended(Code::kDeadlineExceeded), 0);
 }
 
 // A client of the node that the last argument names, until it is killed; run by the test that
 // follows.
 TEST(ProcessFaultVictim, DISABLED_LoadsANode) {
   Load load(testing::internal::GetArgvs().back(), SystemRng().next());
-  load.wait_for(Code::kOk, 10);
+  load.log().wait_for(Code::kOk, 10);
   std::printf("\nloading\n");
   std::fflush(stdout);
   while (true) pause();
@@ -242,7 +207,7 @@ TEST_F(ProcessFault, ServiceResumesAfterTheKillOfAClient) {
                   "loading", "/proc/self/exe");
     EXPECT_EQ(victim.ready_line(), "loading");
     victim.kill();
-    one.wait_for(Code::kOk, 20);
+    one.log().wait_for(Code::kOk, 20);
   }
   expect_well_behaved({&one});
   EXPECT_EQ(node.stop(), 0);
@@ -284,8 +249,8 @@ TEST_F(ProcessFault, NodeOutlivesClientsThatAreGone) {
   for (int round = 0; round < 3; ++round) {
     Load one(node.address(), 1);
     Load two(node.address(), 2);
-    one.wait_for(Code::kOk, 20);
-    two.wait_for(Code::kOk, 20);
+    one.log().wait_for(Code::kOk, 20);
+    two.log().wait_for(Code::kOk, 20);
   }
   EXPECT_EQ(node.stop(), 0);
 }
