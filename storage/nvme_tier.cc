@@ -83,13 +83,14 @@ asio::awaitable<std::invoke_result_t<Work>> on_thread(asio::thread_pool& pool, W
 
 Status check_directory(const NvmeTier::Options& options) {
   std::error_code error;
-  if (!options.create && !std::filesystem::exists(options.path + "/CURRENT", error)) {
+  if (!options.create && !std::filesystem::exists(options.path + "/CURRENT", error) && !error) {
     return Status::miss(MissReason::kNeverStored,
                         "no store at " + options.path + "; icefield run --store=DIR makes one");
   }
   std::filesystem::create_directories(options.path, error);
-  if (!error && std::filesystem::is_directory(options.path)) return Status();
-  const bool file = std::filesystem::exists(options.path);
+  if (!error && std::filesystem::is_directory(options.path, error)) return Status();
+  std::error_code unknown;
+  const bool file = std::filesystem::exists(options.path, unknown);
   return Status(Code::kInvalidArgument, "store directory " + options.path + " cannot be made: " +
                                             (file ? std::string("it is a file") : error.message()) +
                                             "; choose another with --store");
@@ -137,13 +138,15 @@ Result<std::unique_ptr<NvmeTier>> NvmeTier::open(Options options, const Clock& c
                                         .write_buffer_bytes = options.write_buffer_bytes,
                                         .reserve_bytes = reserve_for(options),
                                         .create = options.create,
-                                        .layout_version = options.layout_version}));
+                                        .layout_version = options.layout_version,
+                                        .file_system = options.file_system}));
   std::unique_ptr<NvmeTier> tier(new NvmeTier(std::move(options), clock, std::move(store)));
   ICE_TRY(tier->load_catalog());
   return tier;
 }
 
 NvmeTier::~NvmeTier() {
+  store_->close_soon();
   io_.join();
   writer_.join();
   maintenance_.join();
@@ -339,6 +342,11 @@ Task<PutOutcome> NvmeTier::put_new(StoredObject object, std::uint64_t name,
   writing_bytes_ -= bytes;
   ICE_CO_TRY(status);
   unflushed_bytes_ += bytes;
+  // One that was being erased may be known again: the newer record is in its place.
+  if (const std::optional<Id> old = objects_.find(object.key, name); old.has_value()) {
+    evictor_.erase(*old);
+    forget(*old);
+  }
   know(object, name);
   co_return PutOutcome::kStored;
 }

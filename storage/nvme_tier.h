@@ -54,6 +54,7 @@ class NvmeTier final : public Tier {
     std::int64_t reserve_bytes = 0;
     bool create = true;                   // false: opening what is not there is kNotFound
     int layout_version = kLayoutVersion;  // of the objects; a store keeps the one it was made with
+    std::shared_ptr<rocksdb::FileSystem> file_system;  // null: the machine's
 
     Status validate() const;
   };

@@ -85,8 +85,8 @@ class ReservedFile final : public rocksdb::FSWritableFileOwnerWrapper {
 
 class ReservingFileSystem final : public rocksdb::FileSystemWrapper {
  public:
-  explicit ReservingFileSystem(DiskReserve& reserve)
-      : FileSystemWrapper(rocksdb::FileSystem::Default()), reserve_(reserve) {}
+  ReservingFileSystem(DiskReserve& reserve, std::shared_ptr<rocksdb::FileSystem> below)
+      : FileSystemWrapper(std::move(below)), reserve_(reserve) {}
   const char* Name() const override { return "IcefieldReservingFileSystem"; }
 
   IOStatus NewWritableFile(const std::string& name, const FileOptions& options,
@@ -106,8 +106,9 @@ class ReservingFileSystem final : public rocksdb::FileSystemWrapper {
 
 }  // namespace
 
-std::shared_ptr<rocksdb::FileSystem> reserving_file_system(DiskReserve& reserve) {
-  return std::make_shared<ReservingFileSystem>(reserve);
+std::shared_ptr<rocksdb::FileSystem> reserving_file_system(
+    DiskReserve& reserve, std::shared_ptr<rocksdb::FileSystem> below) {
+  return std::make_shared<ReservingFileSystem>(reserve, std::move(below));
 }
 
 }  // namespace icefield

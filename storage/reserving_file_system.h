@@ -18,7 +18,8 @@ namespace icefield {
 // and syncing and closing it fail for want of space. As Debian builds it, RocksDB stops the process
 // when it goes on with a file of which a write has failed; an error at the end it survives.
 //
-// `reserve` must outlive the file system.
-std::shared_ptr<rocksdb::FileSystem> reserving_file_system(DiskReserve& reserve);
+// `reserve` must outlive the file system. Files are `below`'s.
+std::shared_ptr<rocksdb::FileSystem> reserving_file_system(
+    DiskReserve& reserve, std::shared_ptr<rocksdb::FileSystem> below);
 
 }  // namespace icefield

@@ -1,4 +1,4 @@
-// storage/rocks_events.h — what RocksDB tells of itself: flushes, full disks, its log.
+// storage/rocks_events.h — what RocksDB tells of itself: flushes, full and broken disks, its log.
 #pragma once
 
 #include <rocksdb/env.h>
@@ -24,14 +24,18 @@ class RocksEvents final : public rocksdb::EventListener {
   bool stopped() const { return stopped_.load(std::memory_order_relaxed); }
   bool clear_stopped() { return stopped_.exchange(false, std::memory_order_relaxed); }
   void set_stopped() { stopped_.store(true, std::memory_order_relaxed); }
+  // Of all writing, by anything else that the device said: until the store is opened anew.
+  bool broken() const { return broken_.load(std::memory_order_relaxed); }
+  // For background work that has failed and would be tried again: waits until let_go() and says
+  // true when the store is broken, else false at once.
+  bool hold_if_broken();
+  void let_go();
 
   // Whether everything up to this number is in files, waited for as long.
   bool flushed(rocksdb::SequenceNumber sequence, std::chrono::milliseconds wait);
   void set_flushed(rocksdb::SequenceNumber sequence);
 
-  void OnBackgroundError(rocksdb::BackgroundErrorReason, rocksdb::Status* status) override {
-    if (status->IsNoSpace()) set_stopped();
-  }
+  void OnBackgroundError(rocksdb::BackgroundErrorReason, rocksdb::Status* status) override;
   void OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason, rocksdb::Status,
                             bool* auto_recovery) override {
     *auto_recovery = false;
@@ -41,10 +45,12 @@ class RocksEvents final : public rocksdb::EventListener {
   }
 
  private:
-  std::atomic<bool> stopped_{false};  // a flag alone
+  std::atomic<bool> stopped_{false};  // flags alone
+  std::atomic<bool> broken_{false};
   std::mutex mutex_;
   std::condition_variable changed_;
   rocksdb::SequenceNumber flushed_ = 0;  // guarded by mutex_
+  bool let_go_ = false;                  // guarded by mutex_
 };
 
 // Its warnings go to our log, once it is open: why it does not open is said by who opens it.

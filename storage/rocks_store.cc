@@ -2,8 +2,10 @@
 
 #include <glog/logging.h>
 #include <rocksdb/cache.h>
+#include <rocksdb/convenience.h>
 #include <rocksdb/db.h>
 #include <rocksdb/env.h>
+#include <rocksdb/file_system.h>
 #include <rocksdb/listener.h>
 #include <rocksdb/options.h>
 #include <rocksdb/table.h>
@@ -14,6 +16,7 @@
 
 #include "storage/reserving_file_system.h"
 #include "storage/rocks_crc32c.h"
+#include "storage/rocks_environment.h"
 #include "storage/rocks_events.h"
 
 namespace icefield {
@@ -188,12 +191,16 @@ Result<std::unique_ptr<RocksStore>> RocksStore::open(Options options) {
 RocksStore::RocksStore(Options options)
     : options_(std::move(options)),
       reserve_(options_.path + "/" + std::string(kReserveFile), reserve_for(options_)),
-      environment_(rocksdb::NewCompositeEnv(reserving_file_system(reserve_))),
-      events_(std::make_shared<RocksEvents>()) {}
+      events_(std::make_shared<RocksEvents>()),
+      environment_(
+          rocks_environment(reserving_file_system(reserve_, options_.file_system != nullptr
+                                                                ? options_.file_system
+                                                                : rocksdb::FileSystem::Default()),
+                            events_)) {}
 
 RocksStore::~RocksStore() {
   if (database_ == nullptr) return;
-  reserve_.let_wait(false);
+  close_soon();
   for (rocksdb::ColumnFamilyHandle* family : {catalog_, values_}) {
     const rocksdb::Status status = database_->DestroyColumnFamilyHandle(family);
     if (!status.ok()) LOG(WARNING) << "store " << options_.path << ": " << status.ToString();
@@ -202,35 +209,51 @@ RocksStore::~RocksStore() {
   if (!status.ok()) LOG(WARNING) << "store " << options_.path << ": " << status.ToString();
 }
 
+void RocksStore::close_soon() {
+  closing_.store(true, std::memory_order_relaxed);
+  reserve_.let_wait(false);
+  if (events_->broken()) rocksdb::CancelAllBackgroundWork(database_.get(), false);
+  events_->let_go();  // what waits finds the store closed
+}
+
+Status RocksStore::device_failed(const char* operation) const {
+  return Status(Code::kInternal, "store " + options_.path + ", " + operation +
+                                     ": the device failed, see the log above; mend it and "
+                                     "restart the node");
+}
+
+// By what RocksDB says in numbers; by its words where it says no more than that.
 Status RocksStore::from_rocksdb(const rocksdb::Status& status, const char* operation) const {
   if (status.ok()) return Status();
   const std::string where = "store " + options_.path + ", " + operation + ": ";
-  if (status.IsNoSpace() || says(status, "No space left")) {
+  if (status.IsNoSpace()) {
     return Status(Code::kResourceExhausted,
                   where + "the disk is full; free some space or choose another --store");
   }
+  if (status.severity() >= rocksdb::Status::Severity::kHardError) return device_failed(operation);
   if (status.IsIncomplete()) {
     return Status(Code::kResourceExhausted,
                   where + "the disk cannot keep up with the writes; retry after a flush");
   }
-  if (says(status, "olumn famil")) {
+  if (status.IsCorruption() || status.IsPathNotFound()) {
+    return Status(Code::kDataLoss,
+                  where + "it is damaged (" + status.ToString() +
+                      "); delete the directory, the cache is rebuilt from the documents");
+  }
+  if (status.IsInvalidArgument() && says(status, "olumn famil")) {
     return Status(Code::kFailedPrecondition,
                   where +
                       "it was made by another version of this program; use another --store, "
                       "or delete the directory to rebuild the cache");
   }
-  if (status.IsCorruption() || says(status, "No such file")) {
-    return Status(Code::kDataLoss,
-                  where + "it is damaged (" + status.ToString() +
-                      "); delete the directory, the cache is rebuilt from the documents");
-  }
-  if (says(status, "lock")) {
-    return Status(Code::kUnavailable, where + "another process has it open");
-  }
-  if (says(status, "Direct I/O is not supported")) {
+  if (status.IsInvalidArgument() && says(status, "Direct I/O is not supported")) {
     return Status(Code::kUnimplemented, where + status.ToString());
   }
-  if (says(status, "Permission denied") || says(status, "Read-only file system")) {
+  if (status.IsIOError() && (says(status, "lock hold by") || says(status, "While lock file"))) {
+    return Status(Code::kUnavailable, where + "another process has it open");
+  }
+  if (status.IsIOError() &&
+      (says(status, "Permission denied") || says(status, "Read-only file system"))) {
     return Status(Code::kInvalidArgument, where + "it cannot be written (" + status.ToString() +
                                               "); choose another --store");
   }
@@ -404,6 +427,7 @@ Result<ObjectBytes> RocksStore::read(const StoredObject& object) {
 
 // Does not wait in RocksDB: on a full disk the flush waits for room, and nobody for the flush.
 Status RocksStore::flush() {
+  if (events_->broken()) return device_failed("flush");  // RocksDB would say ok
   const rocksdb::SequenceNumber written = database_->GetLatestSequenceNumber();
   rocksdb::FlushOptions options;
   options.wait = false;
@@ -417,6 +441,7 @@ Status RocksStore::flush() {
 Status RocksStore::wait_flushed(std::uint64_t sequence) {
   while (!events_->flushed(sequence, kFlushedWait)) {
     if (nothing_in_memory()) break;
+    if (events_->broken()) return device_failed("flush");
     if (reserve_.waiting() == 0 && !events_->stopped()) continue;
     return Status(Code::kResourceExhausted,
                   "store " + options_.path +
@@ -441,6 +466,7 @@ bool RocksStore::full() const {
 }
 
 Status RocksStore::recover() {
+  if (events_->broken()) return device_failed("resume");  // RocksDB would wait for what is held
   Status taken = reserve_.take();
   if (!taken.ok()) return taken.with_context("store " + options_.path);
   // Cleared before: what goes wrong from then on sets it again.
@@ -458,8 +484,11 @@ Status RocksStore::reclaim(std::int64_t garbage_bytes) {
   options.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForce;
   options.exclusive_manual_compaction = false;
   options.blob_garbage_collection_policy = rocksdb::BlobGarbageCollectionPolicy::kDisable;
+  options.canceled = &closing_;
   for (int step = 0; step <= 10; ++step) {
-    ICE_TRY(from_rocksdb(database_->CompactRange(options, values_, nullptr, nullptr), "reclaim"));
+    const rocksdb::Status compacted = database_->CompactRange(options, values_, nullptr, nullptr);
+    if (closing_.load(std::memory_order_relaxed)) return Status();
+    ICE_TRY(from_rocksdb(compacted, "reclaim"));
     measure();
     std::uint64_t garbage = 0;
     database_->GetIntProperty(values_, rocksdb::DB::Properties::kLiveBlobFileGarbageSize, &garbage);

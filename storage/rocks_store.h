@@ -17,6 +17,7 @@ namespace rocksdb {
 class ColumnFamilyHandle;
 class DB;
 class Env;
+class FileSystem;
 class Status;
 }  // namespace rocksdb
 
@@ -41,6 +42,9 @@ struct StoredObject {
 // there when there is room again. A store that had to touch its reserve is full until recover()
 // ends well: whoever uses it writes nothing meanwhile. Reads go on.
 //
+// A store whose device fails otherwise takes no more writes until it is opened anew: RocksDB has
+// stopped. Reads go on, also of what was not flushed.
+//
 // Threads  Safe from any thread.
 // Errors   kResourceExhausted: the disk is full, or it cannot keep up with the writes (never waited
 //          for here). kDataLoss: what is read is damaged. kInternal: anything else the device says.
@@ -53,6 +57,7 @@ class RocksStore {
     std::int64_t reserve_bytes = 0;  // at most a sixteenth of the file system
     bool create = true;
     int layout_version = 0;
+    std::shared_ptr<rocksdb::FileSystem> file_system;  // null: the machine's
   };
 
   // Errors as NvmeTier::open().
@@ -70,6 +75,9 @@ class RocksStore {
   // Gives space of erased values back to the file system, the oldest files first, until at most
   // `garbage_bytes` of it are left.
   Status reclaim(std::int64_t garbage_bytes);
+  // From now on nothing waits for room, and reclaim() ends soon: what it has not done is done after
+  // the next start. To be called where others must have ended before the destructor.
+  void close_soon();
 
   bool full() const;
   // Takes the reserve back and makes RocksDB go on. kResourceExhausted when there is no room yet.
@@ -98,18 +106,20 @@ class RocksStore {
   void measure() const;
   // Until everything up to a sequence number is in files.
   Status wait_flushed(std::uint64_t sequence);
+  Status device_failed(const char* operation) const;
   bool nothing_in_memory() const;
 
   Options options_;
   // These outlive the database, which uses them or tells them what it does.
   DiskReserve reserve_;
-  std::unique_ptr<rocksdb::Env> environment_;
   const std::shared_ptr<RocksEvents> events_;
+  std::unique_ptr<rocksdb::Env> environment_;
   ValuePlaces places_;
   std::unique_ptr<BlobReader> blob_reader_;
   std::unique_ptr<rocksdb::DB> database_;
   rocksdb::ColumnFamilyHandle* catalog_ = nullptr;  // owned by database_
   rocksdb::ColumnFamilyHandle* values_ = nullptr;
+  std::atomic<bool> closing_{false};  // a flag alone
   // Statistics without an order between them.
   std::atomic<std::int64_t> reads_in_place_{0};
   mutable std::atomic<std::int64_t> file_bytes_{0};
