@@ -159,7 +159,7 @@ class NodeProcess {
     });
     admin_.add("/metrics", [this] {
       MetricsPage page;
-      if (host_ != nullptr && serving_) {
+      if (serving_) {  // before that, the main thread is still at it
         host_->collect(page);
         collect(transport_->counters(), page);
       }

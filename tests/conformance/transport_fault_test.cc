@@ -236,6 +236,36 @@ TEST_P(StalledClient, IsRefusedByAServerThatStopsButNotCutOff) {
   EXPECT_TRUE(stopped.get().ok());
 }
 
+// Its replies are many fragments, of which few are under way at a time.
+TEST_P(StalledClient, GetsTheWholeReplyFromAServerThatStops) {
+  expect_service();  // this connection is measured, the next one is not
+  expect_all_back();
+  UcxOptions options;
+  options.close_timeout = kForgotten;
+  options.lanes = GetParam().lanes == std::string("tcp") ? UcxLanes::kTcp : UcxLanes::kAuto;
+  Shard shard;
+  const std::unique_ptr<UcxTransport> server = make_ucx(shard.executor(), options);
+  const Address node =
+      sync_wait(shard.executor(), server->listen("127.0.0.1:0", shard.executor(), echo_)).value();
+  const Bytes bytes = random_bytes(rng_, 24'000'000);
+  std::future<Result<Reply>> call = start(node, 2, bytes, nullptr);
+  while (echo_.calls < 2) std::this_thread::yield();
+  std::future<Status> stopped;
+  {
+    const Frozen frozen(client_shard_);
+    asio::post(shard.executor(), [this] { echo_.release(); });
+    while (calls_at(shard, *server) > 0) std::this_thread::yield();  // it is being sent
+    stopped = asio::co_spawn(shard.executor(), server->stop(node), asio::use_future);
+    EXPECT_EQ(calls_at(shard, *server), 0);  // stop() has begun
+  }
+  const Result<Reply> reply = call.get();
+  EXPECT_TRUE(reply.has_value() && std::ranges::equal(std::as_const(reply->payload).bytes(), bytes))
+      << reply.status().to_string();
+  EXPECT_TRUE(stopped.get().ok());
+  EXPECT_TRUE(sync_wait(shard.executor(), server->shutdown()).ok());
+  shard.stop();
+}
+
 // The server looks for the next fragment, but not each time before others get their turn.
 TEST_P(StalledClient, DoesNotTakeTheTimeOfOthersFromAServerThatPolls) {
   constexpr int kTurns = 100;
@@ -266,6 +296,35 @@ TEST_P(StalledClient, DoesNotTakeTheTimeOfOthersFromAServerThatPolls) {
     stall.go_on();
     EXPECT_TRUE(half.get().has_value());
   }
+  EXPECT_TRUE(sync_wait(shard.executor(), server->shutdown()).ok());
+  shard.stop();
+}
+
+// Who takes no replies runs out of credits, as who does not finish its requests does.
+TEST_P(StalledClient, HoldsNoMoreRepliesThanItMay) {
+  expect_service();  // this connection is measured, the next one is not
+  expect_all_back();
+  UcxOptions options;
+  options.max_unsent_bytes = 1'000'000;
+  options.lanes = GetParam().lanes == std::string("tcp") ? UcxLanes::kTcp : UcxLanes::kAuto;
+  Shard shard;
+  const std::unique_ptr<UcxTransport> server = make_ucx(shard.executor(), options);
+  const Address node =
+      sync_wait(shard.executor(), server->listen("127.0.0.1:0", shard.executor(), echo_)).value();
+  const Bytes bytes = random_bytes(rng_, 24'000'000);
+  std::future<Result<Reply>> large = start(node, 2, bytes, nullptr);
+  while (echo_.calls < 2) std::this_thread::yield();
+  std::future<Result<Reply>> small = start(node, 2, ConstByteSpan(bytes).first(1000), nullptr);
+  while (echo_.calls < 3) std::this_thread::yield();
+  {
+    const Frozen frozen(client_shard_);
+    asio::post(shard.executor(), [this] { echo_.release(); });
+    while (echo_.held < 2 && calls_at(shard, *server) > 0) std::this_thread::yield();
+    EXPECT_EQ(calls_at(shard, *server), 1) << "the small one, behind the reply to the large one";
+  }
+  EXPECT_TRUE(large.get().has_value());
+  EXPECT_TRUE(small.get().has_value());
+  EXPECT_EQ(calls_at(shard, *server), 0);
   EXPECT_TRUE(sync_wait(shard.executor(), server->shutdown()).ok());
   shard.stop();
 }

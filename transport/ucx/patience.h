@@ -1,4 +1,5 @@
-// transport/ucx/patience.h — whether to look for the next message or to fall asleep.
+// transport/ucx/patience.h — how long to look for the next message before falling asleep, and to
+// leave a peer alone that was not reached.
 #pragma once
 
 #include <algorithm>
@@ -53,5 +54,11 @@ class Patience {
   int misses_ = 0;  // looks in vain, in a row
   int pauses_ = 0;  // sleeps until looking is tried again
 };
+
+// After the n-th failure in a row to connect.
+constexpr std::chrono::milliseconds pause_to_connect(int failures) {
+  const int doublings = std::clamp(failures - 1, 0, 6);  // more make no difference
+  return std::chrono::milliseconds(std::min(20 << doublings, 1000));
+}
 
 }  // namespace icefield::ucx

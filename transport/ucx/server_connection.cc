@@ -8,6 +8,8 @@
 namespace icefield::ucx {
 namespace {
 
+constexpr std::int64_t kReplyBytes = 1024;  // what one takes beside its bytes
+
 Status stopping() { return Status(Code::kUnavailable, "the node is stopping"); }
 
 }  // namespace
@@ -49,6 +51,9 @@ asio::awaitable<void> ServerConnection::run() {
   const SystemClock clock;
   const Deadline flush =
       ended_.ok() ? Deadline::after(clock, options_.close_timeout) : Deadline::never();
+  for (bool in_time = true; ended_.ok() && replies_unsent_ > 0 && in_time;) {
+    in_time = co_await changed_.wait(flush);
+  }
   end(Status(Code::kUnavailable, "stopped"));
   co_await endpoint_->close(flush);
   say_goodbye(control_);
@@ -266,9 +271,21 @@ asio::awaitable<void> ServerConnection::answer(const FragmentHeader& request,
     message.header = std::move(reply->header);
     message.payload = std::move(reply->payload);
   }
+  // Who asks on without taking replies runs out of credits.
+  while (ended_.ok() && !stopping_ && unsent_bytes_ > options_.max_unsent_bytes) {
+    co_await changed_.wait(Deadline::never());
+  }
   // The credit returns with the reply, so it counts no more from here on.
+  const auto bytes = static_cast<std::int64_t>(message.header.size()) +
+                     payload_bytes(message.payload) + kReplyBytes;
+  ++replies_unsent_;
+  unsent_bytes_ += bytes;
   release(request);
   (void)co_await endpoint_->send(message);
+  const bool watched = stopping_ || unsent_bytes_ > options_.max_unsent_bytes;
+  --replies_unsent_;
+  unsent_bytes_ -= bytes;
+  if (watched) changed_.notify_all();
 }
 
 }  // namespace icefield::ucx

@@ -32,7 +32,7 @@ class ServerConnection final : public FragmentSink,
   // nothing of the connection is under way any more.
   asio::awaitable<void> run();
   // Takes no more requests and drops those that are not whole; run() returns when the others are
-  // answered.
+  // answered, and the answers have left or nobody has taken them for the time of closing.
   void stop();
 
   // Ends it at once: calls under way are not answered any more.
@@ -76,6 +76,8 @@ class ServerConnection final : public FragmentSink,
   Incoming incoming_;
   std::int64_t calls_held_ = 0;  // from the first fragment to the reply
   std::int64_t bytes_held_ = 0;
+  std::int64_t replies_unsent_ = 0;  // which the client has not taken yet
+  std::int64_t unsent_bytes_ = 0;    // of those
   HandshakeFailure handshake_failure_ = HandshakeFailure::kBrokenOff;  // what it would be now
   Status ended_;
   bool stopping_ = false;

@@ -39,6 +39,9 @@ struct UcxOptions {
   // What a server grants each connection; a client with nothing left waits.
   std::int64_t max_calls = 256;
   std::int64_t max_request_bytes = 256 << 20;  // together, of calls under way
+  // A server's: of replies that a connection does not take. Beyond it the others wait, and with
+  // them what was granted for their calls.
+  std::int64_t max_unsent_bytes = 256 << 20;
   // A server's: each connection proves that it knows one of these, or is refused. Empty: everybody
   // may use everything, and listening beyond this machine is refused, too, but for insecure_listen.
   std::vector<TokenGrant> tokens;

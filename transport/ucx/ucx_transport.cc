@@ -10,6 +10,7 @@
 #include "transport/ucx/hearing.h"
 #include "transport/ucx/lanes_log.h"
 #include "transport/ucx/listener.h"
+#include "transport/ucx/patience.h"
 #include "transport/ucx/ucx_worker.h"
 
 namespace icefield {
@@ -23,11 +24,6 @@ asio::awaitable<R> on_shard(const asio::any_io_executor& shard, asio::awaitable<
   if (co_await asio::this_coro::executor == shard) co_return co_await std::move(task);
   auto there = asio::co_spawn(shard, std::move(task), asio::use_awaitable);
   co_return co_await std::move(there);
-}
-
-// Pause after the n-th failure in a row to connect.
-std::chrono::milliseconds backoff(int failures) {
-  return std::chrono::milliseconds(failures <= 1 ? 20 : std::min(20 << (failures - 1), 1000));
 }
 
 }  // namespace
@@ -209,7 +205,7 @@ class UcxTransport::Impl {
       scope_.spawn(lanes_log_.connected(peer.connection));
     } else {
       peer.last_failure = connected;
-      peer.retry_at = clock_.now() + backoff(++peer.failures);
+      peer.retry_at = clock_.now() + ucx::pause_to_connect(++peer.failures);
     }
     peer.changed.notify_all();
     if (!peer.wanted) let_go(peer, not_wanted());

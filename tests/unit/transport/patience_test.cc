@@ -35,5 +35,15 @@ TEST(Patience, LookingInVainBecomesRare) {
   EXPECT_GT(looks, 5) << "it is tried again";
 }
 
+// A day without the peer is 86 400 failures.
+TEST(PauseToConnect, GrowsToASecondAndStaysThere) {
+  EXPECT_EQ(pause_to_connect(1).count(), 20);
+  EXPECT_EQ(pause_to_connect(2).count(), 40);
+  EXPECT_EQ(pause_to_connect(6).count(), 640);
+  for (int failures = 7; failures < 100'000; ++failures) {
+    ASSERT_EQ(pause_to_connect(failures).count(), 1000) << failures;
+  }
+}
+
 }  // namespace
 }  // namespace icefield::ucx
