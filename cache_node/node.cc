@@ -3,8 +3,7 @@
 #include <glog/logging.h>
 
 #include <algorithm>
-#include <iterator>
-#include <set>
+#include <utility>
 
 #include "cache_node/read_through.h"
 #include "common/fingerprint.h"
@@ -20,17 +19,6 @@ StoredBuild describe(const Manifest& manifest, const BuildId& build, std::size_t
           .fingerprint = manifest.fingerprint,
           .stored_bytes = manifest.part_bytes(),
           .manifest_bytes = static_cast<std::int64_t>(manifest_bytes)};
-}
-
-// Its manifest and its parts.
-std::vector<ObjectKey> objects_of(const StoredBuild& build) {
-  const SegmentId segment = build.segment.id();
-  std::vector<ObjectKey> keys = {
-      {.segment = segment, .build = build.build, .part = {.kind = PartKind::kManifest}}};
-  for (const PartId& part : parts_of(build.slice, build.segment.token_count)) {
-    keys.push_back({.segment = segment, .build = build.build, .part = part});
-  }
-  return keys;
 }
 
 // A manifest names itself by its bytes.
@@ -172,7 +160,8 @@ Task<> CacheNode::put_one(const Caller& caller, PutObject object, NamespaceId na
 }
 
 // Proves whose the build is. Parts of somebody else's would count as far as their checksums go, and
-// those are not made to resist who chooses the bytes.
+// those are not made to resist who chooses the bytes. Storing takes a flush, and the publisher may
+// lose patience and remove all of it meanwhile: such a build must not be known.
 Task<> CacheNode::put_manifest(const Caller& caller, PutObject object, NamespaceId name_space) {
   const BuildKey key = build_of(object.key);
   if (unfinished_.leaving(key)) co_return being_removed(key);
@@ -189,7 +178,20 @@ Task<> CacheNode::put_manifest(const Caller& caller, PutObject object, Namespace
         "part missing: those of build " + to_string(key.build) + " came from another namespace");
   }
   ICE_CO_TRY(check_commit(object.key, manifest));
-  ICE_CO_TRY(co_await store(object));
+  const auto commit = commits_.emplace(key, false);
+  const Status stored = co_await store(object);
+  const bool removed = commit->second || unfinished_.leaving(key) ||
+                       (disk_ != nullptr && !disk_->find(object.key).has_value());
+  commits_.erase(commit);
+  ICE_CO_TRY(stored);
+  if (builds_.contains(key)) co_return Status();  // by another commit, which nobody has undone
+  const Status whole = removed ? being_removed(key) : check_commit(object.key, manifest);
+  if (!whole.ok()) {
+    undo_commits(key);
+    if (disk_ != nullptr) ICE_CO_TRY(co_await disk_->remove(object.key));
+    ICE_CO_TRY(co_await memory_.remove(object.key));
+    co_return whole;
+  }
   know(describe(manifest, key.build, object.bytes.size()));
   unfinished_.end(key);
   co_return Status();
@@ -249,12 +251,6 @@ void CacheNode::note_disk_evicted(const ObjectKey& key) {
   if (kind <= PartKind::kExtent) incomplete_.push_back({key.segment, key.build});
 }
 
-// Manifest first: a node that is killed meanwhile removes the rest when it starts.
-Task<> CacheNode::remove_from_disk(const StoredBuild& build) {
-  for (const ObjectKey& key : objects_of(build)) ICE_CO_TRY(co_await disk_->remove(key));
-  co_return Status();
-}
-
 // Of builds. What a full disk does not let go is tried again with the next put.
 asio::awaitable<void> CacheNode::remove_given_up() {
   while (const std::optional<ObjectKey> key = unfinished_.take_given_up()) {
@@ -265,35 +261,16 @@ asio::awaitable<void> CacheNode::remove_given_up() {
   }
 }
 
-// Nothing is kept that cannot be used. What the disk does not remove now, it evicts as it is not
-// read, or the next start removes.
+// Nothing is kept that cannot be used, of builds that are being written neither: their commits will
+// be refused. Until everything of it is gone a build is leaving, so that nobody puts it anew into
+// what is being removed.
 asio::awaitable<void> CacheNode::drop_incomplete_builds() {
-  while (!incomplete_.empty()) {
-    std::set<BuildKey> lost(incomplete_.begin(), incomplete_.end());
-    incomplete_.clear();
-    std::vector<ObjectKey> parts;
-    for (auto key = lost.begin(); key != lost.end();) {
-      unfinished_.give_up(*key);
-      const auto found = builds_.find(*key);
-      if (found == builds_.end()) {
-        ++key;
-        continue;
-      }
-      LOG(WARNING) << "build " << to_string(key->build) << " evicted: no room";
-      const StoredBuild build = found->second;
-      forget(*key);
-      key = lost.erase(key);
-      std::ranges::copy(objects_of(build), std::back_inserter(parts));
-      if (disk_ == nullptr) continue;
-      const Status removed = co_await remove_from_disk(build);
-      if (!removed.ok()) LOG(WARNING) << "parts of it stay on disk: " << removed.to_string();
+  for (const BuildKey& key : std::exchange(incomplete_, {})) {
+    if (builds_.contains(key)) {
+      LOG(WARNING) << "build " << to_string(key.build) << " evicted: no room";
+      unfinish(key);
     }
-    // A build that is still being written has no manifest yet: its commit will be refused.
-    const auto look = [&](const ObjectKey& key, const ObjectInfo&) {
-      if (lost.contains({key.segment, key.build})) parts.push_back(key);
-    };
-    if (!lost.empty()) memory_.for_each(look);
-    for (const ObjectKey& key : parts) (void)co_await memory_.remove(key);
+    unfinished_.give_up(key);
   }
   co_await remove_given_up();
 }
@@ -305,6 +282,7 @@ Task<ObjectBytes> CacheNode::get(const Caller& caller, ObjectKey key, Verify ver
 
 Task<> CacheNode::remove(const Caller& caller, ObjectKey key) {
   if (!may_change(caller, key)) co_return Status();
+  undo_commits(build_of(key));
   if (key.part.kind == PartKind::kManifest) unfinish(build_of(key));
   ICE_CO_TRY(co_await memory_.remove(key));
   if (disk_ != nullptr) ICE_CO_TRY(co_await disk_->remove(key));
@@ -312,13 +290,19 @@ Task<> CacheNode::remove(const Caller& caller, ObjectKey key) {
   co_return Status();
 }
 
-// Its parts are still here, and still its namespace's.
+void CacheNode::undo_commits(const BuildKey& key) {
+  const auto [begin, end] = commits_.equal_range(key);
+  for (auto commit = begin; commit != end; ++commit) commit->second = true;
+}
+
+// What it is made of is still here, and still its namespace's.
 void CacheNode::unfinish(const BuildKey& key) {
   const auto found = builds_.find(key);
   if (found == builds_.end()) return;
   const StoredBuild build = found->second;
   forget(key);
   unfinished_.begin(key, {.name_space = build.name_space}, clock_.now());
+  unfinished_.add(key, {.kind = PartKind::kManifest});
   for (const PartId& part : parts_of(build.slice, build.segment.token_count)) {
     unfinished_.add(key, part);
   }

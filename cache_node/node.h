@@ -97,11 +97,11 @@ class CacheNode {
 
   void note_evicted(const ObjectKey& key);
   asio::awaitable<void> drop_incomplete_builds();
-  Task<> remove_from_disk(const StoredBuild& build);
   std::optional<ObjectInfo> find(const ObjectKey& key) const;
   void know(const StoredBuild& build);
   void forget(const BuildKey& build);
   void unfinish(const BuildKey& build);
+  void undo_commits(const BuildKey& build);
 
   const Clock& clock_;
   DramTier& memory_;
@@ -112,7 +112,8 @@ class CacheNode {
   // Of how many builds of a namespace, by model.
   std::map<NamespaceId, std::map<FingerprintHash, std::int64_t>> models_;
   UnfinishedBuilds unfinished_;
-  std::vector<BuildKey> incomplete_;  // a part was evicted, nothing else has it
+  std::multimap<BuildKey, bool> commits_;  // under way; true: what they store is being removed
+  std::vector<BuildKey> incomplete_;       // a part was evicted, nothing else has it
 };
 
 }  // namespace icefield

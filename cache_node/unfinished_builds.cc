@@ -1,5 +1,7 @@
 #include "cache_node/unfinished_builds.h"
 
+#include <ranges>
+
 #include "common/check.h"
 
 namespace icefield {
@@ -48,7 +50,7 @@ void UnfinishedBuilds::give_up(const BuildKey& key) {
   const auto found = by_key_.find(key);
   if (found == by_key_.end()) return;
   const std::set<PartId>& parts = found->second->parts;
-  for (const PartId& part : parts) {
+  for (const PartId& part : std::views::reverse(parts)) {  // the last one is removed first
     given_up_.push_back({.segment = key.segment, .build = key.build, .part = part});
   }
   if (!parts.empty()) leaving_[key] += parts.size();
