@@ -252,7 +252,7 @@ Status RocksStore::from_rocksdb(const rocksdb::Status& status, const char* opera
   if (status.IsIOError() && (says(status, "lock hold by") || says(status, "While lock file"))) {
     return Status(Code::kUnavailable, where + "another process has it open");
   }
-  if (status.IsIOError() &&
+  if ((status.IsIOError() || status.IsInvalidArgument()) &&
       (says(status, "Permission denied") || says(status, "Read-only file system"))) {
     return Status(Code::kInvalidArgument, where + "it cannot be written (" + status.ToString() +
                                               "); choose another --store");
