@@ -1,9 +1,11 @@
-// A disk that somebody else fills under load from two clients: every call returns by its deadline,
-// the node lives, what was acknowledged as durable is there, also after a restart, and puts go on
-// by themselves when there is room again.
+// A disk that somebody else fills, or that fails, under load: every call returns by its deadline,
+// the node lives, what was acknowledged as durable is there, also after a restart. Where there is
+// room again, puts go on by themselves.
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <atomic>
+#include <csignal>
 #include <map>
 #include <mutex>
 #include <thread>
@@ -13,6 +15,7 @@
 #include "tests/support/daemon.h"
 #include "tests/support/objects.h"
 #include "tests/support/small_disk.h"
+#include "tests/support/temp_dir.h"
 
 namespace icefield {
 namespace {
@@ -144,6 +147,33 @@ TEST(FullDisk, ANodeLivesThroughItAndGoesOnAfterwards) {
   node = std::make_unique<NodeDaemon>(address, flags);
   ASSERT_EQ(node->address(), address) << node->ready_line();
   EXPECT_EQ(found(address, acknowledged), acknowledged.size()) << "after kill -9";
+  EXPECT_EQ(node->stop(), 0);
+}
+
+// Files that may not grow fail as a device does: with an error that is none of want of space.
+TEST(BrokenDisk, ANodeSaysSoAndStopsWhenItIsTold) {
+  const TempDir dir;
+  const std::vector<std::string> flags = {"--store=" + dir.file("store"), "--dram_bytes=8388608"};
+  std::signal(SIGXFSZ, SIG_IGN);  // which the node inherits
+  auto node = std::make_unique<NodeDaemon>("127.0.0.1:0", flags);
+  std::signal(SIGXFSZ, SIG_DFL);
+  const std::string address = node->address();
+  ASSERT_NE(address, "");
+  std::map<std::string, Bytes> acknowledged;
+  {
+    Load load(address, 1);
+    load.wait_for(Code::kOk, 20);
+    const rlimit limit{.rlim_cur = 4096, .rlim_max = RLIM_INFINITY};
+    ASSERT_EQ(prlimit(node->pid(), RLIMIT_FSIZE, &limit, nullptr), 0);
+    load.wait_for(Code::kInternal, 10);
+    load.stop();
+    acknowledged = load.acknowledged();
+  }
+  EXPECT_EQ(found(address, acknowledged), acknowledged.size()) << "reads go on";
+  EXPECT_EQ(node->stop(), 0);
+  node = std::make_unique<NodeDaemon>(address, flags);
+  ASSERT_EQ(node->address(), address) << node->ready_line();
+  EXPECT_EQ(found(address, acknowledged), acknowledged.size());
   EXPECT_EQ(node->stop(), 0);
 }
 
