@@ -162,10 +162,10 @@ TEST(BrokenDisk, ANodeSaysSoAndStopsWhenItIsTold) {
   std::map<std::string, Bytes> acknowledged;
   {
     Load load(address, 1);
-    load.wait_for(Code::kOk, 20);
+    load.durable().wait_for(Code::kOk, 20);
     const rlimit limit{.rlim_cur = 4096, .rlim_max = RLIM_INFINITY};
     ASSERT_EQ(prlimit(node->pid(), RLIMIT_FSIZE, &limit, nullptr), 0);
-    load.wait_for(Code::kInternal, 10);
+    load.durable().wait_for(Code::kInternal, 10);
     load.stop();
     acknowledged = load.acknowledged();
   }
