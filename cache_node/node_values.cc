@@ -38,7 +38,9 @@ NodeValues::NodeValues(DramTier& memory, Tier* disk, const Clock& clock, Options
 }
 
 Task<> NodeValues::stop() {
-  stopping_ = true;
+  constexpr std::chrono::seconds kPatience{1};  // with what is to be removed
+  start_removing();
+  stop_at_ = clock_.now() + kPatience;
   to_copy_.clear();
   if (copies_.has_value()) co_await copies_->join();
   if (removal_.has_value()) co_await removal_->join();

@@ -74,7 +74,8 @@ class NodeValues {
 
   // What the disk holds. Once, before anything else.
   Task<> recover();
-  // Waits for what is under way in the background; nothing may be asked afterwards.
+  // Waits for what is under way in the background, for removals no longer than a second; nothing
+  // may be asked afterwards.
   Task<> stop();
 
   // Room for the chunks of `request`, in order, before their bytes come: neither parts nor
@@ -303,6 +304,7 @@ class NodeValues {
   Task<> remove_remains(ValueHash hash);
   Task<> remove_chunks(ValueHash hash, std::int64_t chunk_count);
   bool erase_from_memory(const ValueHash& hash, std::int64_t chunk_count);
+  bool out_of_time() const { return stop_at_.has_value() && clock_.now() >= *stop_at_; }
   void expire_due();
 
   std::optional<ObjectInfo> find_chunk(const ObjectKey& key) const;
@@ -331,7 +333,7 @@ class NodeValues {
   // Under way.
   std::optional<TaskScope> copies_;
   std::optional<TaskScope> removal_;
-  bool stopping_ = false;
+  std::optional<Clock::TimePoint> stop_at_;  // then nothing more is removed
 };
 
 }  // namespace icefield

@@ -55,7 +55,8 @@ void NodeValues::doom(const ValueHash& hash, std::int64_t chunk_count) {
 
 void NodeValues::start_removing() {
   const bool nothing = doomed_.empty() && stuck_.empty();
-  if (nothing || stopping_ || !removal_.has_value() || removal_->running() > 0) return;
+  const bool stopping = stop_at_.has_value();
+  if (nothing || stopping || !removal_.has_value() || removal_->running() > 0) return;
   removal_->spawn(remove_doomed());
 }
 
@@ -63,12 +64,12 @@ void NodeValues::start_removing() {
 asio::awaitable<void> NodeValues::remove_doomed() {
   constexpr int kTurn = 256;  // then others have one
   Status failure;
-  for (int done = 1; !doomed_.empty() && !stopping_; ++done) {
+  for (int done = 1; !doomed_.empty() && !out_of_time(); ++done) {
     const Status removed = co_await remove_first(doomed_);
     if (!removed.ok()) failure = removed;
     if (done % kTurn == 0) co_await asio::post(asio::use_awaitable);
   }
-  while (!stuck_.empty() && failure.ok() && !stopping_) failure = co_await remove_first(stuck_);
+  while (!stuck_.empty() && failure.ok() && !out_of_time()) failure = co_await remove_first(stuck_);
   if (!failure.ok()) {
     LOG_EVERY_T(WARNING, 1) << stuck_.size()
                             << " values not removed from disk yet: " << failure.to_string();
