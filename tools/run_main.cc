@@ -28,8 +28,9 @@ DEFINE_int32(group_tokens, 1, "question tokens that share a selection, 1 to 16")
 DEFINE_int64(dense_suffix_tokens, 64,
              "a longer rest of a document that is stored in part is "
              "computed with full attention");
-DEFINE_string(prompt, "raw",
-              "raw: document, blank line, question; chat: the model's chat template");
+DEFINE_string(prompt, "auto",
+              "chat: the model's chat template; raw: document, blank line, question, which the "
+              "answer continues; auto: chat, raw for models without a template");
 DEFINE_int64(max_tokens, 64, "most tokens of an answer");
 DEFINE_double(temperature, 0, "0: always the most likely token");
 DEFINE_uint64(seed, 1, "of the sampling");
@@ -225,8 +226,9 @@ void print_summary(const Summary& run) {
 }
 
 Status check_flags() {
-  if (FLAGS_prompt != "raw" && FLAGS_prompt != "chat") {
-    return Status(Code::kInvalidArgument, "--prompt=" + FLAGS_prompt + ": expected raw or chat");
+  if (FLAGS_prompt != "raw" && FLAGS_prompt != "chat" && FLAGS_prompt != "auto") {
+    return Status(Code::kInvalidArgument,
+                  "--prompt=" + FLAGS_prompt + ": expected auto, raw or chat");
   }
   ICE_TRY(check_range("group_tokens", FLAGS_group_tokens, 1, kMaxQueryTokens));
   constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
@@ -240,6 +242,17 @@ Status check_flags() {
     return Status(Code::kInvalidArgument, "--temperature must be 0 or more");
   }
   return Status();
+}
+
+// What stands around document and question.
+Result<ChatFrame> frame_of(const Model& model) {
+  if (FLAGS_prompt != "raw") {
+    Result<ChatFrame> chat = chat_frame(model.file(), model.tokenizer());
+    if (chat.has_value() || FLAGS_prompt == "chat") return chat;
+  }
+  ChatFrame raw;
+  if (const std::optional<TokenId> begin = model.tokenizer().begin_token()) raw.before = {*begin};
+  return raw;
 }
 
 // The tokens of the document, behind what the prompt begins with.
@@ -298,12 +311,7 @@ Status run() {
   ICE_TRY(attend.validate(model.config().kv.layer_count));
   ICE_TRY(
       check_range("group_tokens", FLAGS_group_tokens, 1, session->worker().most_group_tokens()));
-  ChatFrame frame;
-  if (FLAGS_prompt == "chat") {
-    ICE_TRY(frame, chat_frame(model.file(), model.tokenizer()));
-  } else if (const std::optional<TokenId> begin = model.tokenizer().begin_token()) {
-    frame.before = {*begin};
-  }
+  ICE_TRY(const ChatFrame frame, frame_of(model));
   ICE_TRY(const std::vector<TokenId> tokens, document_tokens(model, frame, text));
   ICE_TRY(encode_questions(model, frame, tokens.size(), questions));
   ICE_TRY(Session::Opened opened,
@@ -313,7 +321,8 @@ Status run() {
   }
   (void)session->decoder().take_report();
   for (Question& question : questions) {
-    if (!FLAGS_json) std::cout << question.text << std::flush;
+    const bool raw = frame.after.empty();
+    if (!FLAGS_json) std::cout << question.text << (raw ? "" : "\n") << std::flush;
     ICE_TRY(answer(*session, opened.context, frame, attend, question));
     if (!FLAGS_json) std::cout << "\n";
   }
