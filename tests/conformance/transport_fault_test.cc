@@ -195,6 +195,20 @@ class StalledClient : public TransportFaults {
     auto usage = static_cast<UcxTransport&>(server).usage();
     return sync_wait(shard.executor(), std::move(usage)).value().calls;
   }
+  // Beside the fixture's, with options of a test and a shard of its own.
+  struct OwnServer {
+    OwnServer(const std::string& lanes, UcxOptions options, Service& service) {
+      options.lanes = lanes == "tcp" ? UcxLanes::kTcp : UcxLanes::kAuto;
+      transport = make_ucx(shard.executor(), options);
+      auto listening = transport->listen("127.0.0.1:0", shard.executor(), service);
+      node = sync_wait(shard.executor(), std::move(listening)).value();
+    }
+    ~OwnServer() { EXPECT_TRUE(sync_wait(shard.executor(), transport->shutdown()).ok()); }
+
+    Shard shard;
+    std::unique_ptr<UcxTransport> transport;
+    Address node;
+  };
   std::future<Status> stop() {
     auto stopped = ends_.server->stop(node_);
     return asio::co_spawn(server_.executor(), std::move(stopped), asio::use_future);
@@ -242,11 +256,8 @@ TEST_P(StalledClient, GetsTheWholeReplyFromAServerThatStops) {
   expect_all_back();
   UcxOptions options;
   options.close_timeout = kForgotten;
-  options.lanes = GetParam().lanes == std::string("tcp") ? UcxLanes::kTcp : UcxLanes::kAuto;
-  Shard shard;
-  const std::unique_ptr<UcxTransport> server = make_ucx(shard.executor(), options);
-  const Address node =
-      sync_wait(shard.executor(), server->listen("127.0.0.1:0", shard.executor(), echo_)).value();
+  OwnServer own(GetParam().lanes, options, echo_);
+  auto& [shard, server, node] = own;
   const Bytes bytes = random_bytes(rng_, 24'000'000);
   std::future<Result<Reply>> call = start(node, 2, bytes, nullptr);
   while (echo_.calls < 2) std::this_thread::yield();
@@ -262,8 +273,6 @@ TEST_P(StalledClient, GetsTheWholeReplyFromAServerThatStops) {
   EXPECT_TRUE(reply.has_value() && std::ranges::equal(std::as_const(reply->payload).bytes(), bytes))
       << reply.status().to_string();
   EXPECT_TRUE(stopped.get().ok());
-  EXPECT_TRUE(sync_wait(shard.executor(), server->shutdown()).ok());
-  shard.stop();
 }
 
 // The server looks for the next fragment, but not each time before others get their turn.
@@ -271,11 +280,8 @@ TEST_P(StalledClient, DoesNotTakeTheTimeOfOthersFromAServerThatPolls) {
   constexpr int kTurns = 100;
   UcxOptions options;
   options.poll = true;
-  options.lanes = GetParam().lanes == std::string("tcp") ? UcxLanes::kTcp : UcxLanes::kAuto;
-  Shard shard;
-  const std::unique_ptr<UcxTransport> server = make_ucx(shard.executor(), options);
-  const Address node =
-      sync_wait(shard.executor(), server->listen("127.0.0.1:0", shard.executor(), echo_)).value();
+  OwnServer own(GetParam().lanes, options, echo_);
+  auto& [shard, server, node] = own;
   EXPECT_TRUE(call(node, 1, {std::span(half_).first(1000)}, 1000).has_value());
   {
     Stall stall;
@@ -296,8 +302,6 @@ TEST_P(StalledClient, DoesNotTakeTheTimeOfOthersFromAServerThatPolls) {
     stall.go_on();
     EXPECT_TRUE(half.get().has_value());
   }
-  EXPECT_TRUE(sync_wait(shard.executor(), server->shutdown()).ok());
-  shard.stop();
 }
 
 // Who takes no replies runs out of credits, as who does not finish its requests does.
@@ -306,11 +310,8 @@ TEST_P(StalledClient, HoldsNoMoreRepliesThanItMay) {
   expect_all_back();
   UcxOptions options;
   options.max_unsent_bytes = 1'000'000;
-  options.lanes = GetParam().lanes == std::string("tcp") ? UcxLanes::kTcp : UcxLanes::kAuto;
-  Shard shard;
-  const std::unique_ptr<UcxTransport> server = make_ucx(shard.executor(), options);
-  const Address node =
-      sync_wait(shard.executor(), server->listen("127.0.0.1:0", shard.executor(), echo_)).value();
+  OwnServer own(GetParam().lanes, options, echo_);
+  auto& [shard, server, node] = own;
   const Bytes bytes = random_bytes(rng_, 24'000'000);
   std::future<Result<Reply>> large = start(node, 2, bytes, nullptr);
   while (echo_.calls < 2) std::this_thread::yield();
@@ -325,8 +326,6 @@ TEST_P(StalledClient, HoldsNoMoreRepliesThanItMay) {
   EXPECT_TRUE(large.get().has_value());
   EXPECT_TRUE(small.get().has_value());
   EXPECT_EQ(calls_at(shard, *server), 0);
-  EXPECT_TRUE(sync_wait(shard.executor(), server->shutdown()).ok());
-  shard.stop();
 }
 
 INSTANTIATE_TEST_SUITE_P(Ucx, StalledClient,
