@@ -329,8 +329,7 @@ Task<Buffer> ValueStore::read_run(std::shared_ptr<const NodesView> nodes, ValueT
 }
 
 Task<> ValueStore::read_rest(std::shared_ptr<const NodesView> nodes, ValueToGet item,
-                             std::int64_t have, CheckedValue first, Buffer& into,
-                             ValueCall call) {
+                             std::int64_t have, CheckedValue first, Buffer& into, ValueCall call) {
   const std::int64_t begin = item.range_begin.value_or(0);
   Fetch fetch;
   fetch.call = call;
