@@ -253,14 +253,16 @@ Task<PutOutcome> NodeValues::put_one(Namespace& space, const PutValue& item,
   hash.bytes = chunks.front().key.segment.bytes;
   if (values_.contains(hash) || remains_.contains(hash)) {
     ICE_CO_TRY(const bool there, co_await is_there(space, item.key, hash, durable));
-    if (there) already_there.add();
-    if (there) co_return PutOutcome::kAlreadyThere;
+    if (there) {
+      already_there.add();
+      co_return PutOutcome::kAlreadyThere;
+    }
   }
   co_return co_await put_new(space, hash, item, request, chunks, batch);
 }
 
-// Whether the value is, as durably as is wanted. If not, nothing is left under its key that nobody
-// removes right now, and nobody has had a turn since.
+// Whether the value is, as durably as is wanted. If not, what is left under its key is gone, or
+// somebody else removes it right now or the disk refused to, and nobody has had a turn since.
 Task<bool> NodeValues::is_there(const Namespace& space, std::string_view key, const ValueHash& hash,
                                 bool durable) {
   while (true) {

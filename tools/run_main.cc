@@ -30,7 +30,7 @@ DEFINE_int64(dense_suffix_tokens, 64,
              "computed with full attention");
 DEFINE_string(prompt, "auto",
               "chat: the model's chat template; raw: document, blank line, question, which the "
-              "answer continues; auto: chat, raw for models without a template");
+              "answer continues; auto: chat where the template is known, else raw");
 DEFINE_int64(max_tokens, 64, "most tokens of an answer");
 DEFINE_double(temperature, 0, "0: always the most likely token");
 DEFINE_uint64(seed, 1, "of the sampling");

@@ -71,12 +71,13 @@ TEST(Eval, FiguresOfGroupsAreOfGroups) {
   EXPECT_EQ(figures["first_token_ms"]["against"], "full attention");
 }
 
-// The chat template stands around document and question; without it the prompt is raw text.
-TEST(Run, ChatTemplateIsOptIn) {
+// The chat template stands around document and question where the model has one, unless the prompt
+// is to be raw text.
+TEST(Run, ChatTemplateIsTheDefault) {
   TempDir dir;
   std::ofstream(dir.file("document.txt")) << "The ferry to the island leaves at nine.";
   std::map<std::string, double> prefilled;
-  for (const std::string prompt : {"raw", "chat"}) {
+  for (const std::string prompt : {"raw", "chat", "auto"}) {
     const ProcessResult result =
         run_icefield({"run", "--document=" + dir.file("document.txt"), "--prompt=" + prompt,
                       "--ask=When does the ferry leave?", "--max_tokens=12", "--json"});
@@ -85,13 +86,14 @@ TEST(Run, ChatTemplateIsOptIn) {
     for (const json& figure : report["figures"]) {
       if (figure["name"] == "prefill_tokens") prefilled[prompt] = figure["value"];
     }
-    if (prompt == "chat") {
+    if (prompt != "raw") {
       EXPECT_NE(report["answers"][0]["answer"].get<std::string>().find("nine"), std::string::npos)
           << result.out;
     }
   }
   // "<|im_start|>system … <|im_end|>\n<|im_start|>user\n" before the document.
   EXPECT_GT(prefilled["chat"], prefilled["raw"] + 15);
+  EXPECT_EQ(prefilled["auto"], prefilled["chat"]);
 }
 
 TEST(Eval, BudgetOfAllGivesTheSameGreedyTokens) {

@@ -205,41 +205,46 @@ TEST_F(NodeValuesTest, WhatIsOnDiskAlreadyIsNoCopy) {
   EXPECT_EQ(values_.copied_to_disk.value(), 0);
 }
 
-// An upload of a value that has two more chunks to come.
-constexpr std::int64_t kPinnedBytes = 2 * kMiB + 100;
+// Values whose first chunk is here and others are still to come.
+class NodeValuesUploadTest : public NodeValuesTest {
+ protected:
+  static constexpr std::int64_t kValueBytes = 2 * kMiB + 100;
 
-TEST_F(NodeValuesTest, HardPinsOfWhatIsStillComingCount) {
-  const PutOptions pinned{.pin = PinKind::kHard};
-  const auto begin = [&](const char* key) {
-    return run(put({{.key = key, .bytes = kMiB, .value_bytes = kPinnedBytes}}, pinned));
-  };
-  ASSERT_TRUE(begin("a").has_value());
-  ASSERT_TRUE(begin("a").has_value()) << "itself is no reason to refuse it";
-  EXPECT_EQ(begin("b").error().reason(), MissReason::kQuota);
-  clock_.advance(std::chrono::seconds(11));
-  EXPECT_EQ(run(put({{.key = "a", .bytes = 100}}, {})).error().code(), Code::kInvalidArgument);
-}
-
-// What a client that has gone began: another may put the value after a while, whatever the wall
-// clock says.
-TEST_F(NodeValuesTest, UploadsAreIdleByTheSteadyClock) {
-  ASSERT_TRUE(run(put({{.key = "a", .bytes = kMiB, .value_bytes = kPinnedBytes}}, {})).has_value());
-  const auto put_other = [&] {
-    Asked asked({{.key = "a", .bytes = 100}}, {});
+  Result<PutOutcome> begin(const char* key, PinKind pin = PinKind::kNone) {
+    return run(put({{.key = key, .bytes = kMiB, .value_bytes = kValueBytes}}, {.pin = pin}));
+  }
+  // All of a small value, by another client.
+  Result<PutOutcome> put_by_another(const char* key) {
+    Asked asked({{.key = key, .bytes = 100}}, {});
     asked.request.upload = 7;
     std::vector<IncomingChunk> chunks = values_.reserve(asked.request);
     chunks.front().checksum = asked.checksums.front();
     chunks.front().parts = std::span(asked.parts).first(1);
     return run(values_.put(asked.request, chunks)).value().outcomes.front();
-  };
+  }
+};
+
+TEST_F(NodeValuesUploadTest, HardPinsCountFromTheFirstPartOn) {
+  ASSERT_TRUE(begin("a", PinKind::kHard).has_value());
+  ASSERT_TRUE(begin("a", PinKind::kHard).has_value()) << "itself is no reason to refuse it";
+  EXPECT_EQ(begin("b", PinKind::kHard).error().reason(), MissReason::kQuota);
+  clock_.advance(std::chrono::seconds(11));
+  EXPECT_FALSE(put_by_another("a").has_value()) << "ends what is idle";
+  EXPECT_TRUE(begin("b", PinKind::kHard).has_value());
+}
+
+// What a client that has gone began: another may put the value after a while, whatever the wall
+// clock says.
+TEST_F(NodeValuesUploadTest, TheyAreIdleByTheSteadyClock) {
+  ASSERT_TRUE(begin("a").has_value());
   clock_.step_wall(std::chrono::hours(1));
-  EXPECT_EQ(put_other().error().code(), Code::kUnavailable) << "it is not idle yet";
-  ASSERT_TRUE(run(put({{.key = "a", .bytes = kMiB, .value_bytes = kPinnedBytes}}, {})).has_value());
+  EXPECT_EQ(put_by_another("a").error().code(), Code::kUnavailable) << "it is not idle yet";
+  ASSERT_TRUE(begin("a").has_value());
   clock_.step_wall(-std::chrono::hours(2));
   clock_.advance(std::chrono::seconds(11));
-  EXPECT_EQ(put_other().error().code(), Code::kUnavailable) << "its chunks go first";
+  EXPECT_EQ(put_by_another("a").error().code(), Code::kUnavailable) << "its chunks go first";
   settle();
-  EXPECT_TRUE(put_other().has_value());
+  EXPECT_TRUE(put_by_another("a").has_value());
 }
 
 }  // namespace
